@@ -1,0 +1,42 @@
+//! Which constraint of the schema means what to a client.
+
+use service_kit::database::broken_constraint;
+use service_kit::error::Error;
+use shared_contracts::problem::{Code, FieldError};
+
+/// A database error as the client should hear of it: a broken rule by the rule's name, all else as it is.
+pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
+    let refused = Error::refused;
+    match broken_constraint(&error) {
+        Some("events_organizer_exists") => refused(
+            Code::OrganizerNotFound,
+            "No organizer has this organizer_id; create it first.",
+        ),
+        Some("halls_location_exists") => refused(
+            Code::LocationNotFound,
+            "No location has this id; create it first.",
+        ),
+        Some("seats_hall_exists" | "sessions_hall_exists") => {
+            refused(Code::HallNotFound, "No hall has this hall_id; create it first.")
+        }
+        Some("sessions_event_exists") => refused(
+            Code::EventNotFound,
+            "No event has this event_id; create it first.",
+        ),
+        Some("seats_labels_once") => refused(
+            Code::SeatExists,
+            "The hall already has a seat with this section, row_number and seat_number, or the list names one twice. No seat was made.",
+        ),
+        Some("sessions_no_overlap") => refused(
+            Code::SessionOverlap,
+            "Another session of this hall takes place within that time; choose another time or hall.",
+        ),
+        Some("sessions_end_after_start") => {
+            Error::invalid(FieldError::at("/end_time", "must be later than start_time"))
+        }
+        Some("sessions_sales_end_after_start") => {
+            Error::invalid(FieldError::at("/sales_end", "must be later than sales_start"))
+        }
+        _ => error.into(),
+    }
+}

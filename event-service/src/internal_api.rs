@@ -1,0 +1,333 @@
+//! The internal seat API, for the Booking Service: bodies in, [`session_seats`] called, answers out.
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use service_kit::error::{Error, Result};
+use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
+use service_kit::{openapi, refusals};
+use shared_contracts::ids::{SessionId, SessionSeatId};
+use shared_contracts::money::{Currency, Money};
+use shared_contracts::problem::{Code, FieldError, Problem};
+use shared_contracts::seat_api::{
+    Availability, CheckAvailabilityRequest, OverdueHold, OverdueHolds, Pricing, ReserveRequest,
+    SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged,
+    SeatsOfReservation,
+};
+use sqlx::PgPool;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::session_seats::{self, ChangeOutcome, HoldCursor};
+use crate::sessions;
+
+/// The most holds of one page.
+const HOLDS_PER_PAGE_MAX: u16 = 1000;
+
+refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound]);
+refusals!(ChangeRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable]);
+refusals!(ReleaseRefusals: openapi::BODY);
+refusals!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+refusals!(ListRefusals: &[Code::ValidationFailed]);
+
+/// Look whether seats can be had
+///
+/// A look, not a promise: only `reserve` decides.
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/check-availability", tag = "6 Internal seat API",
+    request_body = CheckAvailabilityRequest, params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "Each seat's state", body = Availability), CheckRefusals))]
+pub(crate) async fn check_availability(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    ApiJson(request): ApiJson<CheckAvailabilityRequest>,
+) -> Result<Json<Availability>> {
+    let wanted = as_set(request.session_seat_ids);
+    let mut connection = db.acquire().await?;
+    let looks = session_seats::look(&mut connection, session_id, &wanted).await?;
+    if looks.is_empty() {
+        sessions::must_exist(&mut connection, session_id).await?;
+    }
+    let unknown_seat_ids: Vec<_> = wanted
+        .into_iter()
+        .filter(|id| !looks.iter().any(|look| look.session_seat_id == *id))
+        .collect();
+    let seats: Vec<_> = looks
+        .into_iter()
+        .map(|look| SeatAvailability {
+            session_seat_id: look.session_seat_id,
+            status: look.status,
+            available: look.status == SeatStatus::Available,
+            overdue: look.overdue,
+        })
+        .collect();
+    let taken = seats
+        .iter()
+        .filter(|seat| !seat.available)
+        .map(|seat| seat.session_seat_id);
+    let unavailable_seat_ids: Vec<_> = taken.chain(unknown_seat_ids.iter().copied()).collect();
+    Ok(Json(Availability {
+        available: unavailable_seat_ids.is_empty(),
+        session_id,
+        seats,
+        unavailable_seat_ids,
+        unknown_seat_ids,
+    }))
+}
+
+/// Hold seats for a reservation: all or none
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API",
+    request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "Held", body = SeatsChanged), ChangeRefusals))]
+pub(crate) async fn reserve_seats(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    ApiJson(request): ApiJson<ReserveRequest>,
+) -> Result<Json<SeatsChanged>> {
+    let seats = as_set(request.session_seat_ids);
+    let mut connection = db.acquire().await?;
+    let outcome = session_seats::reserve(
+        &mut connection,
+        session_id,
+        request.reservation_id,
+        &seats,
+        request.reserved_until,
+    )
+    .await?;
+    answer(outcome, request.reservation_id, seats)
+}
+
+/// Free what a reservation holds
+///
+/// A seat that another reservation holds, or that is sold, is left alone.
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/release", tag = "6 Internal seat API",
+    request_body = SeatsOfReservation, params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "The seats that this call freed", body = SeatsChanged), ReleaseRefusals))]
+pub(crate) async fn release_seats(
+    State(db): State<PgPool>,
+    ApiPath(_session_id): ApiPath<SessionId>,
+    ApiJson(request): ApiJson<SeatsOfReservation>,
+) -> Result<Json<SeatsChanged>> {
+    let seats = as_set(request.session_seat_ids);
+    let session_seat_ids =
+        session_seats::release(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
+    Ok(Json(SeatsChanged {
+        reservation_id: request.reservation_id,
+        session_seat_ids,
+    }))
+}
+
+/// Sell the seats that a reservation holds: all or none
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/confirm", tag = "6 Internal seat API",
+    request_body = SeatsOfReservation, params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "Sold", body = SeatsChanged), ChangeRefusals))]
+pub(crate) async fn confirm_seats(
+    State(db): State<PgPool>,
+    ApiPath(_session_id): ApiPath<SessionId>,
+    ApiJson(request): ApiJson<SeatsOfReservation>,
+) -> Result<Json<SeatsChanged>> {
+    let seats = as_set(request.session_seat_ids);
+    let outcome = session_seats::confirm(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
+    answer(outcome, request.reservation_id, seats)
+}
+
+fn answer(
+    outcome: ChangeOutcome,
+    reservation_id: shared_contracts::ids::ReservationId,
+    session_seat_ids: Vec<SessionSeatId>,
+) -> Result<Json<SeatsChanged>> {
+    match outcome {
+        ChangeOutcome::Done => Ok(Json(SeatsChanged {
+            reservation_id,
+            session_seat_ids,
+        })),
+        ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
+    }
+}
+
+fn refusal(conflicts: Vec<SeatConflict>) -> Error {
+    let (code, detail) = match conflicts.iter().any(|conflict| conflict.status.is_none()) {
+        true => (
+            Code::SeatNotFound,
+            "The seats without a status do not exist in this session. No seat was changed.",
+        ),
+        false => (
+            Code::SeatUnavailable,
+            "The seats listed are not free for this reservation. No seat was changed.",
+        ),
+    };
+    Problem::new(code, detail).with_seats(conflicts).into()
+}
+
+/// Which seats to price.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PricingQuery {
+    /// Only these seats, separated by commas; all of the session when left out.
+    #[param(example = "019ac1c0-0000-7000-8000-000000000007")]
+    session_seat_ids: Option<String>,
+}
+
+/// Prices and labels of a session's seats
+#[utoipa::path(get, path = "/api/internal/sessions/{session_id}/pricing", tag = "6 Internal seat API",
+    params(("session_id" = SessionId, Path), PricingQuery),
+    responses((status = 200, description = "The prices; unknown seats are left out", body = Pricing), PricingRefusals))]
+pub(crate) async fn get_pricing(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    ApiQuery(query): ApiQuery<PricingQuery>,
+) -> Result<Json<Pricing>> {
+    let mut connection = db.acquire().await?;
+    let session: Option<(Money, Currency)> =
+        sqlx::query_as("select base_price, currency from sessions where session_id = $1")
+            .bind(session_id)
+            .fetch_optional(&mut *connection)
+            .await?;
+    let (base_price, currency) = session.ok_or_else(|| sessions::not_found(session_id))?;
+    let labelled = match query.session_seat_ids {
+        None => {
+            let all = "select session_seat_id, price, row_number, seat_number from session_seats join seats using (seat_id)
+                       where session_id = $1 order by seat_id";
+            sqlx::query_as(all)
+                .bind(session_id)
+                .fetch_all(&mut *connection)
+                .await?
+        }
+        Some(list) => {
+            let some = "select session_seat_id, price, row_number, seat_number
+                        from (select * from session_seats where session_seat_id = any($1) offset 0) ss join seats using (seat_id)
+                        where session_id = $2";
+            sqlx::query_as(some)
+                .bind(parse_list(&list)?)
+                .bind(session_id)
+                .fetch_all(&mut *connection)
+                .await?
+        }
+    };
+    let seats = labelled
+        .into_iter()
+        .map(|(session_seat_id, price, row_number, seat_number)| SeatPrice {
+            session_seat_id,
+            price,
+            row_number,
+            seat_number,
+        })
+        .collect();
+    Ok(Json(Pricing {
+        session_id,
+        base_price,
+        currency,
+        seats,
+    }))
+}
+
+fn parse_list(list: &str) -> Result<Vec<SessionSeatId>> {
+    let fault = |detail: String| Error::invalid(FieldError::parameter("session_seat_ids", detail));
+    let ids: Vec<SessionSeatId> = list
+        .split(',')
+        .map(|id| {
+            id.trim()
+                .parse()
+                .map_err(|error| fault(format!("{id:?} is not a UUID: {error}")))
+        })
+        .collect::<Result<_>>()?;
+    if ids.len() > SEATS_PER_CALL_MAX {
+        return Err(fault(format!("names more than {SEATS_PER_CALL_MAX} seats")));
+    }
+    Ok(ids)
+}
+
+/// Which holds to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HoldsQuery {
+    /// Holds that are due before this time; now, when left out. A later time shows holds that are still running.
+    before: Option<DateTime<Utc>>,
+    /// How many at most; 500 when left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u16>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Holds that are due, oldest first, for reconciliation
+#[utoipa::path(get, path = "/api/internal/holds/overdue", tag = "6 Internal seat API", params(HoldsQuery),
+    responses((status = 200, description = "A page", body = OverdueHolds), ListRefusals))]
+pub(crate) async fn list_overdue_holds(
+    State(db): State<PgPool>,
+    ApiQuery(query): ApiQuery<HoldsQuery>,
+) -> Result<Json<OverdueHolds>> {
+    let limit = query.limit.unwrap_or(500);
+    if !(1..=HOLDS_PER_PAGE_MAX).contains(&limit) {
+        return Err(Error::invalid(FieldError::parameter(
+            "limit",
+            format!("must lie between 1 and {HOLDS_PER_PAGE_MAX}"),
+        )));
+    }
+    let after = query.cursor.as_deref().map(HoldCursor::decode).transpose()?;
+    let items =
+        session_seats::holds_before(&mut *db.acquire().await?, query.before, after, i64::from(limit)).await?;
+    let next_cursor = items
+        .last()
+        .filter(|_| items.len() == usize::from(limit))
+        .map(HoldCursor::encode);
+    Ok(Json(OverdueHolds { items, next_cursor }))
+}
+
+impl HoldCursor {
+    fn encode(hold: &OverdueHold) -> String {
+        format!(
+            "{}_{}",
+            hold.reserved_until.timestamp_micros(),
+            hold.session_seat_id
+        )
+    }
+
+    fn decode(text: &str) -> Result<Self> {
+        let parsed = text.split_once('_').and_then(|(micros, id)| {
+            Some(Self {
+                reserved_until: DateTime::from_timestamp_micros(micros.parse().ok()?)?,
+                session_seat_id: id.parse().ok()?,
+            })
+        });
+        parsed.ok_or_else(|| {
+            Error::invalid(FieldError::parameter(
+                "cursor",
+                "is not a next_cursor of this list",
+            ))
+        })
+    }
+}
+
+/// The internal health check's answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct InternalHealth {
+    /// Always `healthy`; otherwise the answer is a problem.
+    status: &'static str,
+    service: &'static str,
+}
+
+refusals!(HealthRefusals: &[]);
+
+/// Whether the seat API can do its work
+#[utoipa::path(get, path = "/api/internal/health", tag = "6 Internal seat API",
+    responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
+pub(crate) async fn get_internal_health(State(db): State<PgPool>) -> Result<Json<InternalHealth>> {
+    sqlx::query("select 1").execute(&db).await?;
+    Ok(Json(InternalHealth {
+        status: "healthy",
+        service: "event-service",
+    }))
+}
+
+/// Whether the seat API can do its work, for callers that only post
+#[utoipa::path(post, path = "/api/internal/health", tag = "6 Internal seat API",
+    responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
+pub(crate) async fn post_internal_health(db: State<PgPool>) -> Result<Json<InternalHealth>> {
+    get_internal_health(db).await
+}
+
+fn as_set(mut ids: Vec<SessionSeatId>) -> Vec<SessionSeatId> {
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}

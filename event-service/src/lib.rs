@@ -1,0 +1,19 @@
+//! The Event Service: the catalogue, seat maps, and the one authority on who has a seat.
+//!
+//! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`halls`].
+//! [`session_seats`] is the deep module: who has a seat, and the only writer of that table. Two thin ways lead into it:
+//! [`internal_api`] (REST, from the Booking Service) and [`booking_consumer`] (its events, from RabbitMQ).
+//! This service never calls the Booking Service.
+
+pub mod app;
+pub mod booking_consumer;
+mod error;
+pub mod events;
+pub mod halls;
+pub mod internal_api;
+pub mod locations;
+pub mod organizers;
+pub mod seat_map;
+pub mod session_seats;
+pub mod sessions;
+pub mod settings;

@@ -1,0 +1,126 @@
+//! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use service_kit::error::{Error, Result};
+use service_kit::extract::ApiPath;
+use service_kit::refusals;
+use sha2::{Digest, Sha256};
+use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
+use shared_contracts::label::Label;
+use shared_contracts::money::Money;
+use shared_contracts::problem::Code;
+use shared_contracts::seat_api::SeatStatus;
+use sqlx::{FromRow, PgConnection, PgPool};
+use utoipa::ToSchema;
+
+use crate::halls::SeatType;
+use crate::sessions;
+
+/// A seat in a session.
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+pub struct SessionSeat {
+    session_seat_id: SessionSeatId,
+    seat_id: SeatId,
+    row_number: Label,
+    seat_number: Label,
+    section: Option<String>,
+    seat_type: SeatType,
+    /// Before the price tier's multiplier.
+    price: Money,
+    status: SeatStatus,
+    /// While it is reserved: when that reservation ends unless it is paid.
+    reserved_until: Option<DateTime<Utc>>,
+}
+
+/// All seats of a session.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SeatMap {
+    session_id: SessionId,
+    hall_id: HallId,
+    /// Rises with each change of a seat.
+    version: i64,
+    seats: Vec<SessionSeat>,
+}
+
+refusals!(Refusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+
+/// A session's seats
+#[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seats", tag = "5 Sessions", params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "All its seats", body = Vec<SessionSeat>), Refusals))]
+pub(crate) async fn list_session_seats(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+) -> Result<Json<Vec<SessionSeat>>> {
+    let mut connection = db.acquire().await?;
+    let seats = seats_of(&mut connection, session_id).await?;
+    if seats.is_empty() {
+        sessions::must_exist(&mut connection, session_id).await?;
+    }
+    Ok(Json(seats))
+}
+
+/// A session's seat map
+///
+/// Send the `ETag` of an earlier answer as `If-None-Match`; `304` says that nothing has changed since.
+#[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map", tag = "5 Sessions",
+    params(("session_id" = SessionId, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged"), Refusals))]
+pub(crate) async fn get_seat_map(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let mut connection = db.acquire().await?;
+    let head: Option<(HallId, i64)> = sqlx::query_as(
+        "select hall_id, coalesce((select max(change_seq) from session_seats where session_id = $1), 0) from sessions where session_id = $1",
+    )
+    .bind(session_id)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let (hall_id, version) = head.ok_or_else(|| sessions::not_found(session_id))?;
+    // Seats after version: a change in between then shows in the seats, and in the version of the next answer.
+    let seats = seats_of(&mut connection, session_id).await?;
+    drop(connection);
+    let body = serde_json::to_vec(&SeatMap {
+        session_id,
+        hall_id,
+        version,
+        seats,
+    })
+    .map_err(|error| Error::Internal(error.into()))?;
+    // Of the content, not of the version: changes can become visible in another order than they were numbered.
+    let etag = format!("\"{:x}\"", Sha256::digest(&body));
+    let cached = [
+        (header::ETAG, etag.clone()),
+        (header::CACHE_CONTROL, "no-cache".to_owned()),
+    ];
+    if asked_for_newer_than(&headers, &etag) {
+        return Ok((StatusCode::NOT_MODIFIED, cached).into_response());
+    }
+    Ok((cached, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+fn asked_for_newer_than(headers: &HeaderMap, etag: &str) -> bool {
+    headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .any(|known| known.trim().trim_start_matches("W/") == etag || known.trim() == "*")
+}
+
+async fn seats_of(connection: &mut PgConnection, session_id: SessionId) -> Result<Vec<SessionSeat>> {
+    let seats = sqlx::query_as(
+        "select session_seat_id, seat_id, row_number, seat_number, section, seat_type, price, status, reserved_until
+         from session_seats join seats using (seat_id) where session_id = $1 order by seat_id",
+    )
+    .bind(session_id)
+    .fetch_all(connection)
+    .await?;
+    Ok(seats)
+}

@@ -1,0 +1,199 @@
+//! Sessions: one performance of an event in a hall, made together with its session seats.
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use service_kit::answer::Created;
+use service_kit::error::{Error, Result};
+use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
+use service_kit::{openapi, refusals};
+use shared_contracts::ids::{EventId, HallId, SessionId};
+use shared_contracts::money::{Currency, Money};
+use shared_contracts::page::{Page, PageQuery};
+use shared_contracts::problem::Code;
+use sqlx::{FromRow, PgPool};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::error::of_constraint;
+use crate::session_seats;
+
+/// A session.
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+pub struct Session {
+    session_id: SessionId,
+    event_id: EventId,
+    hall_id: HallId,
+    start_time: DateTime<Utc>,
+    end_time: DateTime<Utc>,
+    base_price: Money,
+    currency: Currency,
+    sales_start: Option<DateTime<Utc>>,
+    sales_end: Option<DateTime<Utc>>,
+    status: SessionStatus,
+    /// All its seats.
+    seats_count: i64,
+    /// Those on sale at this moment.
+    available_seats_count: i64,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+/// Whether it takes place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum SessionStatus {
+    /// It does.
+    Scheduled,
+    /// It does not.
+    Cancelled,
+}
+
+/// A new session.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct CreateSession {
+    event_id: EventId,
+    hall_id: HallId,
+    /// With its offset; answered in UTC.
+    #[schema(example = "2030-12-01T19:00:00Z")]
+    start_time: DateTime<Utc>,
+    /// Later than `start_time`. Another session of the hall may begin at this very moment.
+    #[schema(example = "2030-12-01T21:00:00Z")]
+    end_time: DateTime<Utc>,
+    /// A seat's price before the price tier's multiplier.
+    base_price: Money,
+    /// `USD` when left out.
+    #[serde(default)]
+    currency: Currency,
+    /// When sales begin; at once when left out.
+    sales_start: Option<DateTime<Utc>>,
+    /// When sales end; with the session when left out.
+    sales_end: Option<DateTime<Utc>>,
+}
+
+/// Which sessions to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct SessionFilter {
+    /// Only this event's.
+    event_id: Option<EventId>,
+    /// Only in this hall.
+    hall_id: Option<HallId>,
+    /// Only those that begin at this time or later.
+    from: Option<DateTime<Utc>>,
+    /// Only those that begin before this time.
+    to: Option<DateTime<Utc>>,
+}
+
+refusals!(CreateRefusals: openapi::BODY, &[Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats]);
+refusals!(GetRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+refusals!(ListRefusals: &[Code::ValidationFailed]);
+
+/// Create a session and its session seats
+///
+/// One session seat for each seat that the hall has now, in one transaction. Two sessions in a hall can't overlap.
+#[utoipa::path(post, path = "/api/v1/sessions", tag = "5 Sessions", request_body = CreateSession,
+    responses((status = 201, description = "Made", body = Session), CreateRefusals))]
+pub(crate) async fn create_session(
+    State(db): State<PgPool>,
+    ApiJson(new): ApiJson<CreateSession>,
+) -> Result<Created<Session>> {
+    let session_id = SessionId::new();
+    let mut tx = db.begin().await?;
+    sqlx::query(
+        "insert into sessions (session_id, event_id, hall_id, start_time, end_time, base_price, currency, sales_start, sales_end)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(session_id)
+    .bind(new.event_id)
+    .bind(new.hall_id)
+    .bind(new.start_time)
+    .bind(new.end_time)
+    .bind(new.base_price)
+    .bind(new.currency)
+    .bind(new.sales_start)
+    .bind(new.sales_end)
+    .execute(&mut *tx)
+    .await
+    .map_err(of_constraint)?;
+    if session_seats::create_for_session(&mut tx, session_id, new.base_price).await? == 0 {
+        return Err(Error::refused(
+            Code::HallHasNoSeats,
+            "A session sells the seats of its hall, and this hall has none; create seats first.",
+        ));
+    }
+    let session = find(&mut tx, session_id).await?;
+    tx.commit().await?;
+    Ok(Created {
+        location: format!("/api/v1/sessions/{session_id}"),
+        body: session,
+    })
+}
+
+/// List sessions with their free seats, oldest first
+#[utoipa::path(get, path = "/api/v1/sessions", tag = "5 Sessions", params(PageQuery, SessionFilter),
+    responses((status = 200, description = "A page", body = Page<Session>), ListRefusals))]
+pub(crate) async fn list_sessions(
+    State(db): State<PgPool>,
+    ApiQuery(page): ApiQuery<PageQuery>,
+    ApiQuery(filter): ApiQuery<SessionFilter>,
+) -> Result<Json<Page<Session>>> {
+    let rows: Vec<Session> = sqlx::query_as(
+        "select s.*, counts.* from (
+             select * from sessions
+             where session_id > $1 and ($3::uuid is null or event_id = $3) and ($4::uuid is null or hall_id = $4)
+               and ($5::timestamptz is null or start_time >= $5) and ($6::timestamptz is null or start_time < $6)
+             order by session_id limit $2
+         ) s cross join lateral (
+             select count(*) as seats_count, count(*) filter (where status = 'available') as available_seats_count
+             from session_seats where session_id = s.session_id
+         ) counts order by session_id",
+    )
+    .bind(page.cursor.unwrap_or(Uuid::nil()))
+    .bind(page.rows_to_read())
+    .bind(filter.event_id)
+    .bind(filter.hall_id)
+    .bind(filter.from)
+    .bind(filter.to)
+    .fetch_all(&db)
+    .await?;
+    Ok(Json(Page::from_rows(rows, &page, |row| row.session_id.as_uuid())))
+}
+
+/// Get a session
+#[utoipa::path(get, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "The session", body = Session), GetRefusals))]
+pub(crate) async fn get_session(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+) -> Result<Json<Session>> {
+    find(&mut *db.acquire().await?, session_id).await.map(Json)
+}
+
+async fn find(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Result<Session> {
+    let found = sqlx::query_as(
+        "select s.*, counts.* from sessions s cross join lateral (
+             select count(*) as seats_count, count(*) filter (where status = 'available') as available_seats_count
+             from session_seats where session_id = s.session_id
+         ) counts where session_id = $1",
+    )
+    .bind(session_id)
+    .fetch_optional(connection)
+    .await?;
+    found.ok_or_else(|| not_found(session_id))
+}
+
+/// Refuses an id that no session has.
+pub(crate) async fn must_exist(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Result<()> {
+    let known: bool = sqlx::query_scalar("select exists (select from sessions where session_id = $1)")
+        .bind(session_id)
+        .fetch_one(connection)
+        .await?;
+    known.then_some(()).ok_or_else(|| not_found(session_id))
+}
+
+pub(crate) fn not_found(id: SessionId) -> Error {
+    Error::refused(Code::SessionNotFound, format!("No session has the id {id}."))
+}

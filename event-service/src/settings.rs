@@ -1,0 +1,44 @@
+//! This service's settings.
+
+use service_kit::amqp::Broker;
+use service_kit::settings::{Common, Secret, SettingsError, SettingsReader};
+use shared_contracts::booking_event;
+
+/// All settings, read once at start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen, how to log.
+    pub common: Common,
+    /// `DATABASE_URL`: PostgreSQL 15 or later.
+    pub database_url: Secret,
+    /// `DATABASE_CONNECTIONS_MAX`: of one replica; all replicas together must stay under the server's limit.
+    pub database_connections_max: u32,
+    /// `RABBITMQ_URL`, `RABBITMQ_EXCHANGE`.
+    pub broker: Broker,
+    /// `RABBITMQ_QUEUE`: shared by all replicas.
+    pub queue: String,
+}
+
+impl Settings {
+    /// Reads them from the environment.
+    ///
+    /// # Errors
+    /// Every fault found.
+    pub fn from_env() -> Result<Self, SettingsError> {
+        let mut reader = SettingsReader::from_env();
+        let settings = Self {
+            common: Common::read(&mut reader, 8000),
+            database_url: reader.secret(
+                "DATABASE_URL",
+                "postgres://postgres:postgres@localhost:5433/event_service",
+            ),
+            database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 1, 1000),
+            broker: Broker {
+                url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
+                exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
+            },
+            queue: reader.or("RABBITMQ_QUEUE", booking_event::QUEUE.to_owned()),
+        };
+        reader.finish(settings)
+    }
+}

@@ -1,0 +1,488 @@
+//! RabbitMQ: a publisher that says what became of each message, and a consumer that always comes back.
+//!
+//! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever while
+//! the connection looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::TryStreamExt;
+use lapin::Confirmation;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::settings::Secret;
+
+/// TCP, handshake and declarations together; the library has no time-out of its own there.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// A batch and all its confirms. Past it, a message's fate is unknown, never "not sent".
+const PUBLISH_TIME_MAX: Duration = Duration::from_secs(5);
+/// Seconds between heartbeats: a dead peer is noticed after two. RabbitMQ advises 5 to 20.
+const HEARTBEAT_SECONDS: u32 = 10;
+/// Messages on their way to one consumer: enough to keep it busy, few enough that a crash redelivers few.
+const PREFETCH: u16 = 50;
+/// Messages handled at once by one consumer; each takes a database connection.
+const HANDLED_AT_ONCE: usize = 4;
+/// Redeliveries before the broker itself sets a message aside: only crashes of the consumer count towards it.
+const DELIVERY_LIMIT: i64 = 20;
+/// Tries of a message that fails by its own fault, before it is set aside.
+const TRIES_MAX: usize = 6;
+/// AMQP delivery mode: written to disk.
+const PERSISTENT: u8 = 2;
+
+/// Where the broker is, and the exchange that both sides meet at.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    /// `amqp://user:password@host:5672/%2f`
+    pub url: Secret,
+    /// A durable topic exchange; either side declares it.
+    pub exchange: String,
+}
+
+impl Broker {
+    async fn connect(&self, name: &'static str) -> anyhow::Result<Connection> {
+        let url = self.url.reveal();
+        let separator = if url.contains('?') { '&' } else { '?' };
+        let url = if url.contains("heartbeat=") {
+            url.to_owned()
+        } else {
+            format!("{url}{separator}heartbeat={HEARTBEAT_SECONDS}")
+        };
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        tokio::time::timeout(CONNECT_TIME_MAX, Connection::connect(&url, properties))
+            .await
+            .context("the broker of RABBITMQ_URL does not answer in time")?
+            .context("can't connect to the broker of RABBITMQ_URL")
+    }
+
+    async fn declare_exchange(&self, channel: &Channel) -> anyhow::Result<()> {
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        channel
+            .exchange_declare(
+                self.exchange.as_str().into(),
+                ExchangeKind::Topic,
+                durable,
+                FieldTable::default(),
+            )
+            .await
+            .with_context(|| format!("can't declare exchange {}", self.exchange))
+    }
+}
+
+/// A message to be published.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Kept when the message is published again, so that a receiver can tell a repeat.
+    pub message_id: Uuid,
+    /// The routing key; also the AMQP `type`.
+    pub routing_key: String,
+    /// JSON.
+    pub body: Vec<u8>,
+    /// When the change was made: seconds since 1970.
+    pub timestamp: u64,
+    /// W3C trace context of the request that made the change.
+    pub traceparent: Option<String>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// In a queue, on disk.
+    Confirmed,
+    /// No queue is bound for it. The broker confirms such a message too, and drops it.
+    Unroutable,
+    /// The broker refused it.
+    Refused,
+}
+
+/// One connection for publishing, made when it is needed and made anew after any fault.
+pub struct Publisher {
+    broker: Broker,
+    name: &'static str,
+    link: Mutex<Option<(Connection, Channel)>>,
+}
+
+impl Publisher {
+    /// A publisher; it connects at the first batch. `name` shows in the broker's management page and as `app_id`.
+    #[must_use]
+    pub fn new(broker: Broker, name: &'static str) -> Self {
+        Self {
+            broker,
+            name,
+            link: Mutex::new(None),
+        }
+    }
+
+    /// Publishes all of `batch` and waits for all confirms.
+    ///
+    /// # Errors
+    /// The broker can't be reached or fell silent: any of the messages may or may not have been published.
+    pub async fn publish(&self, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
+        let mut link = self.link.lock().await;
+        // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
+        let (connection, channel) = match link.take() {
+            Some((connection, channel))
+                if connection.status().connected() && channel.status().connected() =>
+            {
+                (connection, channel)
+            }
+            _ => self.connect().await?,
+        };
+        let outcomes = tokio::time::timeout(PUBLISH_TIME_MAX, self.publish_on(&channel, batch))
+            .await
+            .context("the broker gave no confirm in time")??;
+        *link = Some((connection, channel));
+        Ok(outcomes)
+    }
+
+    async fn connect(&self) -> anyhow::Result<(Connection, Channel)> {
+        let connection = self.broker.connect(self.name).await?;
+        let set_up = async {
+            let channel = connection.create_channel().await?;
+            self.broker.declare_exchange(&channel).await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            anyhow::Ok(channel)
+        };
+        let channel = tokio::time::timeout(CONNECT_TIME_MAX, set_up)
+            .await
+            .context("the broker opened no channel in time")??;
+        Ok((connection, channel))
+    }
+
+    async fn publish_on(&self, channel: &Channel, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
+        let mut confirms = Vec::with_capacity(batch.len());
+        for message in batch {
+            // `mandatory`: an unroutable message comes back instead of vanishing.
+            let options = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let exchange = self.broker.exchange.as_str().into();
+            confirms.push(
+                channel
+                    .basic_publish(
+                        exchange,
+                        message.routing_key.as_str().into(),
+                        options,
+                        &message.body,
+                        self.properties(message),
+                    )
+                    .await?,
+            );
+        }
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for confirm in confirms {
+            outcomes.push(match confirm.await? {
+                Confirmation::Ack(None) => Published::Confirmed,
+                Confirmation::Ack(Some(_)) => Published::Unroutable,
+                Confirmation::Nack(_) => Published::Refused,
+                Confirmation::NotRequested => bail!("the channel is not in confirm mode"),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    fn properties(&self, message: &Outgoing) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        if let Some(traceparent) = &message.traceparent {
+            headers.insert(
+                "traceparent".into(),
+                AMQPValue::LongString(traceparent.as_str().into()),
+            );
+        }
+        BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(message.message_id.to_string().into())
+            .with_content_type("application/json".into())
+            .with_type(message.routing_key.as_str().into())
+            .with_timestamp(message.timestamp)
+            .with_app_id(self.name.into())
+            .with_headers(headers)
+    }
+}
+
+/// A message that has arrived.
+#[derive(Debug)]
+pub struct Incoming {
+    /// What it is about.
+    pub routing_key: String,
+    /// Its bytes.
+    pub body: Vec<u8>,
+}
+
+/// What the handler made of a message.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Its effect is committed.
+    Done,
+    /// Something that all messages need is away: keep this one and try again, for as long as it takes.
+    Unavailable(anyhow::Error),
+    /// This message failed: try again a few times, then set it aside.
+    Failed(anyhow::Error),
+    /// It can never be handled: set it aside now.
+    Poison(anyhow::Error),
+}
+
+/// A durable quorum queue, what it is bound to, and whether its consumer is up.
+#[derive(Debug, Clone)]
+pub struct ConsumedQueue {
+    /// Its name; set-aside messages go to `<name>.dead`.
+    pub name: String,
+    /// What it is bound to.
+    pub routing_keys: Vec<&'static str>,
+    /// Set while a consumer is registered.
+    pub up: Arc<AtomicBool>,
+}
+
+impl ConsumedQueue {
+    /// The queue of messages set aside, each with its reason.
+    #[must_use]
+    pub fn dead_letters(&self) -> String {
+        format!("{}.dead", self.name)
+    }
+}
+
+/// Consumes `queue` until `stopping`: each message is acknowledged after `handle` has committed its effect.
+///
+/// # Errors
+/// None; it ends only when it is told to.
+pub async fn consume<F: Future<Output = Verdict>>(
+    broker: Broker,
+    queue: ConsumedQueue,
+    stopping: CancellationToken,
+    handle: impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    while !stopping.is_cancelled() {
+        let delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(10))
+            .with_jitter()
+            .without_max_times();
+        for delay in delays.build() {
+            let outcome = consume_until_fault(&broker, &queue, &stopping, &handle).await;
+            let was_up = queue.up.swap(false, Ordering::Relaxed);
+            let Err(error) = outcome else { return Ok(()) };
+            tracing::warn!(
+                error = format!("{error:#}"),
+                retry_in_ms = delay.as_millis(),
+                "RabbitMQ consumer lost; it will come back"
+            );
+            if stopping
+                .run_until_cancelled(tokio::time::sleep(delay))
+                .await
+                .is_none()
+            {
+                return Ok(());
+            }
+            if was_up {
+                break; // It had worked, so the next fault is a new one: begin with short delays again.
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn consume_until_fault<F: Future<Output = Verdict>>(
+    broker: &Broker,
+    queue: &ConsumedQueue,
+    stopping: &CancellationToken,
+    handle: &impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    let connection = broker.connect("event-service").await?;
+    let tag = format!("{}-{}", queue.name, Uuid::now_v7());
+    let set_up = async {
+        let channel = connection.create_channel().await?;
+        declare_queue(broker, &channel, queue).await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let aside = connection.create_channel().await?;
+        aside.confirm_select(ConfirmSelectOptions::default()).await?;
+        let consumer = channel
+            .basic_consume(
+                queue.name.as_str().into(),
+                tag.as_str().into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+        anyhow::Ok((channel, aside, consumer))
+    };
+    let (channel, aside, consumer) = tokio::time::timeout(CONNECT_TIME_MAX, set_up)
+        .await
+        .context("the broker declared nothing in time")??;
+    queue.up.store(true, Ordering::Relaxed);
+    tracing::info!(
+        queue = queue.name,
+        consumer_tag = tag,
+        "RabbitMQ consumer started"
+    );
+
+    let deliveries = futures::StreamExt::take_until(consumer, stopping.cancelled());
+    deliveries
+        .map_err(anyhow::Error::from)
+        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| {
+            settle(delivery, queue, &aside, stopping, handle)
+        })
+        .await?;
+    if !stopping.is_cancelled() {
+        bail!("the broker ended the consumer, as it does when the queue is deleted");
+    }
+    channel
+        .basic_cancel(tag.as_str().into(), BasicCancelOptions::default())
+        .await?;
+    connection.close(200, "stopping".into()).await?;
+    Ok(())
+}
+
+async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue) -> anyhow::Result<()> {
+    broker.declare_exchange(channel).await?;
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let quorum = || HashMap::from([("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+    let dead_letters = queue.dead_letters();
+    let table = |arguments: HashMap<&str, AMQPValue>| -> FieldTable {
+        arguments
+            .into_iter()
+            .map(|(name, value)| (ShortString::from(name), value))
+            .collect::<std::collections::BTreeMap<_, _>>()
+            .into()
+    };
+    channel
+        .queue_declare(dead_letters.as_str().into(), durable, table(quorum()))
+        .await?;
+
+    let mut arguments = quorum();
+    arguments.insert("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    // The default exchange routes by queue name, so the dead letter queue needs no exchange of its own.
+    arguments.insert("x-dead-letter-exchange", AMQPValue::LongString("".into()));
+    arguments.insert(
+        "x-dead-letter-routing-key",
+        AMQPValue::LongString(dead_letters.into()),
+    );
+    channel
+        .queue_declare(queue.name.as_str().into(), durable, table(arguments))
+        .await
+        .with_context(|| format!("can't declare queue {}", queue.name))?;
+    for key in &queue.routing_keys {
+        channel
+            .queue_bind(
+                queue.name.as_str().into(),
+                broker.exchange.as_str().into(),
+                (*key).into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// Handles one message to its end: acknowledged after its effect, or set aside with its reason.
+async fn settle<F: Future<Output = Verdict>>(
+    delivery: Delivery,
+    queue: &ConsumedQueue,
+    aside: &Channel,
+    stopping: &CancellationToken,
+    handle: &impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    let incoming = Arc::new(Incoming {
+        routing_key: delivery.routing_key.to_string(),
+        body: delivery.data.clone(),
+    });
+    tracing::info!(
+        routing_key = incoming.routing_key,
+        redelivered = delivery.redelivered,
+        "Received message"
+    );
+    let mut delays = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(10))
+        .with_jitter()
+        .without_max_times()
+        .build();
+    let mut failures = 0;
+    loop {
+        let error = match handle(Arc::clone(&incoming)).await {
+            Verdict::Done => return Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?),
+            Verdict::Poison(error) => return set_aside(&delivery, queue, aside, &error).await,
+            Verdict::Failed(error) => {
+                failures += 1;
+                if failures == TRIES_MAX {
+                    return set_aside(&delivery, queue, aside, &error).await;
+                }
+                error
+            }
+            Verdict::Unavailable(error) => error,
+        };
+        let delay = delays.next().unwrap_or(Duration::from_secs(10));
+        tracing::warn!(
+            error = format!("{error:#}"),
+            retry_in_ms = delay.as_millis(),
+            routing_key = incoming.routing_key,
+            "Message not handled yet"
+        );
+        if stopping
+            .run_until_cancelled(tokio::time::sleep(delay))
+            .await
+            .is_none()
+        {
+            return Ok(()); // Not acknowledged: the broker gives it to another consumer, or to the next run.
+        }
+    }
+}
+
+/// Moves a message to the dead letter queue. It is acknowledged only when it is safe there.
+async fn set_aside(
+    delivery: &Delivery,
+    queue: &ConsumedQueue,
+    aside: &Channel,
+    error: &anyhow::Error,
+) -> anyhow::Result<()> {
+    let reason = format!("{error:#}");
+    tracing::error!(error = reason, routing_key = %delivery.routing_key, "Message set aside in the dead letter queue");
+    let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+    headers.insert("x-reason".into(), AMQPValue::LongString(LongString::from(reason)));
+    headers.insert(
+        "x-original-routing-key".into(),
+        AMQPValue::LongString(delivery.routing_key.as_str().into()),
+    );
+    let options = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
+    let properties = delivery
+        .properties
+        .clone()
+        .with_headers(headers)
+        .with_delivery_mode(PERSISTENT);
+    let confirm = aside.basic_publish(
+        "".into(),
+        queue.dead_letters().into(),
+        options,
+        &delivery.data,
+        properties,
+    );
+    let confirmed = tokio::time::timeout(PUBLISH_TIME_MAX, async { confirm.await?.await })
+        .await
+        .context("the broker gave no confirm in time")??;
+    match confirmed {
+        Confirmation::Ack(None) => Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?),
+        other => bail!("the dead letter queue did not take the message: {other:?}"),
+    }
+}

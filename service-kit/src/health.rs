@@ -1,0 +1,205 @@
+//! How the process is: `/health` for people, `/health/live` and `/health/ready` for orchestrators.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use futures::future::join_all;
+use serde::Serialize;
+use sqlx::PgPool;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The longest that one check may take.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
+
+type Probe = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> + Send + Sync>;
+
+/// What a process looks at to tell how it is.
+#[derive(Clone)]
+pub struct Health {
+    service: &'static str,
+    version: &'static str,
+    checks: Vec<Check>,
+}
+
+#[derive(Clone)]
+struct Check {
+    name: &'static str,
+    needed: bool,
+    probe: Probe,
+}
+
+/// The answer of `/health`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HealthReport {
+    /// `healthy`; `degraded` when a part is down that the service works without; `unhealthy` when a needed one is.
+    pub status: Status,
+    /// The service's name.
+    #[schema(example = "event-service")]
+    pub service: &'static str,
+    /// Its version.
+    #[schema(example = "0.1.0")]
+    pub version: &'static str,
+    /// Each part and how it is.
+    pub checks: BTreeMap<&'static str, PartStatus>,
+}
+
+/// How the service is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Everything answers.
+    Healthy,
+    /// A part is down that the service works without.
+    Degraded,
+    /// A needed part is down.
+    Unhealthy,
+}
+
+/// How one part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PartStatus {
+    /// It answers.
+    Up,
+    /// It does not.
+    Down,
+}
+
+impl Health {
+    /// A process without parts.
+    #[must_use]
+    pub fn new(service: &'static str, version: &'static str) -> Self {
+        Self {
+            service,
+            version,
+            checks: Vec::new(),
+        }
+    }
+
+    /// Adds a part that the service can't work without.
+    #[must_use]
+    pub fn needs<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
+        self,
+        name: &'static str,
+        probe: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self {
+        self.with(name, true, probe)
+    }
+
+    /// Adds a part that the service works without, if less well.
+    #[must_use]
+    pub fn uses<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
+        self,
+        name: &'static str,
+        probe: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self {
+        self.with(name, false, probe)
+    }
+
+    /// Adds the service's own database.
+    #[must_use]
+    pub fn needs_database(self, pool: PgPool) -> Self {
+        self.needs("database", move || {
+            let pool = pool.clone();
+            async move { Ok(sqlx::query("select 1").execute(&pool).await.map(drop)?) }
+        })
+    }
+
+    fn with<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
+        mut self,
+        name: &'static str,
+        needed: bool,
+        probe: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self {
+        self.checks.push(Check {
+            name,
+            needed,
+            probe: Arc::new(move || Box::pin(probe())),
+        });
+        self
+    }
+
+    async fn report(&self) -> HealthReport {
+        let outcomes = join_all(self.checks.iter().map(async |check| {
+            let outcome = tokio::time::timeout(CHECK_TIME_MAX, (check.probe)())
+                .await
+                .map_err(anyhow::Error::from)
+                .flatten();
+            if let Err(error) = &outcome {
+                tracing::debug!(
+                    part = check.name,
+                    error = format!("{error:#}"),
+                    "A part does not answer"
+                );
+            }
+            (check, outcome.is_ok())
+        }))
+        .await;
+        let status = if outcomes.iter().any(|(check, up)| check.needed && !up) {
+            Status::Unhealthy
+        } else if outcomes.iter().any(|(_, up)| !up) {
+            Status::Degraded
+        } else {
+            Status::Healthy
+        };
+        let checks = outcomes
+            .into_iter()
+            .map(|(check, up)| (check.name, if up { PartStatus::Up } else { PartStatus::Down }))
+            .collect();
+        HealthReport {
+            status,
+            service: self.service,
+            version: self.version,
+            checks,
+        }
+    }
+}
+
+/// The routes; merged into each service's own.
+pub fn routes(health: Health) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(get_health))
+        .routes(routes!(get_liveness))
+        .routes(routes!(get_readiness))
+        .with_state(health)
+}
+
+/// How the service and the parts around it are
+///
+/// `200` while the service can do its work, also when a part is down that it works without; `503` when a needed one is.
+#[utoipa::path(get, path = "/health", tag = "Health", responses(
+    (status = 200, description = "It works", body = HealthReport),
+    (status = 503, description = "A needed part is down", body = HealthReport),
+))]
+async fn get_health(State(health): State<Health>) -> (StatusCode, Json<HealthReport>) {
+    let report = health.report().await;
+    let code = if report.status == Status::Unhealthy {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    (code, Json(report))
+}
+
+/// Whether the process answers at all
+#[utoipa::path(get, path = "/health/live", tag = "Health", responses((status = 200, description = "It does")))]
+async fn get_liveness() -> StatusCode {
+    StatusCode::OK
+}
+
+/// Whether the process can take requests now
+#[utoipa::path(get, path = "/health/ready", tag = "Health", responses(
+    (status = 200, description = "It can", body = HealthReport),
+    (status = 503, description = "A needed part is down", body = HealthReport),
+))]
+async fn get_readiness(health: State<Health>) -> (StatusCode, Json<HealthReport>) {
+    get_health(health).await
+}

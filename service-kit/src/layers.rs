@@ -1,0 +1,163 @@
+//! What wraps every request: its id, its log line, its time limit, and an answer in our form whatever happens inside.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use shared_contracts::problem::{Code, Problem};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::error::{Cause, Error};
+use crate::lifecycle::Lifecycle;
+
+/// The request's id, in and out.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The W3C trace context, passed on unchanged.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The largest body of an ordinary call; one that takes more says so at its route.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// The longest a client waits. What changes state goes on to its end all the same.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// The longest request id that is taken over from the client.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// What the rest of a request's path may want to know of it without being handed it.
+#[derive(Debug, Clone)]
+struct RequestContext {
+    request_id: String,
+    traceparent: Option<String>,
+}
+
+tokio::task_local! {
+    static CONTEXT: RequestContext;
+}
+
+/// The id of the request that is being handled.
+#[must_use]
+pub fn request_id() -> Option<String> {
+    CONTEXT.try_with(|context| context.request_id.clone()).ok()
+}
+
+/// The trace context that came with the request that is being handled.
+#[must_use]
+pub fn traceparent() -> Option<String> {
+    CONTEXT
+        .try_with(|context| context.traceparent.clone())
+        .ok()
+        .flatten()
+}
+
+/// Wraps a service's finished router.
+pub fn wrap(router: Router, lifecycle: &Lifecycle) -> Router {
+    router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(lifecycle.clone(), handle))
+}
+
+async fn no_such_path(uri: Uri) -> Error {
+    Error::refused(
+        Code::NotFound,
+        format!(
+            "There is nothing at {}; the paths are listed at /docs.",
+            uri.path()
+        ),
+    )
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Error {
+    Error::refused(
+        Code::MethodNotAllowed,
+        format!("{method} is not a method of {}; see /docs.", uri.path()),
+    )
+}
+
+async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
+    let context = RequestContext::of(request.headers());
+    let request_id = context.request_id.clone();
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("-", |path| path.as_str())
+        .to_owned();
+    let span = tracing::info_span!("request", %method, route, request_id);
+
+    let work = CONTEXT
+        .scope(context, caught(next.run(request)))
+        .instrument(span.clone());
+    let answer = async {
+        if method.is_safe() {
+            work.await
+        } else {
+            // A client that hangs up must not stop a change half-way: the work has a task of its own.
+            lifecycle
+                .spawn_work(work)
+                .await
+                .unwrap_or_else(|error| Error::Internal(error.into()).into_response())
+        }
+    };
+    let mut response = tokio::time::timeout(REQUEST_TIME_MAX, answer)
+        .await
+        .unwrap_or_else(|_| {
+            let detail = format!(
+                "No answer within {} s. The call may still take effect; look before you repeat it.",
+                REQUEST_TIME_MAX.as_secs()
+            );
+            Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(5)).into_response()
+        });
+
+    span.in_scope(|| log(&response));
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+async fn caught(answer: impl Future<Output = Response>) -> Response {
+    AssertUnwindSafe(answer)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| {
+            let said = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned());
+            Error::Internal(anyhow::anyhow!("panic: {}", said.unwrap_or_default())).into_response()
+        })
+}
+
+/// The one log line of a request; causes are written here and nowhere else.
+fn log(response: &Response) {
+    let status = response.status().as_u16();
+    let cause = response
+        .extensions()
+        .get::<Cause>()
+        .map(|cause| format!("{:#}", cause.0));
+    match status {
+        503 => tracing::warn!(status, cause, "Request turned away"),
+        500.. => tracing::error!(status, cause, "Request failed"),
+        _ => tracing::debug!(status, "Request done"),
+    }
+}
+
+impl RequestContext {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &HeaderName| {
+            let value = headers.get(name)?.to_str().ok()?;
+            (!value.is_empty() && value.len() <= REQUEST_ID_BYTES_MAX).then(|| value.to_owned())
+        };
+        Self {
+            request_id: text(&REQUEST_ID).unwrap_or_else(|| Uuid::now_v7().to_string()),
+            traceparent: text(&TRACEPARENT),
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The plumbing around a service's own routes, written once. It knows nothing of seats or reservations.
+//!
+//! In the order in which a process and then a request meet them: [`settings`] and [`telemetry`] at start,
+//! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] as the ways out, [`server`] as the way in;
+//! there [`layers`] wraps each request, [`extract`] and [`auth`] read it, [`answer`] and [`error`] say what came of it,
+//! [`openapi`] describes it, and [`health`] tells others how the process is.
+
+pub mod amqp;
+pub mod answer;
+pub mod auth;
+pub mod database;
+pub mod error;
+pub mod extract;
+pub mod health;
+pub mod layers;
+pub mod lifecycle;
+pub mod openapi;
+pub mod server;
+pub mod settings;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,0 +1,151 @@
+//! What runs, how it is told to stop, and how long a stop may take.
+//!
+//! One token tells every loop to end; one tracker knows every task. A long-running task that ends by itself is a crash:
+//! the process then stops and exits with a failure, so that whoever supervises it starts it again.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a stop waits for requests and messages in hand.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// The handle that everything in a process shares.
+#[derive(Debug, Clone, Default)]
+pub struct Lifecycle {
+    token: CancellationToken,
+    tracker: TaskTracker,
+    crashed: Arc<AtomicBool>,
+}
+
+impl Lifecycle {
+    /// A process that is up.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancelled when the process is to stop. Every loop waits on it beside its own work.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Whether the process is on its way out.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Runs a task that is to live until the process stops.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let lifecycle = self.clone();
+        let inner = self.tracker.spawn(task);
+        self.tracker.spawn(async move {
+            let outcome = inner.await;
+            if lifecycle.is_stopping() && matches!(outcome, Ok(Ok(()))) {
+                return;
+            }
+            match outcome {
+                Ok(Ok(())) => tracing::error!(task = name, "A task ended before its time; the process stops"),
+                Ok(Err(error)) => tracing::error!(
+                    task = name,
+                    error = format!("{error:#}"),
+                    "A task failed; the process stops"
+                ),
+                Err(error) => tracing::error!(task = name, %error, "A task panicked; the process stops"),
+            }
+            lifecycle.crashed.store(true, Ordering::Relaxed);
+            lifecycle.stop();
+        });
+    }
+
+    /// Runs a piece of work to its end, whoever still waits for its answer; a stop waits for it.
+    pub fn spawn_work<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tracker.spawn(work)
+    }
+
+    /// Tells everything to stop.
+    pub fn stop(&self) {
+        self.token.cancel();
+    }
+
+    /// Stops at the first SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// The signal handlers can't be installed.
+    pub fn stop_on_signal(&self) -> anyhow::Result<()> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let lifecycle = self.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM received; finishing what is in hand"),
+                _ = interrupt.recv() => tracing::info!("SIGINT received; finishing what is in hand"),
+                () = lifecycle.token.cancelled() => {}
+            }
+            lifecycle.stop();
+        });
+        Ok(())
+    }
+
+    /// Waits for the stop, then for the tasks, at most [`DRAIN_TIME_MAX`].
+    pub async fn finished(&self) -> ExitCode {
+        self.token.cancelled().await;
+        self.tracker.close();
+        let drained = tokio::time::timeout(DRAIN_TIME_MAX, self.tracker.wait())
+            .await
+            .is_ok();
+        if !drained {
+            tracing::error!(
+                tasks = self.tracker.len(),
+                seconds = DRAIN_TIME_MAX.as_secs(),
+                "Tasks did not end in time"
+            );
+        }
+        let clean = drained && !self.crashed.load(Ordering::Relaxed);
+        tracing::info!(clean, "Stopped");
+        if clean {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_early_stops_the_process_with_a_failure() {
+        let lifecycle = Lifecycle::new();
+        lifecycle.spawn("short", async { Ok(()) });
+        assert_eq!(lifecycle.finished().await, ExitCode::FAILURE);
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_for_the_work_in_hand() {
+        let lifecycle = Lifecycle::new();
+        let token = lifecycle.token().clone();
+        let work = lifecycle.spawn_work(async move {
+            token.cancelled().await;
+            tokio::task::yield_now().await;
+            7
+        });
+        lifecycle.stop();
+        assert_eq!(lifecycle.finished().await, ExitCode::SUCCESS);
+        assert!(work.is_finished());
+        assert_eq!(work.await.unwrap(), 7);
+    }
+}

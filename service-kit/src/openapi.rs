@@ -1,0 +1,114 @@
+//! The OpenAPI document's common parts, and the page that shows it.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use shared_contracts::problem::{CONTENT_TYPE, Code, Problem};
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::{Modify, OpenApi as _, ToSchema};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+/// What any call that takes a JSON body may answer.
+pub const BODY: &[Code] = &[
+    Code::MalformedJson,
+    Code::BodyTooLarge,
+    Code::UnsupportedMediaType,
+    Code::ValidationFailed,
+];
+/// What any call may answer.
+const ALWAYS: &[Code] = &[
+    Code::InternalError,
+    Code::DatabaseUnavailable,
+    Code::DeadlineExceeded,
+];
+
+/// Declares a type that stands for a set of problems in `#[utoipa::path(responses(...))]`.
+#[macro_export]
+macro_rules! refusals {
+    ($name:ident: $($codes:expr),+ $(,)?) => {
+        pub(crate) struct $name;
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
+                $crate::openapi::responses_for(&[$($codes),+])
+            }
+        }
+    };
+}
+
+/// The responses for these codes and those of every call, one a status, with an example a code.
+#[must_use]
+pub fn responses_for(groups: &[&[Code]]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    for code in groups.iter().copied().chain([ALWAYS]).flatten() {
+        let codes = by_status.entry(code.status()).or_default();
+        if !codes.contains(code) {
+            codes.push(*code);
+        }
+    }
+    by_status
+        .into_iter()
+        .map(|(status, codes)| (status.to_string(), RefOr::T(response_for(&codes))))
+        .collect()
+}
+
+fn response_for(codes: &[Code]) -> Response {
+    let description = codes
+        .iter()
+        .map(|code| format!("`{code}`: {}", code.title()))
+        .collect::<Vec<_>>()
+        .join("; ");
+    let examples = codes.iter().map(|code| {
+        let example = serde_json::to_value(Problem::new(*code, code.title())).unwrap_or_default();
+        (
+            code.to_string(),
+            RefOr::T(ExampleBuilder::new().value(Some(example)).build()),
+        )
+    });
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(Problem::name())))
+        .examples_from_iter(examples)
+        .build();
+    ResponseBuilder::new()
+        .description(description)
+        .content(CONTENT_TYPE, content)
+        .build()
+}
+
+/// The components that every service's document needs.
+#[derive(utoipa::OpenApi)]
+#[openapi(components(schemas(Problem)), modifiers(&UserHeader))]
+struct Common;
+
+struct UserHeader;
+
+impl Modify for UserHeader {
+    fn modify(&self, document: &mut OpenApi) {
+        let header =
+            ApiKeyValue::with_description("X-User-ID", "The acting user's id: any UUID, for local trials");
+        if let Some(components) = document.components.as_mut() {
+            components.add_security_scheme("user_id", SecurityScheme::ApiKey(ApiKey::Header(header)));
+        }
+    }
+}
+
+/// Completes a service's document with the common components.
+#[must_use]
+pub fn complete(document: OpenApi) -> OpenApi {
+    document.merge_from(Common::openapi())
+}
+
+/// `/docs` (Swagger UI, its files inside the binary) and `/openapi.json`.
+pub fn pages(document: OpenApi) -> Router {
+    let config = Config::default()
+        .persist_authorization(true)
+        .try_it_out_enabled(true)
+        .display_request_duration(true)
+        .filter(true);
+    SwaggerUi::new("/docs")
+        .url("/openapi.json", document)
+        .config(config)
+        .into()
+}

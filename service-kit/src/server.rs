@@ -1,0 +1,52 @@
+//! The HTTP server: listens, answers, and on a stop finishes what it has begun.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use axum::Router;
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+
+use crate::layers;
+use crate::lifecycle::Lifecycle;
+
+/// Takes the address.
+///
+/// # Errors
+/// It is taken or not ours.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}; is the port taken? HOST and PORT move it"))
+}
+
+/// Serves `router` until the process stops.
+pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router) {
+    let router = layers::wrap(router, lifecycle);
+    // Small answers must not wait for the client's delayed acknowledgement.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "A connection keeps Nagle's algorithm");
+        }
+    });
+    let stopping = lifecycle.token().clone();
+    lifecycle.spawn("http server", async move {
+        axum::serve(listener, router)
+            .with_graceful_shutdown(stopping.cancelled_owned())
+            .await
+            .context("the HTTP server failed")
+    });
+}
+
+/// Asks the process that listens on `port` of this machine whether it is ready; for container health checks.
+///
+/// # Errors
+/// It is not, or does not answer within two seconds.
+pub async fn healthcheck(port: u16) -> anyhow::Result<()> {
+    let url = format!("http://127.0.0.1:{port}/health/ready");
+    let client = reqwest::Client::builder()
+        .timeout(std::time::Duration::from_secs(2))
+        .build()?;
+    client.get(url).send().await?.error_for_status()?;
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Structured logs on standard output.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
+
+use crate::settings::{Common, LogFormat};
+
+/// Starts logging for this process. A second call, as tests make, changes nothing.
+///
+/// # Errors
+/// `LOG_LEVEL` is not a filter.
+pub fn init(common: &Common) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&common.log_level)
+        .map_err(|error| anyhow::anyhow!("LOG_LEVEL={} can't be used: {error}", common.log_level))?;
+    let builder = fmt().with_env_filter(filter).with_target(true);
+    let outcome = match common.log_format {
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
+        LogFormat::Pretty => builder.try_init(),
+    };
+    if outcome.is_err() {
+        tracing::debug!("logging had been started before");
+    }
+    Ok(())
+}
+
+/// Says loudly what a reader of the log must know about who may call.
+pub fn warn_of_header_authentication() {
+    tracing::warn!(
+        "AUTH_MODE=header: anyone may act as anyone by the X-User-ID header; for local trials only"
+    );
+}

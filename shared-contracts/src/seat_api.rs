@@ -1,0 +1,159 @@
+//! Bodies of the internal REST calls: the Booking Service asks, the Event Service answers.
+//!
+//! All of them take sets of session seats of one session, at most [`SEATS_PER_CALL_MAX`], and all are harmless when repeated.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::ids::{ReservationId, SessionId, SessionSeatId};
+use crate::label::Label;
+use crate::money::{Currency, Money};
+
+/// The most session seats that one internal call may name: far above any reservation, far below a slow statement.
+pub const SEATS_PER_CALL_MAX: usize = 500;
+
+/// Who has a session seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum SeatStatus {
+    /// Nobody: on sale.
+    Available,
+    /// Held for a reservation until that reservation is confirmed, cancelled or expired.
+    Reserved,
+    /// Owned by a confirmed reservation.
+    Sold,
+    /// Kept off sale by the organizer.
+    Blocked,
+}
+
+/// Body of `check-availability`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CheckAvailabilityRequest {
+    /// The seats asked for.
+    #[schema(min_items = 1, max_items = 500)]
+    pub session_seat_ids: Vec<SessionSeatId>,
+}
+
+/// Answer of `check-availability`: a look, not a promise; only `reserve` decides.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Availability {
+    /// Whether every seat asked for is available.
+    pub available: bool,
+    /// The session.
+    pub session_id: SessionId,
+    /// Each seat asked for that exists in this session.
+    pub seats: Vec<SeatAvailability>,
+    /// Those that can't be had now, unknown ones among them.
+    pub unavailable_seat_ids: Vec<SessionSeatId>,
+    /// Those that do not exist in this session.
+    #[serde(default)]
+    pub unknown_seat_ids: Vec<SessionSeatId>,
+}
+
+/// One seat's availability.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SeatAvailability {
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// Who has it.
+    pub status: SeatStatus,
+    /// Whether it can be reserved.
+    pub available: bool,
+    /// The seat is held past its time: its reservation may be settled, which frees it.
+    #[serde(default)]
+    pub overdue: bool,
+}
+
+/// Body of `reserve`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ReserveRequest {
+    /// The hold's owner; made before the call, so that a repeat is recognised.
+    pub reservation_id: ReservationId,
+    /// The seats, all of them or none.
+    #[schema(min_items = 1, max_items = 500)]
+    pub session_seat_ids: Vec<SessionSeatId>,
+    /// When the reservation ends unless it is confirmed. Passing it frees no seat by itself: the Booking Service says what becomes of the hold.
+    pub reserved_until: DateTime<Utc>,
+}
+
+/// Body of `release` and `confirm`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SeatsOfReservation {
+    /// The hold's owner.
+    pub reservation_id: ReservationId,
+    /// The seats.
+    #[schema(min_items = 1, max_items = 500)]
+    pub session_seat_ids: Vec<SessionSeatId>,
+}
+
+/// Answer of `reserve`, `release` and `confirm`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SeatsChanged {
+    /// The reservation.
+    pub reservation_id: ReservationId,
+    /// The seats that are now as asked for; for `release`, those that this call freed.
+    pub session_seat_ids: Vec<SessionSeatId>,
+}
+
+/// A seat that stopped a `reserve` or `confirm`, in the `seats` member of the `409` problem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SeatConflict {
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// Its present state; absent when no such seat exists in the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<SeatStatus>,
+    /// On internal calls only: the reservation that holds the seat past its time and may be settled on the spot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overdue_reservation_id: Option<ReservationId>,
+}
+
+/// Answer of `pricing`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Pricing {
+    /// The session.
+    pub session_id: SessionId,
+    /// The session's price before seat and tier.
+    pub base_price: Money,
+    /// The currency of all prices here.
+    pub currency: Currency,
+    /// The seats asked for, or all of the session.
+    pub seats: Vec<SeatPrice>,
+}
+
+/// One seat's price and labels.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SeatPrice {
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// Its price before the tier's multiplier.
+    pub price: Money,
+    /// Its row's label.
+    pub row_number: Label,
+    /// Its own label.
+    pub seat_number: Label,
+}
+
+/// A hold whose `reserved_until` lies before the moment asked for.
+#[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
+pub struct OverdueHold {
+    /// The hold's owner.
+    pub reservation_id: ReservationId,
+    /// The session.
+    pub session_id: SessionId,
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// The hold's end.
+    pub reserved_until: DateTime<Utc>,
+}
+
+/// Answer of `holds/overdue`: oldest first; `next_cursor` goes on after the last.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct OverdueHolds {
+    /// The holds.
+    pub items: Vec<OverdueHold>,
+    /// Pass it as `cursor` for the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
