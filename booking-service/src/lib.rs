@@ -1,1 +1,18 @@
-//! stub
+//! The Booking Service: price tiers, reservations, payment and tickets.
+//!
+//! Start with `migrations/`, then [`app`], which shows every route on one screen. [`reservations`] is the deep module: what became
+//! of a reservation. `create.rs` is the way in (the steps of a booking, each with its undo), `finish.rs` every way out. They use
+//! one tool for each outside thing: [`event_client`], [`seat_locks`], [`payments`], [`outbox`]. [`worker`] only says when;
+//! [`reconcile`] heals what a crash left between this service and the Event Service.
+
+pub mod app;
+pub mod event_client;
+pub mod outbox;
+pub mod payments;
+pub mod price_tiers;
+pub mod reconcile;
+pub mod reservations;
+pub mod seat_locks;
+pub mod settings;
+pub mod tickets;
+pub mod worker;

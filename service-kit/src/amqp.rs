@@ -110,7 +110,7 @@ pub enum Published {
     Refused,
 }
 
-/// One connection for publishing, made when it is needed and made anew after any fault.
+/// One connection for publishing, made anew after any fault.
 pub struct Publisher {
     broker: Broker,
     name: &'static str,
@@ -118,7 +118,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher; it connects at the first batch. `name` shows in the broker's management page and as `app_id`.
+    /// A publisher; it does not connect yet. `name` shows in the broker's management page and as `app_id`.
     #[must_use]
     pub fn new(broker: Broker, name: &'static str) -> Self {
         Self {
@@ -128,21 +128,29 @@ impl Publisher {
         }
     }
 
+    /// Makes the connection unless there is one.
+    ///
+    /// # Errors
+    /// The broker can't be reached.
+    pub async fn connect_if_needed(&self) -> anyhow::Result<()> {
+        let mut link = self.link.lock().await;
+        if !link.as_ref().is_some_and(|(connection, channel)| {
+            connection.status().connected() && channel.status().connected()
+        }) {
+            *link = None;
+            *link = Some(self.connect().await?);
+        }
+        Ok(())
+    }
+
     /// Publishes all of `batch` and waits for all confirms.
     ///
     /// # Errors
-    /// The broker can't be reached or fell silent: any of the messages may or may not have been published.
+    /// There is no connection, or the broker fell silent: any of the messages may or may not have been published.
     pub async fn publish(&self, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
         let mut link = self.link.lock().await;
         // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
-        let (connection, channel) = match link.take() {
-            Some((connection, channel))
-                if connection.status().connected() && channel.status().connected() =>
-            {
-                (connection, channel)
-            }
-            _ => self.connect().await?,
-        };
+        let (connection, channel) = link.take().context("there is no connection to the broker")?;
         let outcomes = tokio::time::timeout(PUBLISH_TIME_MAX, self.publish_on(&channel, batch))
             .await
             .context("the broker gave no confirm in time")??;

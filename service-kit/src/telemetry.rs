@@ -5,12 +5,15 @@ use tracing_subscriber::fmt;
 
 use crate::settings::{Common, LogFormat};
 
+/// Libraries whose everyday notices would drown ours; a directive in `LOG_LEVEL` can bring them back.
+const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn";
+
 /// Starts logging for this process. A second call, as tests make, changes nothing.
 ///
 /// # Errors
 /// `LOG_LEVEL` is not a filter.
 pub fn init(common: &Common) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&common.log_level)
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", common.log_level))
         .map_err(|error| anyhow::anyhow!("LOG_LEVEL={} can't be used: {error}", common.log_level))?;
     let builder = fmt().with_env_filter(filter).with_target(true);
     let outcome = match common.log_format {

@@ -1,0 +1,193 @@
+//! The service put together: every route on one screen, what all of them share, and what runs beside them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use service_kit::amqp::Publisher;
+use service_kit::health::{self, Health};
+use service_kit::lifecycle::Lifecycle;
+use service_kit::{database, openapi, server};
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::event_client::EventClient;
+use crate::payments::PaymentProvider;
+use crate::reservations::{self, create, finish};
+use crate::seat_locks::SeatLocks;
+use crate::settings::{Rules, Settings};
+use crate::worker::{self, Schedule};
+use crate::{outbox, price_tiers, tickets};
+
+/// The schema, compiled in.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// What all requests and ticks share.
+pub struct Shared {
+    /// The own database.
+    pub db: PgPool,
+    /// The way to the Event Service.
+    pub event_service: EventClient,
+    /// The gate in Redis.
+    pub locks: SeatLocks,
+    /// The payment provider.
+    pub payments: PaymentProvider,
+    /// The way to the broker.
+    pub publisher: Publisher,
+    /// Wakes the relay after a commit.
+    pub outbox_nudge: Notify,
+    /// The rules of booking.
+    pub rules: Rules,
+}
+
+/// A handle on [`Shared`].
+pub type App = Arc<Shared>;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Booking Service",
+        description = "Price tiers, reservations, payment and tickets.\n\n\
+            **New here?** Press *Authorize* and enter any UUID as your user id: it goes with all calls. Create a price tier; take a session \
+            and a seat from the Event Service's seat map (port 8000); `POST /api/v1/reservations`; confirm it; look at your ticket.",
+    ),
+    tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "Health"))
+)]
+struct Document;
+
+/// All routes, and the document that describes them.
+fn api(app: &App, health: Health) -> OpenApiRouter {
+    OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
+        .routes(routes!(
+            price_tiers::create_price_tier,
+            price_tiers::list_price_tiers
+        ))
+        .routes(routes!(price_tiers::get_price_tier))
+        .routes(routes!(
+            create::create_reservation,
+            reservations::list_reservations
+        ))
+        .routes(routes!(reservations::get_reservation, finish::cancel_reservation))
+        .routes(routes!(finish::confirm_reservation))
+        .routes(routes!(tickets::list_tickets))
+        .routes(routes!(tickets::get_ticket))
+        .routes(routes!(tickets::get_ticket_qr))
+        .routes(routes!(finish::refund_ticket))
+        // The same resource under its other name, for the clients that know it so; described once, above.
+        .route(
+            "/api/v1/price-tiers",
+            axum::routing::post(price_tiers::create_price_tier).get(price_tiers::list_price_tiers),
+        )
+        .route(
+            "/api/v1/price-tiers/{id}",
+            axum::routing::get(price_tiers::get_price_tier),
+        )
+        .with_state(Arc::clone(app))
+        .merge(health::routes(health))
+}
+
+fn router(app: &App, health: Health) -> Router {
+    let (routes, document) = api(app, health).split_for_parts();
+    routes.merge(openapi::pages(document))
+}
+
+/// The OpenAPI document, as `/openapi.json` shows it.
+///
+/// # Errors
+/// None that depends on the environment.
+pub fn document() -> anyhow::Result<utoipa::openapi::OpenApi> {
+    let settings = Settings::from_env(8001)?;
+    let app = Arc::new(Shared::new(
+        &settings,
+        database::lazy_pool(&settings.database_url, "openapi", 1)?,
+        "openapi",
+    )?);
+    Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))).into_openapi())
+}
+
+impl Shared {
+    fn new(settings: &Settings, db: PgPool, name: &'static str) -> anyhow::Result<Self> {
+        Ok(Self {
+            event_service: EventClient::new(&settings.event_service_url)?,
+            locks: SeatLocks::new(&settings.redis_url)?,
+            payments: PaymentProvider::mock(db.clone(), settings.mock_payment_success_rate),
+            publisher: Publisher::new(settings.broker.clone(), name),
+            outbox_nudge: Notify::new(),
+            rules: settings.rules,
+            db,
+        })
+    }
+}
+
+/// Connects to everything, brings the schema up to date, and starts what every process of this service runs.
+///
+/// # Errors
+/// The database does not answer or can't be migrated.
+pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<App> {
+    let db = database::connect(
+        &settings.database_url,
+        name,
+        settings.database_connections_max,
+        &MIGRATIONS,
+    )
+    .await?;
+    let app = Arc::new(Shared::new(settings, db, name)?);
+    let (relay, stopping) = (Arc::clone(&app), lifecycle.token().clone());
+    lifecycle.spawn("outbox relay", async move {
+        outbox::relay(relay.db.clone(), &relay.publisher, &relay.outbox_nudge, stopping).await
+    });
+    let (gate, stopping) = (Arc::clone(&app), lifecycle.token().clone());
+    lifecycle.spawn("redis watch", async move { gate.locks.watch(stopping).await });
+    Ok(app)
+}
+
+/// Serves requests until `lifecycle` stops.
+pub fn serve(app: &App, listener: TcpListener, lifecycle: &Lifecycle) {
+    server::serve(lifecycle, listener, router(app, health(app, "booking-service")));
+}
+
+/// Runs the worker until `lifecycle` stops; its listener answers health checks only.
+///
+/// # Errors
+/// The scheduler can't be started.
+pub async fn work(
+    app: &App,
+    settings: &Settings,
+    listener: TcpListener,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<()> {
+    let schedule = Schedule {
+        expiry: settings.expiry_interval,
+        expiry_batch_size: settings.expiry_batch_size,
+        reconcile: settings.reconcile_interval,
+    };
+    worker::start(app, schedule, lifecycle).await?;
+    server::serve(
+        lifecycle,
+        listener,
+        health::routes(health(app, "booking-worker")).into(),
+    );
+    Ok(())
+}
+
+fn health(app: &App, service: &'static str) -> Health {
+    let (event_service, locks, broker) = (Arc::clone(app), Arc::clone(app), Arc::clone(app));
+    Health::new(service, env!("CARGO_PKG_VERSION"))
+        .needs_database(app.db.clone())
+        .uses("event_service", move || {
+            let app = Arc::clone(&event_service);
+            async move { app.event_service.ping().await }
+        })
+        .uses("redis", move || {
+            let app = Arc::clone(&locks);
+            async move { app.locks.ping().await }
+        })
+        .uses("rabbitmq", move || {
+            let app = Arc::clone(&broker);
+            async move { app.publisher.connect_if_needed().await }
+        })
+}

@@ -1,0 +1,310 @@
+//! Every call to the Event Service: bounded in time, tried again where that is harmless, with outcomes instead of statuses.
+//!
+//! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means "unknown":
+//! a `reserve` without an answer may have taken the seats.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use backon::{ExponentialBuilder, Retryable};
+use chrono::{DateTime, Utc};
+use reqwest::{Client, Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use service_kit::error::Error;
+use service_kit::layers;
+use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::problem::{Code, Problem};
+use shared_contracts::seat_api::{
+    Availability, CheckAvailabilityRequest, OverdueHolds, Pricing, ReserveRequest, SeatConflict,
+    SeatsChanged, SeatsOfReservation,
+};
+
+/// One try. Three of them with their pauses stay well under what a buyer's request may take.
+const TRY_TIME_MAX: Duration = Duration::from_millis(1000);
+/// A connection to a host that is there is made in a millisecond.
+const CONNECT_TIME_MAX: Duration = Duration::from_millis(300);
+/// Tries after the first.
+const RETRIES: usize = 2;
+/// Idle connections kept for the next booking.
+const IDLE_CONNECTIONS_MAX: usize = 64;
+
+/// The way to the Event Service.
+#[derive(Debug, Clone)]
+pub struct EventClient {
+    http: Client,
+    base: String,
+}
+
+/// What became of a change that needs all its seats.
+#[derive(Debug)]
+pub enum ChangeOutcome {
+    /// All seats are as asked for.
+    Done,
+    /// Nothing was changed, because of these.
+    Refused(Vec<SeatConflict>),
+}
+
+/// The Event Service answered with a problem.
+#[derive(Debug)]
+enum Answer<T> {
+    Success(T),
+    Refused(Box<Problem>),
+}
+
+type Failure = anyhow::Error;
+
+impl EventClient {
+    /// A client for the Event Service at `base`, such as `http://event-service:8000`.
+    ///
+    /// # Errors
+    /// The HTTP client can't be made.
+    pub fn new(base: &str) -> anyhow::Result<Self> {
+        let http = Client::builder()
+            .connect_timeout(CONNECT_TIME_MAX)
+            .timeout(TRY_TIME_MAX)
+            .tcp_nodelay(true)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build()?;
+        Ok(Self {
+            http,
+            base: base.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// Looks whether seats can be had; `None` when there is no such session.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn check_availability(
+        &self,
+        session: SessionId,
+        seats: &[SessionSeatId],
+    ) -> Result<Option<Availability>, Error> {
+        let request = CheckAvailabilityRequest {
+            session_seat_ids: seats.to_vec(),
+        };
+        let answer = self
+            .call(
+                Method::POST,
+                &format!("sessions/{session}/seats/check-availability"),
+                Some(&request),
+            )
+            .await;
+        match answer.map_err(unavailable)? {
+            Answer::Success(availability) => Ok(Some(availability)),
+            Answer::Refused(problem) if problem.code == Code::SessionNotFound => Ok(None),
+            Answer::Refused(problem) => Err(unexpected(&problem)),
+        }
+    }
+
+    /// Prices and labels of seats.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn pricing(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Pricing, Error> {
+        let list = seats
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        let answer = self
+            .call::<Pricing>(
+                Method::GET,
+                &format!("sessions/{session}/pricing?session_seat_ids={list}"),
+                None::<&()>,
+            )
+            .await;
+        match answer.map_err(unavailable)? {
+            Answer::Success(pricing) => Ok(pricing),
+            Answer::Refused(problem) => Err(unexpected(&problem)),
+        }
+    }
+
+    /// Holds all seats for the reservation, or none.
+    ///
+    /// # Errors
+    /// The Event Service does not answer: the seats may be held.
+    pub async fn reserve(
+        &self,
+        session: SessionId,
+        reservation_id: ReservationId,
+        seats: &[SessionSeatId],
+        reserved_until: DateTime<Utc>,
+    ) -> Result<ChangeOutcome, Error> {
+        let request = ReserveRequest {
+            reservation_id,
+            session_seat_ids: seats.to_vec(),
+            reserved_until,
+        };
+        self.change(&format!("sessions/{session}/seats/reserve"), &request)
+            .await
+    }
+
+    /// Frees what the reservation holds of the seats.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn release(
+        &self,
+        session: SessionId,
+        reservation_id: ReservationId,
+        seats: &[SessionSeatId],
+    ) -> Result<(), Error> {
+        let request = SeatsOfReservation {
+            reservation_id,
+            session_seat_ids: seats.to_vec(),
+        };
+        self.change(&format!("sessions/{session}/seats/release"), &request)
+            .await
+            .map(drop)
+    }
+
+    /// Sells to the reservation the seats that it holds.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn confirm(
+        &self,
+        session: SessionId,
+        reservation_id: ReservationId,
+        seats: &[SessionSeatId],
+    ) -> Result<ChangeOutcome, Error> {
+        let request = SeatsOfReservation {
+            reservation_id,
+            session_seat_ids: seats.to_vec(),
+        };
+        self.change(&format!("sessions/{session}/seats/confirm"), &request)
+            .await
+    }
+
+    /// A page of the holds that are due before `before`, oldest first.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn holds_before(
+        &self,
+        before: DateTime<Utc>,
+        cursor: Option<&str>,
+        limit: u16,
+    ) -> Result<OverdueHolds, Error> {
+        let before = before.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        let cursor = cursor
+            .map(|cursor| format!("&cursor={cursor}"))
+            .unwrap_or_default();
+        let answer = self
+            .call(
+                Method::GET,
+                &format!("holds/overdue?before={before}&limit={limit}{cursor}"),
+                None::<&()>,
+            )
+            .await;
+        match answer.map_err(unavailable)? {
+            Answer::Success(holds) => Ok(holds),
+            Answer::Refused(problem) => Err(unexpected(&problem)),
+        }
+    }
+
+    /// Whether the seat API can do its work.
+    ///
+    /// # Errors
+    /// It can't, or does not answer.
+    pub async fn ping(&self) -> anyhow::Result<()> {
+        self.http
+            .get(format!("{}/api/internal/health", self.base))
+            .send()
+            .await?
+            .error_for_status()?;
+        Ok(())
+    }
+
+    async fn change(&self, path: &str, request: &impl Serialize) -> Result<ChangeOutcome, Error> {
+        match self
+            .call::<SeatsChanged>(Method::POST, path, Some(request))
+            .await
+            .map_err(unavailable)?
+        {
+            Answer::Success(_) => Ok(ChangeOutcome::Done),
+            Answer::Refused(problem)
+                if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) =>
+            {
+                Ok(ChangeOutcome::Refused(problem.seats))
+            }
+            Answer::Refused(problem) => Err(unexpected(&problem)),
+        }
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Answer<T>, Failure> {
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(20))
+            .with_max_delay(Duration::from_millis(100))
+            .with_jitter()
+            .with_max_times(RETRIES);
+        (|| self.try_once(method.clone(), path, body))
+            .retry(pauses)
+            .notify(|error, _| {
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    path,
+                    "Asking the Event Service again"
+                )
+            })
+            .await
+    }
+
+    async fn try_once<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Answer<T>, Failure> {
+        let mut request = self
+            .http
+            .request(method, format!("{}/api/internal/{path}", self.base));
+        if let Some(id) = layers::request_id() {
+            request = request.header(layers::REQUEST_ID, id);
+        }
+        if let Some(traceparent) = layers::traceparent() {
+            request = request.header(layers::TRACEPARENT, traceparent);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.context("no answer")?;
+        let status = response.status();
+        let bytes = response.bytes().await.context("the answer broke off")?;
+        if status.is_success() {
+            return Ok(Answer::Success(
+                serde_json::from_slice(&bytes).context("the answer has another form than agreed")?,
+            ));
+        }
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            anyhow::bail!("the Event Service answered {status}");
+        }
+        Ok(Answer::Refused(Box::new(
+            serde_json::from_slice(&bytes).context("the refusal is not a problem document")?,
+        )))
+    }
+}
+
+fn unavailable(cause: Failure) -> Error {
+    let detail =
+        "Seats can't be looked at or held right now, and nothing is held by this call. Please try again.";
+    Error::Unavailable {
+        problem: Box::new(Problem::new(Code::EventServiceUnavailable, detail).retry_after(2)),
+        cause,
+    }
+}
+
+fn unexpected(problem: &Problem) -> Error {
+    Error::Internal(anyhow::anyhow!(
+        "the Event Service refused with {}: {}",
+        problem.code,
+        problem.detail
+    ))
+}

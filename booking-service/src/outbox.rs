@@ -1,0 +1,170 @@
+//! The outbox: an event is written in the transaction of its change, and published afterwards until the broker has it.
+//!
+//! Only this file writes `outbox`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use service_kit::amqp::{Outgoing, Published, Publisher};
+use service_kit::layers;
+use shared_contracts::booking_event::BookingEvent;
+use sqlx::{FromRow, PgConnection, PgPool};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Events published in one go, and rows locked meanwhile.
+const BATCH_MAX: i64 = 100;
+/// How often the relay looks without being nudged: events of other processes, and of a time without a broker.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How long it leaves a broker alone that just failed.
+const PAUSE_AFTER_FAULT: Duration = Duration::from_secs(1);
+
+/// Writes events, in the transaction of the changes that they announce.
+///
+/// # Errors
+/// The database failed.
+pub async fn append(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<(), sqlx::Error> {
+    let mut payloads = Vec::with_capacity(events.len());
+    for event in events {
+        payloads.push(serde_json::to_value(event).map_err(|error| sqlx::Error::Encode(error.into()))?);
+    }
+    sqlx::query(
+        "insert into outbox (id, event_type, reservation_id, sequence, payload, traceparent)
+         select id, event_type, reservation_id, sequence, payload, $6
+         from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[], $5::jsonb[]) as new (id, event_type, reservation_id, sequence, payload)",
+    )
+    .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.reservation_id).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
+    .bind(payloads)
+    .bind(layers::traceparent())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Pending {
+    id: Uuid,
+    event_type: String,
+    payload: sqlx::types::Json<Box<serde_json::value::RawValue>>,
+    traceparent: Option<String>,
+    created_at: DateTime<Utc>,
+}
+
+/// What one batch came to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Relayed {
+    /// Events that the broker has confirmed.
+    pub published: usize,
+    /// Events that it did not take; they stay.
+    pub left: usize,
+}
+
+/// Publishes the oldest pending events and marks those that the broker confirmed.
+///
+/// The rows stay locked while the broker confirms (bounded by the publisher's time-out), so that two relays share the work
+/// and a relay that dies frees its rows. An event that was published but not marked is published again under the same id.
+///
+/// # Errors
+/// The database or the broker does not answer; nothing is lost.
+pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<Relayed> {
+    // Before the transaction: a broker that is away must not cost a connection and row locks.
+    publisher.connect_if_needed().await?;
+    let mut tx = db.begin().await?;
+    let pending: Vec<Pending> = sqlx::query_as(
+        "select id, event_type, payload, traceparent, created_at from outbox
+         where published_at is null order by created_at, id limit $1 for update skip locked",
+    )
+    .bind(BATCH_MAX)
+    .fetch_all(&mut *tx)
+    .await?;
+    if pending.is_empty() {
+        return Ok(Relayed::default());
+    }
+    let batch: Vec<Outgoing> = pending.into_iter().map(Pending::into_message).collect();
+    let outcomes = publisher.publish(&batch).await?;
+    let mut confirmed = Vec::with_capacity(batch.len());
+    for (message, outcome) in batch.iter().zip(outcomes) {
+        match outcome {
+            Published::Confirmed => {
+                confirmed.push(message.message_id);
+                tracing::info!(routing_key = message.routing_key, message_id = %message.message_id, "Published event");
+            }
+            Published::Unroutable => {
+                tracing::error!(
+                    routing_key = message.routing_key,
+                    "No queue is bound for this event; it stays in the outbox. Is the Event Service up?"
+                );
+            }
+            Published::Refused => tracing::warn!(
+                routing_key = message.routing_key,
+                "The broker refused this event; it stays in the outbox"
+            ),
+        }
+    }
+    sqlx::query("update outbox set published_at = now() where id = any($1)")
+        .bind(&confirmed)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Relayed {
+        published: confirmed.len(),
+        left: batch.len() - confirmed.len(),
+    })
+}
+
+impl Pending {
+    fn into_message(self) -> Outgoing {
+        Outgoing {
+            message_id: self.id,
+            routing_key: self.event_type,
+            body: self.payload.0.get().as_bytes().to_vec(),
+            timestamp: self.created_at.timestamp().unsigned_abs(),
+            traceparent: self.traceparent,
+        }
+    }
+}
+
+/// Relays until `stopping`: at once when nudged, and every [`POLL_INTERVAL`].
+///
+/// # Errors
+/// None; faults are logged and tried again.
+pub async fn relay(
+    db: PgPool,
+    publisher: &Publisher,
+    nudge: &Notify,
+    stopping: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut faulty = false;
+    while !stopping.is_cancelled() {
+        let pause = match relay_batch(&db, publisher).await {
+            Ok(Relayed { left: 0, published }) => {
+                faulty = false;
+                if published as i64 == BATCH_MAX {
+                    continue;
+                }
+                POLL_INTERVAL
+            }
+            Ok(_) => PAUSE_AFTER_FAULT,
+            Err(error) => {
+                if !faulty {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "Events can't be published; they wait in the outbox"
+                    );
+                }
+                faulty = true;
+                PAUSE_AFTER_FAULT
+            }
+        };
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = nudge.notified(), if pause == POLL_INTERVAL => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Healing: what a crash, a lost message or a lost answer left half-done is found here and finished.
+//!
+//! Everything works from what the databases say now and takes no other input, so the path after a crash is the everyday path.
+//! Holds are read from the Event Service and judged by the reservations here: that is the only authority on them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use service_kit::error::Result;
+use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId, TicketId};
+use shared_contracts::money::Money;
+use shared_contracts::seat_api::OverdueHold;
+
+use crate::app::App;
+use crate::event_client::ChangeOutcome;
+use crate::reservations::create::BOOKING_TIME_MAX;
+use crate::reservations::finish;
+
+/// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
+pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
+/// Holds read at a time.
+const HOLDS_PER_PAGE: u16 = 500;
+/// Payments and refunds settled at a time.
+const PAYMENTS_PER_BATCH: i64 = 50;
+
+/// A held seat and who holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldSeat {
+    /// The holder.
+    pub reservation_id: ReservationId,
+    /// The session.
+    pub session_id: SessionId,
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+}
+
+/// Where the walk over fresh holds stands: each hold is looked at once, when it is old enough to be judged.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    cursor: Option<String>,
+}
+
+/// What one round did, in seats.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Healed {
+    /// Freed, because their reservation has ended or was never written.
+    pub released: usize,
+    /// Sold, because their reservation is paid.
+    pub confirmed: usize,
+    /// Left alone, because their reservation is under way.
+    pub left: usize,
+}
+
+impl Healed {
+    fn add(&mut self, other: Self) {
+        self.released += other.released;
+        self.confirmed += other.confirmed;
+        self.left += other.left;
+    }
+}
+
+/// One round over the holds: those past their time, then those that have become old enough since the last round.
+///
+/// # Errors
+/// A database or the Event Service does not answer; the next round goes on.
+pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
+    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
+    let mut healed = Healed::default();
+
+    let mut cursor = None;
+    loop {
+        let page = app
+            .event_service
+            .holds_before(now, cursor.as_deref(), HOLDS_PER_PAGE)
+            .await?;
+        healed.add(settle_holds(app, &page.items).await?);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+
+    // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
+    let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);
+    let old_enough = now + (app.rules.hold_interval() - grace).max(TimeDelta::zero());
+    loop {
+        let page = app
+            .event_service
+            .holds_before(old_enough, sweep.cursor.as_deref(), HOLDS_PER_PAGE)
+            .await?;
+        healed.add(settle_holds(app, &page.items).await?);
+        let Some(last) = page.items.last() else { break };
+        sweep.cursor = Some(page.next_cursor.clone().unwrap_or_else(|| cursor_after(last)));
+        if page.next_cursor.is_none() {
+            break;
+        }
+    }
+    if healed.released + healed.confirmed > 0 {
+        tracing::info!(
+            released = healed.released,
+            confirmed = healed.confirmed,
+            "Reconciliation put seats right"
+        );
+    }
+    Ok(healed)
+}
+
+fn cursor_after(hold: &OverdueHold) -> String {
+    format!(
+        "{}_{}",
+        hold.reserved_until.timestamp_micros(),
+        hold.session_seat_id
+    )
+}
+
+async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
+    let seats: Vec<HeldSeat> = holds
+        .iter()
+        .map(|hold| HeldSeat {
+            reservation_id: hold.reservation_id,
+            session_id: hold.session_id,
+            session_seat_id: hold.session_seat_id,
+        })
+        .collect();
+    settle(app, &seats).await
+}
+
+/// Tells the Event Service what became of the reservations that hold these seats.
+///
+/// Must only be given holds that are past their time or older than [`ABANDONED_AFTER`]: one without a reservation is freed.
+///
+/// # Errors
+/// The database or the Event Service does not answer.
+pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
+    if holds.is_empty() {
+        return Ok(Healed::default());
+    }
+    let mut owners: Vec<ReservationId> = holds.iter().map(|hold| hold.reservation_id).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    finish::expire_these(app, &owners).await?;
+    let states: HashMap<ReservationId, String> = sqlx::query_as::<_, (ReservationId, String)>(
+        "select id, status from reservations where id = any($1)",
+    )
+    .bind(&owners)
+    .fetch_all(&app.db)
+    .await?
+    .into_iter()
+    .collect();
+    let ticketed: HashSet<(ReservationId, SessionSeatId)> =
+        sqlx::query_as("select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'")
+            .bind(&owners)
+            .fetch_all(&app.db)
+            .await?
+            .into_iter()
+            .collect();
+
+    let mut healed = Healed::default();
+    for owner in owners {
+        let own = holds.iter().filter(|hold| hold.reservation_id == owner);
+        let (sold, mut free): (Vec<_>, Vec<_>) =
+            own.partition(|hold| ticketed.contains(&(owner, hold.session_seat_id)));
+        if matches!(
+            states.get(&owner).map(String::as_str),
+            Some("active" | "confirming")
+        ) {
+            healed.left += free.len();
+            free.clear();
+        }
+        healed.confirmed += tell(app, owner, &sold, true).await?;
+        healed.released += tell(app, owner, &free, false).await?;
+    }
+    Ok(healed)
+}
+
+async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) -> Result<usize> {
+    let Some(session_id) = holds.first().map(|hold| hold.session_id) else {
+        return Ok(0);
+    };
+    let seats: Vec<SessionSeatId> = holds.iter().map(|hold| hold.session_seat_id).collect();
+    if sold {
+        if let ChangeOutcome::Refused(conflicts) =
+            app.event_service.confirm(session_id, owner, &seats).await?
+        {
+            tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
+            return Ok(0);
+        }
+    } else {
+        app.event_service.release(session_id, owner, &seats).await?;
+        app.locks.release(session_id, &seats, owner).await;
+    }
+    Ok(seats.len())
+}
+
+/// Settles confirmations whose lease has run out, by asking the provider what became of the charge. Returns how many.
+///
+/// # Errors
+/// The database or the provider does not answer; the lease runs on and a later round settles them.
+pub async fn settle_payments(app: &App) -> Result<usize> {
+    // The lease is taken over first, so that two workers don't ask for the same one at the same time.
+    let stuck: Vec<(ReservationId, PaymentId, Money)> = sqlx::query_as(
+        "with stuck as materialized (
+             select id from reservations where status = 'confirming' and confirming_until < now()
+             order by confirming_until limit $1 for update skip locked
+         ),
+         taken as (
+             update reservations r set confirming_until = now() + interval '30 seconds' from stuck where r.id = stuck.id returning r.id
+         )
+         select taken.id, p.id, p.amount from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
+    )
+    .bind(PAYMENTS_PER_BATCH)
+    .fetch_all(&app.db)
+    .await?;
+    for (id, key, amount) in &stuck {
+        let outcome = app.payments.settle_unknown(*key, *amount).await?;
+        tracing::info!(reservation_id = %id, ?outcome, "Settled a payment of unknown fate");
+        finish::conclude(app, *id, *key, outcome).await?;
+    }
+    Ok(stuck.len())
+}
+
+/// Has the provider give back what is owed, once a ticket by its key. Returns how many.
+///
+/// # Errors
+/// The database or the provider does not answer; what is owed stays written.
+pub async fn settle_refunds(app: &App, limit: i64) -> Result<usize> {
+    let owed: Vec<(TicketId, PaymentId, Money)> =
+        sqlx::query_as("select ticket_id, payment_id, amount from refunds where status = 'pending' order by created_at limit $1").bind(limit).fetch_all(&app.db).await?;
+    for (ticket, charge, amount) in &owed {
+        app.payments.refund(*ticket, *charge, *amount).await?;
+        sqlx::query("update refunds set status = 'settled', updated_at = now() where ticket_id = $1")
+            .bind(ticket)
+            .execute(&app.db)
+            .await?;
+    }
+    Ok(owed.len())
+}
+
+/// All refunds that are owed, in batches.
+///
+/// # Errors
+/// As [`settle_refunds`].
+pub async fn settle_all_refunds(app: &App) -> Result<usize> {
+    let mut settled = 0;
+    loop {
+        let batch = settle_refunds(app, PAYMENTS_PER_BATCH).await?;
+        settled += batch;
+        if (batch as i64) < PAYMENTS_PER_BATCH {
+            return Ok(settled);
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! The steps of a booking, in order, each with its undo:
+//!
+//! | step | where | undo |
+//! | --- | --- | --- |
+//! | 0 price tiers and the clock | own database | none needed |
+//! | 1 availability | Event Service | none needed |
+//! | 2 seat locks, all or none | Redis | unlock |
+//! | 3 prices | Event Service | none needed |
+//! | 4 reserve, all or none | Event Service | release |
+//! | 5 write the reservation | own database | none: it is the end |
+//!
+//! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process that dies
+//! between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become impossible.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::extract::State;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Deserialize;
+use service_kit::answer::Created;
+use service_kit::auth::Caller;
+use service_kit::error::{Error, Result};
+use service_kit::extract::ApiJson;
+use service_kit::{openapi, refusals};
+use shared_contracts::ids::{
+    PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId,
+};
+use shared_contracts::label::Label;
+use shared_contracts::money::{Money, Multiplier};
+use shared_contracts::problem::{Code, FieldError, Problem};
+use shared_contracts::seat_api::{Availability, Pricing, SeatConflict, SeatPrice, SeatStatus};
+use sqlx::PgPool;
+use utoipa::ToSchema;
+
+use super::{Reservation, ReservationItem, ReservationStatus};
+use crate::app::App;
+use crate::event_client::ChangeOutcome;
+use crate::reconcile::{self, HeldSeat};
+use crate::seat_locks::LockOutcome;
+
+/// From the look at the clock to the reservation's row. Past it the row is not written any more, so that after this time
+/// (and a margin) reconciliation may take a hold without a row for abandoned.
+pub(crate) const BOOKING_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// What a client asks for.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct CreateReservation {
+    session_id: SessionId,
+    #[schema(min_items = 1)]
+    seats: Vec<WantedSeat>,
+}
+
+/// One seat of it.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct WantedSeat {
+    session_seat_id: SessionSeatId,
+    price_tier_id: PriceTierId,
+    /// As the seat map names it: a guard against booking another seat than the one seen.
+    row_number: Label,
+    /// As the seat map names it.
+    seat_number: Label,
+}
+
+refusals!(Refusals: openapi::BODY, &[
+    Code::Unauthenticated, Code::SessionNotFound, Code::SeatNotFound, Code::PriceTierNotFound, Code::SeatUnavailable, Code::EventServiceUnavailable,
+]);
+
+/// Reserve seats: all of them or none
+///
+/// The seats are held until `expiry_time`; confirm the reservation before. Take `session_seat_id`, `row_number` and `seat_number`
+/// from the Event Service's seat map.
+#[utoipa::path(post, path = "/api/v1/reservations", tag = "2 Reservations", request_body = CreateReservation, security(("user_id" = [])),
+    responses((status = 201, description = "Held", body = Reservation), Refusals))]
+pub(crate) async fn create_reservation(
+    State(app): State<App>,
+    caller: Caller,
+    ApiJson(wanted): ApiJson<CreateReservation>,
+) -> Result<Created<Reservation>> {
+    validate(&wanted, app.rules.seats_max)?;
+    let draft = Draft::begin(&app, caller.user_id, wanted).await?;
+    check_availability(&app, &draft).await?;
+    lock_seats(&app, &draft).await?;
+    let reservation = match hold_and_write(&app, &draft).await {
+        Ok(reservation) => reservation,
+        Err(error) => {
+            app.locks
+                .release(draft.session_id, &draft.seat_ids, draft.id)
+                .await;
+            return Err(error);
+        }
+    };
+    app.locks
+        .extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time)
+        .await;
+    Ok(Created {
+        location: format!("/api/v1/reservations/{}", reservation.id),
+        body: reservation,
+    })
+}
+
+/// A booking on its way.
+struct Draft {
+    id: ReservationId,
+    user_id: UserId,
+    session_id: SessionId,
+    seats: Vec<WantedSeat>,
+    seat_ids: Vec<SessionSeatId>,
+    multipliers: HashMap<PriceTierId, Multiplier>,
+    /// By this service's database, like every time here.
+    booking_time: DateTime<Utc>,
+    expiry_time: DateTime<Utc>,
+}
+
+fn validate(wanted: &CreateReservation, seats_max: usize) -> Result<()> {
+    let mut faults = Vec::new();
+    if wanted.seats.len() > seats_max {
+        faults.push(FieldError::at(
+            "/seats",
+            format!(
+                "names {} seats; one reservation takes {seats_max} at most",
+                wanted.seats.len()
+            ),
+        ));
+    }
+    for (index, seat) in wanted.seats.iter().enumerate() {
+        if wanted.seats[..index]
+            .iter()
+            .any(|earlier| earlier.session_seat_id == seat.session_seat_id)
+        {
+            faults.push(FieldError::at(
+                format!("/seats/{index}/session_seat_id"),
+                "is named twice",
+            ));
+        }
+    }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(Problem::validation(faults).into())
+    }
+}
+
+impl Draft {
+    /// Step 0: the tiers and the clock, in one look at the own database.
+    async fn begin(app: &App, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
+        let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
+        let found: Vec<(DateTime<Utc>, PriceTierId, Multiplier)> = sqlx::query_as(
+            "select now(), id, base_multiplier from price_tiers where id = any($1) and (session_id is null or session_id = $2)",
+        )
+        .bind(&tier_ids)
+        .bind(wanted.session_id)
+        .fetch_all(&app.db)
+        .await?;
+        let multipliers: HashMap<_, _> = found
+            .iter()
+            .map(|(_, id, multiplier)| (*id, *multiplier))
+            .collect();
+        let unknown = tier_ids.iter().find(|id| !multipliers.contains_key(id));
+        let (Some((booking_time, ..)), None) = (found.first(), unknown) else {
+            let id = unknown.map(ToString::to_string).unwrap_or_default();
+            return Err(Error::refused(
+                Code::PriceTierNotFound,
+                format!("No price tier of this session has the id {id}."),
+            ));
+        };
+        Ok(Self {
+            id: ReservationId::new(),
+            user_id,
+            session_id: wanted.session_id,
+            seat_ids: wanted.seats.iter().map(|seat| seat.session_seat_id).collect(),
+            seats: wanted.seats,
+            multipliers,
+            booking_time: *booking_time,
+            expiry_time: *booking_time + app.rules.hold_interval(),
+        })
+    }
+}
+
+/// Step 1: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
+async fn check_availability(app: &App, draft: &Draft) -> Result<()> {
+    let Some(availability) = app
+        .event_service
+        .check_availability(draft.session_id, &draft.seat_ids)
+        .await?
+    else {
+        return Err(Error::refused(
+            Code::SessionNotFound,
+            format!("No session has the id {}.", draft.session_id),
+        ));
+    };
+    let Availability {
+        seats,
+        unknown_seat_ids,
+        ..
+    } = availability;
+    if !unknown_seat_ids.is_empty() {
+        return Err(seats_not_found(unknown_seat_ids));
+    }
+    let taken = seats.iter().filter(|seat| !seat.available && !seat.overdue);
+    let taken: Vec<_> = taken
+        .map(|seat| conflict(seat.session_seat_id, Some(seat.status)))
+        .collect();
+    if taken.is_empty() {
+        Ok(())
+    } else {
+        Err(seats_unavailable(taken))
+    }
+}
+
+/// Step 2: the gate. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
+async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
+    let LockOutcome::Busy(busy) = app
+        .locks
+        .acquire(draft.session_id, &draft.seat_ids, draft.id)
+        .await
+    else {
+        return Ok(());
+    };
+    // The Event Service has just called the seats free. Either another booking is on its way there, or a lock outlived its
+    // reservation because Redis was away when that ended; such a lock is taken down, so that it does not cost a sale.
+    let owners: Vec<ReservationId> = busy.iter().map(|(_, owner)| *owner).collect();
+    let ended: Vec<ReservationId> = sqlx::query_scalar(
+        "select id from reservations where id = any($1) and status not in ('active', 'confirming')",
+    )
+    .bind(&owners)
+    .fetch_all(&app.db)
+    .await?;
+    if owners.iter().all(|owner| ended.contains(owner)) {
+        for owner in ended {
+            app.locks.release(draft.session_id, &draft.seat_ids, owner).await;
+        }
+        if !matches!(
+            app.locks
+                .acquire(draft.session_id, &draft.seat_ids, draft.id)
+                .await,
+            LockOutcome::Busy(_)
+        ) {
+            return Ok(());
+        }
+    }
+    Err(seats_unavailable(
+        busy.into_iter()
+            .map(|(seat, _)| conflict(seat, Some(SeatStatus::Reserved)))
+            .collect(),
+    ))
+}
+
+/// Steps 3 to 5.
+async fn hold_and_write(app: &App, draft: &Draft) -> Result<Reservation> {
+    let pricing = app
+        .event_service
+        .pricing(draft.session_id, &draft.seat_ids)
+        .await?;
+    let items = price_items(draft, &pricing)?;
+    reserve(app, draft).await?;
+    let written = write(&app.db, draft, &pricing, items).await;
+    if written.is_err() {
+        release(app, draft).await;
+    }
+    written
+}
+
+/// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
+fn price_items(draft: &Draft, pricing: &Pricing) -> Result<Vec<ReservationItem>> {
+    let prices: HashMap<SessionSeatId, &SeatPrice> = pricing
+        .seats
+        .iter()
+        .map(|price| (price.session_seat_id, price))
+        .collect();
+    let mut items = Vec::with_capacity(draft.seats.len());
+    let mut faults = Vec::new();
+    for (index, seat) in draft.seats.iter().enumerate() {
+        let (Some(price), Some(multiplier)) = (
+            prices.get(&seat.session_seat_id),
+            draft.multipliers.get(&seat.price_tier_id),
+        ) else {
+            return Err(seats_not_found(vec![seat.session_seat_id]));
+        };
+        let labels = [
+            ("row_number", &seat.row_number, &price.row_number),
+            ("seat_number", &seat.seat_number, &price.seat_number),
+        ];
+        for (name, given, real) in labels {
+            if given != real {
+                faults.push(FieldError::at(
+                    format!("/seats/{index}/{name}"),
+                    format!("this seat's {name} is \"{real}\""),
+                ));
+            }
+        }
+        let Some(final_price) = price.price.times(*multiplier) else {
+            return Err(Error::invalid(FieldError::at(
+                format!("/seats/{index}/price_tier_id"),
+                "makes a price beyond what can be charged",
+            )));
+        };
+        items.push(ReservationItem {
+            id: ReservationItemId::new(),
+            session_seat_id: seat.session_seat_id,
+            price_tier_id: seat.price_tier_id,
+            row_number: price.row_number.clone(),
+            seat_number: price.seat_number.clone(),
+            price: final_price,
+            discount_amount: Money::ZERO,
+            final_price,
+        });
+    }
+    if faults.is_empty() {
+        Ok(items)
+    } else {
+        Err(Problem::validation(faults).into())
+    }
+}
+
+/// Step 4: the Event Service decides. Undo: [`release`].
+///
+/// A seat that is held past its time is settled on the spot and asked for once more, so that a dead worker costs no sale.
+async fn reserve(app: &App, draft: &Draft) -> Result<()> {
+    let conflicts = match ask_to_reserve(app, draft).await? {
+        ChangeOutcome::Done => return Ok(()),
+        ChangeOutcome::Refused(conflicts) => conflicts,
+    };
+    let overdue: Option<Vec<HeldSeat>> = conflicts
+        .iter()
+        .map(|seat| {
+            seat.overdue_reservation_id.map(|owner| HeldSeat {
+                reservation_id: owner,
+                session_id: draft.session_id,
+                session_seat_id: seat.session_seat_id,
+            })
+        })
+        .collect();
+    let Some(overdue) = overdue else {
+        return Err(refusal(conflicts));
+    };
+    reconcile::settle(app, &overdue).await?;
+    match ask_to_reserve(app, draft).await? {
+        ChangeOutcome::Done => Ok(()),
+        ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
+    }
+}
+
+async fn ask_to_reserve(app: &App, draft: &Draft) -> Result<ChangeOutcome> {
+    let outcome = app
+        .event_service
+        .reserve(draft.session_id, draft.id, &draft.seat_ids, draft.expiry_time)
+        .await;
+    if outcome.is_err() {
+        // No answer means unknown, not "no": the seats may be held.
+        release(app, draft).await;
+    }
+    outcome
+}
+
+async fn release(app: &App, draft: &Draft) {
+    if let Err(error) = app
+        .event_service
+        .release(draft.session_id, draft.id, &draft.seat_ids)
+        .await
+    {
+        tracing::warn!(%error, reservation_id = %draft.id, "Seats may stay held until reconciliation frees them");
+    }
+}
+
+/// Step 5: the reservation and its items in one statement, unless it is too late by the database's clock.
+async fn write(
+    db: &PgPool,
+    draft: &Draft,
+    pricing: &Pricing,
+    items: Vec<ReservationItem>,
+) -> Result<Reservation> {
+    let total_amount: Money = items.iter().map(|item| item.final_price).sum();
+    let time_max = TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX);
+    let written: Option<(DateTime<Utc>, i64)> = sqlx::query_as(
+        "with made as (
+             insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+             select $1, $2, $3, 'active', $4, $5, $6, $7, $8 where clock_timestamp() < least($4 + $9, $5)
+             returning id, created_at, expiry_time
+         ),
+         lines as (
+             insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+             select line.id, made.id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
+             from made cross join unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::numeric[], $16::numeric[], $17::numeric[])
+                  as line (id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+         )
+         select created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8 from made",
+    )
+    .bind(draft.id)
+    .bind(draft.user_id)
+    .bind(draft.session_id)
+    .bind(draft.booking_time)
+    .bind(draft.expiry_time)
+    .bind(items.len() as i32)
+    .bind(total_amount)
+    .bind(&pricing.currency)
+    .bind(time_max)
+    .bind(items.iter().map(|item| item.id).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.session_seat_id).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.price_tier_id).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.row_number.as_str()).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.seat_number.as_str()).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.price).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.discount_amount).collect::<Vec<_>>())
+    .bind(items.iter().map(|item| item.final_price).collect::<Vec<_>>())
+    .fetch_optional(db)
+    .await?;
+    let Some((created_at, time_remaining_seconds)) = written else {
+        let problem = Problem::new(
+            Code::DeadlineExceeded,
+            "The booking took too long and was given up; nothing is held. Please try again.",
+        );
+        return Err(problem.retry_after(1).into());
+    };
+    Ok(Reservation {
+        id: draft.id,
+        user_id: draft.user_id,
+        session_id: draft.session_id,
+        booking_time: draft.booking_time,
+        expiry_time: draft.expiry_time,
+        seats_count: items.len() as i32,
+        total_amount,
+        currency: pricing.currency.clone(),
+        status: ReservationStatus::Active,
+        items,
+        created_at,
+        updated_at: created_at,
+        time_remaining_seconds,
+    })
+}
+
+fn conflict(session_seat_id: SessionSeatId, status: Option<SeatStatus>) -> SeatConflict {
+    SeatConflict {
+        session_seat_id,
+        status,
+        overdue_reservation_id: None,
+    }
+}
+
+fn refusal(conflicts: Vec<SeatConflict>) -> Error {
+    let unknown: Vec<_> = conflicts
+        .iter()
+        .filter(|seat| seat.status.is_none())
+        .map(|seat| seat.session_seat_id)
+        .collect();
+    if unknown.is_empty() {
+        // Whose hold it is stays between the services.
+        seats_unavailable(
+            conflicts
+                .into_iter()
+                .map(|seat| conflict(seat.session_seat_id, seat.status))
+                .collect(),
+        )
+    } else {
+        seats_not_found(unknown)
+    }
+}
+
+fn seats_unavailable(seats: Vec<SeatConflict>) -> Error {
+    Problem::new(
+        Code::SeatUnavailable,
+        "The seats listed are taken, so none was reserved. Choose others from the seat map.",
+    )
+    .with_seats(seats)
+    .into()
+}
+
+fn seats_not_found(ids: Vec<SessionSeatId>) -> Error {
+    let seats = ids.into_iter().map(|id| conflict(id, None)).collect();
+    Problem::new(Code::SeatNotFound, "The seats listed do not exist in this session, so none was reserved. Take the ids from its seat map.").with_seats(seats).into()
+}

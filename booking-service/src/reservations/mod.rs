@@ -1,0 +1,209 @@
+//! Reservations: the customer's orders, and the one authority on what became of each. Only this folder writes `reservations`.
+//!
+//! ```text
+//!           confirm            captured
+//!  active ─────────▶ confirming ───────▶ confirmed ──▶ refunded   (all its tickets given back)
+//!   │ │ ▲                │
+//!   │ │ └─ not captured ─┘
+//!   │ └──▶ expired      (its time is over: the worker, or whoever wants its seats)
+//!   └────▶ cancelled    (by the customer)
+//! ```
+//!
+//! Each arrow is one conditional update judged by this database's clock; of confirm, cancel and expire one wins and the others
+//! get the right error. `confirming` is a lease: while the payment provider is asked nobody else may end the reservation, and a
+//! lease that has run out is settled by asking the provider what became of the charge. Clients see it as `active`.
+
+pub mod create;
+pub mod finish;
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use service_kit::auth::Caller;
+use service_kit::error::{Error, Result};
+use service_kit::extract::{ApiPath, ApiQuery};
+use service_kit::refusals;
+use shared_contracts::ids::{
+    PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId,
+};
+use shared_contracts::label::Label;
+use shared_contracts::money::{Currency, Money};
+use shared_contracts::page::{Page, PageQuery};
+use shared_contracts::problem::Code;
+use sqlx::{FromRow, PgPool};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::app::App;
+
+/// A reservation.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
+pub struct Reservation {
+    /// Its id.
+    pub id: ReservationId,
+    /// The customer.
+    pub user_id: UserId,
+    /// The session.
+    pub session_id: SessionId,
+    /// When it was made.
+    pub booking_time: DateTime<Utc>,
+    /// When it ends unless it is paid.
+    pub expiry_time: DateTime<Utc>,
+    /// How many seats.
+    pub seats_count: i32,
+    /// What it costs.
+    pub total_amount: Money,
+    /// In which currency.
+    pub currency: Currency,
+    /// What became of it.
+    pub status: ReservationStatus,
+    /// Its seats.
+    #[sqlx(skip)]
+    pub items: Vec<ReservationItem>,
+    /// When its row was made.
+    pub created_at: DateTime<Utc>,
+    /// When its row last changed.
+    pub updated_at: DateTime<Utc>,
+    /// How long it may still be paid; 0 when it is not active.
+    pub time_remaining_seconds: i64,
+}
+
+/// One seat of a reservation.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
+pub struct ReservationItem {
+    /// Its id.
+    pub id: ReservationItemId,
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// The tier that made its price.
+    pub price_tier_id: PriceTierId,
+    /// The seat's row.
+    pub row_number: Label,
+    /// The seat's number.
+    pub seat_number: Label,
+    /// The seat's price times the tier's multiplier.
+    pub price: Money,
+    /// What is taken off it.
+    pub discount_amount: Money,
+    /// What is to be paid.
+    pub final_price: Money,
+}
+
+/// What became of a reservation, as clients see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum ReservationStatus {
+    /// Its seats are held; it may be paid.
+    Active,
+    /// Paid: its seats are sold.
+    Confirmed,
+    /// Not paid in time.
+    Expired,
+    /// Given up by the customer.
+    Cancelled,
+    /// All its tickets were given back.
+    Refunded,
+}
+
+/// The columns of [`Reservation`], for `query_as`. An active one past its time is shown as what it is about to be.
+const COLUMNS: &str = "id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency,
+    case when status = 'confirming' then 'active' when status = 'active' and expiry_time <= now() then 'expired' else status end as status,
+    created_at, updated_at,
+    case when status in ('active', 'confirming') then greatest(0, floor(extract(epoch from expiry_time - now())))::int8 else 0 end
+        as time_remaining_seconds";
+
+/// Which reservations to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ReservationFilter {
+    /// Only those in this state.
+    status: Option<ReservationStatus>,
+}
+
+refusals!(GetRefusals: &[Code::Unauthenticated, Code::ReservationNotFound, Code::ValidationFailed]);
+refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
+
+/// Get one of the caller's reservations
+#[utoipa::path(get, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = [])),
+    responses((status = 200, description = "The reservation", body = Reservation), GetRefusals))]
+pub(crate) async fn get_reservation(
+    State(app): State<App>,
+    caller: Caller,
+    ApiPath(id): ApiPath<ReservationId>,
+) -> Result<Json<Reservation>> {
+    find(&app.db, id, caller.user_id).await.map(Json)
+}
+
+/// List the caller's reservations, newest first
+#[utoipa::path(get, path = "/api/v1/reservations", tag = "2 Reservations", params(PageQuery, ReservationFilter), security(("user_id" = [])),
+    responses((status = 200, description = "A page", body = Page<Reservation>), ListRefusals))]
+pub(crate) async fn list_reservations(
+    State(app): State<App>,
+    caller: Caller,
+    ApiQuery(page): ApiQuery<PageQuery>,
+    ApiQuery(filter): ApiQuery<ReservationFilter>,
+) -> Result<Json<Page<Reservation>>> {
+    let sql = format!(
+        "select * from (select {COLUMNS} from reservations where user_id = $1 and id < $2) own
+         where $4::text is null or status = $4 order by id desc limit $3"
+    );
+    let rows: Vec<Reservation> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(caller.user_id)
+        .bind(page.cursor.unwrap_or(Uuid::max()))
+        .bind(page.rows_to_read())
+        .bind(filter.status)
+        .fetch_all(&app.db)
+        .await?;
+    let mut page = Page::from_rows(rows, &page, |row| row.id.as_uuid());
+    add_items(&app.db, &mut page.items).await?;
+    Ok(Json(page))
+}
+
+/// The reservation, if it is this user's.
+pub(crate) async fn find(db: &PgPool, id: ReservationId, user_id: UserId) -> Result<Reservation> {
+    let sql = format!("select {COLUMNS} from reservations where id = $1 and user_id = $2");
+    let found: Option<Reservation> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(id)
+        .bind(user_id)
+        .fetch_optional(db)
+        .await?;
+    let mut found = [found.ok_or_else(|| not_found(id))?];
+    add_items(db, &mut found).await?;
+    let [reservation] = found;
+    Ok(reservation)
+}
+
+#[derive(FromRow)]
+struct OwnedItem {
+    reservation_id: ReservationId,
+    #[sqlx(flatten)]
+    item: ReservationItem,
+}
+
+async fn add_items(db: &PgPool, reservations: &mut [Reservation]) -> Result<()> {
+    let ids: Vec<ReservationId> = reservations.iter().map(|reservation| reservation.id).collect();
+    let items: Vec<OwnedItem> =
+        sqlx::query_as("select * from reservation_items where reservation_id = any($1) order by id")
+            .bind(&ids)
+            .fetch_all(db)
+            .await?;
+    for owned in items {
+        if let Some(reservation) = reservations
+            .iter_mut()
+            .find(|reservation| reservation.id == owned.reservation_id)
+        {
+            reservation.items.push(owned.item);
+        }
+    }
+    Ok(())
+}
+
+/// The answer for an id that is unknown or another user's: the two can't be told apart.
+pub(crate) fn not_found(id: ReservationId) -> Error {
+    Error::refused(
+        Code::ReservationNotFound,
+        format!("You have no reservation with the id {id}."),
+    )
+}

@@ -1,0 +1,92 @@
+//! This service's settings; the worker reads the same.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use service_kit::amqp::Broker;
+use service_kit::settings::{Common, Secret, SettingsError, SettingsReader};
+use shared_contracts::booking_event;
+
+/// All settings, read once at start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen, how to log.
+    pub common: Common,
+    /// `DATABASE_URL`: PostgreSQL 15 or later.
+    pub database_url: Secret,
+    /// `DATABASE_CONNECTIONS_MAX`: of one process; all together must stay under the server's limit.
+    pub database_connections_max: u32,
+    /// `REDIS_URL`: the seat locks.
+    pub redis_url: Secret,
+    /// `EVENT_SERVICE_URL`: the internal seat API.
+    pub event_service_url: String,
+    /// `RABBITMQ_URL`, `RABBITMQ_EXCHANGE`.
+    pub broker: Broker,
+    /// The rules of booking.
+    pub rules: Rules,
+    /// `EXPIRY_WORKER_INTERVAL_SECONDS`: how often due reservations are looked for.
+    pub expiry_interval: Duration,
+    /// `RECONCILE_INTERVAL_SECONDS`: how often holds are compared with reservations, and payments with their provider.
+    pub reconcile_interval: Duration,
+    /// `EXPIRY_BATCH_SIZE`: reservations ended in one transaction.
+    pub expiry_batch_size: u32,
+    /// `MOCK_PAYMENT_SUCCESS_RATE`: share of charges that the mock provider captures.
+    pub mock_payment_success_rate: f64,
+}
+
+/// The rules of booking.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// `RESERVATION_TIMEOUT_MINUTES`: how long a seat is held for its payment.
+    pub hold_time: Duration,
+    /// `MAX_SEATS_PER_RESERVATION`.
+    pub seats_max: usize,
+}
+
+impl Rules {
+    /// The hold time in the form that sqlx binds as an interval.
+    #[must_use]
+    pub fn hold_interval(&self) -> TimeDelta {
+        TimeDelta::from_std(self.hold_time).unwrap_or(TimeDelta::MAX)
+    }
+}
+
+impl Settings {
+    /// Reads them from the environment; `port` is the process's usual one.
+    ///
+    /// # Errors
+    /// Every fault found.
+    pub fn from_env(port: u16) -> Result<Self, SettingsError> {
+        let mut reader = SettingsReader::from_env();
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        if !reader.or("MOCK_PAYMENT_ENABLED", true) {
+            reader.fault(
+                "MOCK_PAYMENT_ENABLED=false leaves no payment provider: this version has the mock one only",
+            );
+        }
+        let settings = Self {
+            common: Common::read(&mut reader, port),
+            database_url: reader.secret(
+                "DATABASE_URL",
+                "postgres://booking_user:booking_password@localhost:5434/booking_db",
+            ),
+            database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 2, 1000),
+            redis_url: reader.secret("REDIS_URL", "redis://localhost:6379"),
+            event_service_url: reader.or("EVENT_SERVICE_URL", "http://localhost:8000".to_owned()),
+            broker: Broker {
+                url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
+                exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
+            },
+            rules: Rules {
+                hold_time: reader.duration("RESERVATION_TIMEOUT_MINUTES", minute, 10.0, 0.02, 1440.0),
+                seats_max: reader.within("MAX_SEATS_PER_RESERVATION", 10, 1, 100),
+            },
+            // Below a second, so that an expired seat is back on sale within two whatever the phase.
+            expiry_interval: reader.duration("EXPIRY_WORKER_INTERVAL_SECONDS", second, 1.0, 0.1, 3600.0),
+            reconcile_interval: reader.duration("RECONCILE_INTERVAL_SECONDS", second, 5.0, 0.1, 3600.0),
+            expiry_batch_size: reader.within("EXPIRY_BATCH_SIZE", 100, 1, 1000),
+            mock_payment_success_rate: reader.within("MOCK_PAYMENT_SUCCESS_RATE", 1.0, 0.0, 1.0),
+        };
+        reader.finish(settings)
+    }
+}

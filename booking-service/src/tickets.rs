@@ -1,0 +1,274 @@
+//! Tickets: made when a reservation is confirmed, given back by a refund. Their QR codes are drawn when someone asks for them.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chrono::{DateTime, Utc};
+use qrcode::render::svg;
+use qrcode::{Color, EcLevel, QrCode};
+use serde::{Deserialize, Serialize};
+use service_kit::auth::Caller;
+use service_kit::error::{Error, Result};
+use service_kit::extract::{ApiPath, ApiQuery};
+use service_kit::refusals;
+use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
+use shared_contracts::label::Label;
+use shared_contracts::money::Money;
+use shared_contracts::problem::Code;
+use sqlx::{FromRow, PgConnection, PgPool};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::app::App;
+
+/// Pixels of one dot of a QR code.
+const DOT_PIXELS: usize = 6;
+/// Dots of white around it; readers need four.
+const QUIET_ZONE_DOTS: usize = 4;
+/// The most tickets that a customer's list shows, newest first; a bare array has no pages.
+const LIST_MAX: i64 = 1000;
+
+/// A ticket: the right to sit on one session seat.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
+pub struct Ticket {
+    /// Its id; the content of its QR code is `TICKET:` and this.
+    pub id: TicketId,
+    /// The reservation that it came from.
+    pub reservation_id: ReservationId,
+    /// Its owner.
+    pub user_id: UserId,
+    /// The session.
+    pub session_id: SessionId,
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// The seat's row.
+    pub row_number: Label,
+    /// The seat's number.
+    pub seat_number: Label,
+    /// What was paid.
+    pub price: Money,
+    /// Whether it admits.
+    pub status: TicketStatus,
+    /// The QR code as a `data:image/png;base64,` URL. Left out of the answers to confirm and refund, where a buyer waits.
+    #[sqlx(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qr_code: Option<String>,
+    /// Whether it has admitted someone.
+    pub is_used: bool,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Whether a ticket admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum TicketStatus {
+    /// It does.
+    Active,
+    /// It has.
+    Used,
+    /// It was given back.
+    Refunded,
+}
+
+/// The columns of [`Ticket`], for `query_as`.
+macro_rules! columns {
+    () => {
+        "id, reservation_id, user_id, session_id, session_seat_id, row_number, seat_number, price, status, status = 'used' as is_used, created_at"
+    };
+}
+
+/// How to draw a QR code.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct QrQuery {
+    /// `png` when left out.
+    format: Option<QrFormat>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum QrFormat {
+    Png,
+    Svg,
+}
+
+refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
+refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
+
+/// List a user's tickets, newest first
+///
+/// Another user's list is empty for you.
+#[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = [])),
+    responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
+pub(crate) async fn list_tickets(
+    State(app): State<App>,
+    caller: Caller,
+    ApiPath(user_id): ApiPath<UserId>,
+) -> Result<Json<Vec<Ticket>>> {
+    if user_id != caller.user_id {
+        return Ok(Json(Vec::new()));
+    }
+    let sql = concat!(
+        "select ",
+        columns!(),
+        " from tickets where user_id = $1 order by id desc limit $2"
+    );
+    let tickets: Vec<Ticket> = sqlx::query_as(sql)
+        .bind(user_id)
+        .bind(LIST_MAX)
+        .fetch_all(&app.db)
+        .await?;
+    tickets
+        .into_iter()
+        .map(Ticket::with_qr_code)
+        .collect::<Result<_>>()
+        .map(Json)
+}
+
+/// Get one of the caller's tickets
+#[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = [])),
+    responses((status = 200, description = "The ticket", body = Ticket), GetRefusals))]
+pub(crate) async fn get_ticket(
+    State(app): State<App>,
+    caller: Caller,
+    ApiPath(id): ApiPath<TicketId>,
+) -> Result<Json<Ticket>> {
+    find(&app.db, id, caller.user_id).await?.with_qr_code().map(Json)
+}
+
+/// Get a ticket's QR code
+#[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = [])),
+    responses((status = 200, description = "The image", content((Vec<u8> = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
+pub(crate) async fn get_ticket_qr(
+    State(app): State<App>,
+    caller: Caller,
+    ApiPath(id): ApiPath<TicketId>,
+    ApiQuery(query): ApiQuery<QrQuery>,
+) -> Result<Response> {
+    let code = find(&app.db, id, caller.user_id).await?.qr()?;
+    Ok(match query.format.unwrap_or(QrFormat::Png) {
+        QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], png_of(&code)?).into_response(),
+        QrFormat::Svg => (
+            [(header::CONTENT_TYPE, "image/svg+xml")],
+            code.render::<svg::Color<'_>>().build(),
+        )
+            .into_response(),
+    })
+}
+
+/// Makes the tickets of a reservation, one for each of its items. Called in the transaction that confirms it.
+pub(crate) async fn issue(tx: &mut PgConnection, reservation_id: ReservationId) -> Result<Vec<Ticket>> {
+    let items: Vec<ReservationItemId> =
+        sqlx::query_scalar("select id from reservation_items where reservation_id = $1 order by id")
+            .bind(reservation_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    let ids: Vec<TicketId> = items.iter().map(|_| TicketId::new()).collect();
+    let sql = concat!(
+        "insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
+         select made.id, r.id, i.id, r.user_id, r.session_id, i.session_seat_id, i.row_number, i.seat_number, i.final_price
+         from unnest($1::uuid[], $2::uuid[]) as made (id, item_id)
+         join reservation_items i on i.id = made.item_id join reservations r on r.id = i.reservation_id
+         returning ",
+        columns!()
+    );
+    Ok(sqlx::query_as(sql).bind(ids).bind(items).fetch_all(tx).await?)
+}
+
+/// `active → refunded`, if it is this user's; `None` when nothing was changed.
+///
+/// The reservation's row is locked first: refunds of its tickets wait for each other, and the last one sees that it is.
+pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, user_id: UserId) -> Result<Option<Ticket>> {
+    sqlx::query("select from reservations where id = (select reservation_id from tickets where id = $1 and user_id = $2) for no key update")
+        .bind(id)
+        .bind(user_id)
+        .execute(&mut *tx)
+        .await?;
+    let sql = concat!(
+        "update tickets set status = 'refunded', updated_at = now() where id = $1 and user_id = $2 and status = 'active' returning ",
+        columns!()
+    );
+    Ok(sqlx::query_as(sql)
+        .bind(id)
+        .bind(user_id)
+        .fetch_optional(tx)
+        .await?)
+}
+
+/// The ticket, if it is this user's.
+pub(crate) async fn find(db: &PgPool, id: TicketId, user_id: UserId) -> Result<Ticket> {
+    let sql = concat!(
+        "select ",
+        columns!(),
+        " from tickets where id = $1 and user_id = $2"
+    );
+    let found = sqlx::query_as(sql)
+        .bind(id)
+        .bind(user_id)
+        .fetch_optional(db)
+        .await?;
+    found.ok_or_else(|| {
+        Error::refused(
+            Code::TicketNotFound,
+            format!("You have no ticket with the id {id}."),
+        )
+    })
+}
+
+/// A reservation's tickets in the order of its items.
+pub(crate) async fn of_reservation(db: &PgPool, id: ReservationId) -> Result<Vec<Ticket>> {
+    let sql = concat!(
+        "select ",
+        columns!(),
+        " from tickets where reservation_id = $1 order by id"
+    );
+    Ok(sqlx::query_as(sql).bind(id).fetch_all(db).await?)
+}
+
+impl Ticket {
+    fn qr(&self) -> Result<QrCode> {
+        let content = format!("TICKET:{}", self.id);
+        QrCode::with_error_correction_level(content, EcLevel::M)
+            .map_err(|error| Error::Internal(error.into()))
+    }
+
+    fn with_qr_code(mut self) -> Result<Self> {
+        let png = png_of(&self.qr()?)?;
+        self.qr_code = Some(format!("data:image/png;base64,{}", BASE64.encode(png)));
+        Ok(self)
+    }
+}
+
+/// A QR code as a PNG of one bit a pixel: half a kilobyte.
+fn png_of(code: &QrCode) -> Result<Vec<u8>> {
+    let dots = code.width();
+    let side = (dots + 2 * QUIET_ZONE_DOTS) * DOT_PIXELS;
+    let colors = code.to_colors();
+    let is_dark = |x: usize, y: usize| {
+        let dot = |pixel: usize| {
+            (pixel / DOT_PIXELS)
+                .checked_sub(QUIET_ZONE_DOTS)
+                .filter(|dot| *dot < dots)
+        };
+        matches!((dot(x), dot(y)), (Some(column), Some(row)) if colors[row * dots + column] == Color::Dark)
+    };
+    let mut pixels = vec![0xFF_u8; side.div_ceil(8) * side];
+    for y in 0..side {
+        for x in (0..side).filter(|x| is_dark(*x, y)) {
+            pixels[y * side.div_ceil(8) + x / 8] &= !(0x80 >> (x % 8));
+        }
+    }
+    let mut image = Vec::new();
+    let mut encoder = png::Encoder::new(&mut image, side as u32, side as u32);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::One);
+    let written = encoder
+        .write_header()
+        .and_then(|mut writer| writer.write_image_data(&pixels));
+    written.map_err(|error| Error::Internal(error.into()))?;
+    Ok(image)
+}
