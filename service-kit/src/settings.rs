@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_not_a_number_is_out_of_every_range() {
         let mut reader = reader(&[("RATE", "NaN")]);
-        assert!((reader.within("RATE", 0.5, 0.0, 1.0) - 0.5).abs() < f64::EPSILON);
+        assert!((reader.within("RATE", 0.5_f64, 0.0, 1.0) - 0.5).abs() < f64::EPSILON);
         assert!(reader.finish(()).is_err());
     }
 

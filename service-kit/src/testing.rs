@@ -1,1 +1,219 @@
-//! testing
+//! What the tests of both services stand on: databases of their own, waiting on a condition, and a TCP proxy that breaks.
+//!
+//! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single runs.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this module is compiled for tests only, and a test fails by a panic"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests read their servers' addresses themselves and spawn outside of a lifecycle"
+)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::settings::Secret;
+
+/// An address that the test servers' starter put into the environment.
+#[must_use]
+pub fn server(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run ./test.sh, or ./test.sh --only-servers and then `source .local/test/env.sh`")
+    })
+}
+
+/// A name that no other test uses.
+#[must_use]
+pub fn unique(prefix: &str) -> String {
+    format!("{prefix}_{}", Uuid::now_v7().simple())
+}
+
+/// A new database with the schema of `migrator`, cloned from a template that is migrated once.
+pub async fn database(prefix: &str, migrator: &Migrator) -> Secret {
+    let admin: PgConnectOptions = server("TEST_POSTGRES_URL").parse().expect("TEST_POSTGRES_URL");
+    let mut connection = admin.connect().await.expect("the test PostgreSQL server answers");
+    let fingerprint = migrator
+        .iter()
+        .flat_map(|migration| migration.checksum.iter())
+        .fold(0_u64, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+        });
+    let template = format!("template_{prefix}_{fingerprint:x}");
+    // Tests run in processes of their own: the first one makes the template and the others wait for it.
+    let lock = fingerprint as i64;
+    sqlx::query("select pg_advisory_lock($1)")
+        .bind(lock)
+        .execute(&mut connection)
+        .await
+        .expect("lock");
+    let made: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(&template)
+        .fetch_one(&mut connection)
+        .await
+        .expect("look");
+    if !made {
+        let fresh = unique("making");
+        create_database(&mut connection, &format!("create database {fresh}")).await;
+        let mut database = admin
+            .clone()
+            .database(&fresh)
+            .connect()
+            .await
+            .expect("the new database");
+        migrator.run(&mut database).await.expect("migrations");
+        database.close().await.expect("close");
+        create_database(
+            &mut connection,
+            &format!("alter database {fresh} rename to {template}"),
+        )
+        .await;
+    }
+    let name = unique(prefix);
+    create_database(
+        &mut connection,
+        &format!("create database {name} template {template}"),
+    )
+    .await;
+    sqlx::query("select pg_advisory_unlock($1)")
+        .bind(lock)
+        .execute(&mut connection)
+        .await
+        .expect("unlock");
+    connection.close().await.expect("close");
+    Secret::from(admin.database(&name).to_url_lossy().as_str())
+}
+
+async fn create_database(connection: &mut PgConnection, sql: &str) {
+    connection
+        .execute(AssertSqlSafe(sql.to_owned()))
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// Waits until `condition` holds; panics with `what` when it does not within `time_max`.
+#[track_caller]
+pub fn wait_until<F: Future<Output = bool>>(
+    what: &str,
+    time_max: Duration,
+    condition: impl Fn() -> F,
+) -> impl Future<Output = Duration> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let begun = Instant::now();
+        while !condition().await {
+            assert!(
+                begun.elapsed() < time_max,
+                "waited {time_max:?} in vain until {what} ({caller})"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        begun.elapsed()
+    }
+}
+
+/// How a [`ChaosProxy`] treats its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Pass,
+    Cut,
+    Freeze,
+}
+
+/// A TCP proxy in front of a server: passes, cuts, or lets everything hang.
+#[derive(Debug, Clone)]
+pub struct ChaosProxy {
+    address: SocketAddr,
+    mode: Arc<watch::Sender<Mode>>,
+}
+
+impl ChaosProxy {
+    /// A proxy to `target` (`host:port`) that passes everything.
+    pub async fn to(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("address");
+        let mode = Arc::new(watch::Sender::new(Mode::Pass));
+        let (seen, target) = (mode.subscribe(), target.to_owned());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(carry(client, target.clone(), seen.clone()));
+            }
+        });
+        Self { address, mode }
+    }
+
+    /// A proxy to the server of a URL, and the URL with the proxy's address in its place.
+    pub async fn in_front_of(url: &str) -> (Self, String) {
+        let authority = url
+            .split("://")
+            .nth(1)
+            .and_then(|rest| rest.split('/').next())
+            .expect("a URL");
+        let target = authority.rsplit('@').next().expect("host and port");
+        let proxy = Self::to(target).await;
+        let through = url.replacen(target, &proxy.address.to_string(), 1);
+        (proxy, through)
+    }
+
+    /// Everything passes, new connections too.
+    pub fn heal(&self) {
+        self.mode.send_replace(Mode::Pass);
+    }
+
+    /// Connections break, new ones at once: the server is down.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Cut);
+    }
+
+    /// Connections stay and nothing passes: the server is frozen.
+    pub fn freeze(&self) {
+        self.mode.send_replace(Mode::Freeze);
+    }
+}
+
+/// A connection that was frozen ends with the thaw: what was on its way is lost, as after a real outage of some length.
+async fn carry(mut client: TcpStream, target: String, mut mode: watch::Receiver<Mode>) {
+    let now = *mode.borrow_and_update();
+    if now == Mode::Pass {
+        let Ok(mut server) = TcpStream::connect(&target).await else {
+            return;
+        };
+        tokio::select! {
+            _ = copy_bidirectional(&mut client, &mut server) => return,
+            _ = mode.changed() => {}
+        }
+        if *mode.borrow() != Mode::Freeze {
+            return;
+        }
+        // The server's side stays open too while nothing passes.
+        return drop((mode.changed().await, server));
+    }
+    if now == Mode::Freeze {
+        drop(mode.changed().await);
+    }
+}
+
+/// Compares a generated text with the file that is kept of it; with `UPDATE_FILES=1` the file is written instead.
+#[track_caller]
+pub fn assert_matches_file(text: &str, path: &str) {
+    let text = format!("{}\n", text.trim_end());
+    if std::env::var("UPDATE_FILES").is_ok() {
+        std::fs::write(path, text).expect("the file can be written");
+        return;
+    }
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        kept == text,
+        "{path} is out of date: look at what changed with `UPDATE_FILES=1 cargo test openapi` and `git diff`"
+    );
+}

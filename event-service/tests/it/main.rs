@@ -1,1 +1,12 @@
-//! tests
+//! The Event Service's tests, as one binary: each on a database, an exchange and a queue of its own.
+
+mod support;
+
+mod booking_consumer;
+mod catalogue;
+mod database;
+mod internal_api;
+mod openapi;
+mod problems;
+mod session_seats;
+mod sessions;

@@ -1,0 +1,302 @@
+//! The authority on seats, against a real database and without HTTP.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use event_service::app;
+use event_service::session_seats::{self, ChangeOutcome};
+use futures::future::join_all;
+use service_kit::database::lazy_pool;
+use service_kit::testing::database;
+use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::seat_api::SeatStatus;
+use sqlx::PgPool;
+use tokio::sync::Barrier;
+use uuid::Uuid;
+
+struct Seats {
+    db: PgPool,
+    session: SessionId,
+    ids: Vec<SessionSeatId>,
+}
+
+/// A session of `count` seats, written past the HTTP interface.
+async fn seats(count: i32) -> Seats {
+    let url = database("event", &app::MIGRATIONS).await;
+    let db = lazy_pool(&url, "test", 20).unwrap();
+    let session: Uuid = sqlx::query_scalar(
+        "with o as (insert into organizers (organizer_id, name) values (gen_random_uuid(), 'o') returning organizer_id),
+              e as (insert into events (event_id, organizer_id, title, event_type) select gen_random_uuid(), organizer_id, 't', 'other' from o returning event_id),
+              l as (insert into locations (location_id, name, address, city, country, timezone) values (gen_random_uuid(), 'l', 'a', 'c', 'c', 'UTC') returning location_id),
+              h as (insert into halls (hall_id, location_id, name, capacity) select gen_random_uuid(), location_id, 'h', 1000 from l returning hall_id),
+              s as (insert into seats (seat_id, hall_id, row_number, seat_number, seat_type)
+                    select gen_random_uuid(), hall_id, '1', n::text, 'regular' from h, generate_series(1, $1) n returning seat_id),
+              x as (insert into sessions (session_id, event_id, hall_id, start_time, end_time, base_price, currency)
+                    select gen_random_uuid(), event_id, hall_id, now() + interval '1 day', now() + interval '2 days', 10, 'USD' from e, h returning session_id),
+              y as (insert into session_seats (session_seat_id, session_id, seat_id, price) select gen_random_uuid(), session_id, seat_id, 10 from x, s)
+         select session_id from x",
+    )
+    .bind(count)
+    .fetch_one(&db)
+    .await
+    .unwrap();
+    let ids = sqlx::query_scalar("select session_seat_id from session_seats order by session_seat_id")
+        .fetch_all(&db)
+        .await
+        .unwrap();
+    Seats {
+        db,
+        session: session.into(),
+        ids,
+    }
+}
+
+impl Seats {
+    async fn reserve(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
+        self.reserve_until(owner, seats, soon()).await
+    }
+
+    async fn reserve_until(
+        &self,
+        owner: ReservationId,
+        seats: &[SessionSeatId],
+        until: DateTime<Utc>,
+    ) -> ChangeOutcome {
+        session_seats::reserve(
+            &mut *self.db.acquire().await.unwrap(),
+            self.session,
+            owner,
+            seats,
+            until,
+        )
+        .await
+        .unwrap()
+    }
+
+    async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
+        session_seats::release(&mut *self.db.acquire().await.unwrap(), owner, seats)
+            .await
+            .unwrap()
+    }
+
+    async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
+        session_seats::confirm(&mut *self.db.acquire().await.unwrap(), owner, seats)
+            .await
+            .unwrap()
+    }
+
+    async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
+        session_seats::refund(&mut *self.db.acquire().await.unwrap(), owner, seats)
+            .await
+            .unwrap()
+    }
+
+    async fn state(&self) -> Vec<(SessionSeatId, SeatStatus, Option<ReservationId>)> {
+        sqlx::query_as(
+            "select session_seat_id, status, reservation_id from session_seats order by session_seat_id",
+        )
+        .fetch_all(&self.db)
+        .await
+        .unwrap()
+    }
+
+    async fn changes(&self) -> i64 {
+        sqlx::query_scalar("select max(change_seq) from session_seats")
+            .fetch_one(&self.db)
+            .await
+            .unwrap()
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the service that asks for a hold says when it is due"
+)]
+fn soon() -> DateTime<Utc> {
+    Utc::now() + TimeDelta::minutes(10)
+}
+
+fn taken(outcome: &ChangeOutcome) -> Vec<SessionSeatId> {
+    match outcome {
+        ChangeOutcome::Refused(conflicts) => conflicts
+            .iter()
+            .map(|conflict| conflict.session_seat_id)
+            .collect(),
+        ChangeOutcome::Done => panic!("it was done"),
+    }
+}
+
+#[tokio::test]
+async fn a_reservation_gets_all_its_seats_or_none() {
+    let seats = seats(3).await;
+    let (first, second) = (ReservationId::new(), ReservationId::new());
+    assert_eq!(seats.reserve(first, &seats.ids[1..2]).await, ChangeOutcome::Done);
+    assert_eq!(taken(&seats.reserve(second, &seats.ids).await), [seats.ids[1]]);
+    assert!(
+        seats
+            .state()
+            .await
+            .iter()
+            .all(|(_, _, owner)| *owner != Some(second))
+    );
+}
+
+#[tokio::test]
+async fn each_change_is_harmless_when_repeated() {
+    let seats = seats(2).await;
+    let owner = ReservationId::new();
+    seats.reserve(owner, &seats.ids).await;
+    let held = seats.changes().await;
+    assert_eq!(seats.reserve(owner, &seats.ids).await, ChangeOutcome::Done);
+    assert_eq!(seats.changes().await, held, "a repeated reserve changed a seat");
+    assert_eq!(seats.confirm(owner, &seats.ids).await, ChangeOutcome::Done);
+    let sold = seats.changes().await;
+    assert_eq!(seats.confirm(owner, &seats.ids).await, ChangeOutcome::Done);
+    assert_eq!(seats.reserve(owner, &seats.ids).await, ChangeOutcome::Done);
+    assert_eq!(seats.changes().await, sold, "a repeat changed a sold seat");
+    assert_eq!(seats.refund(owner, &seats.ids).await.len(), 2);
+    assert!(seats.refund(owner, &seats.ids).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_seat_released_twice_stays_with_its_new_owner() {
+    let seats = seats(1).await;
+    let (old, new) = (ReservationId::new(), ReservationId::new());
+    seats.reserve(old, &seats.ids).await;
+    assert_eq!(seats.release(old, &seats.ids).await, seats.ids);
+    seats.reserve(new, &seats.ids).await;
+    assert!(seats.release(old, &seats.ids).await.is_empty());
+    assert_eq!(seats.state().await[0].2, Some(new));
+    seats.confirm(new, &seats.ids).await;
+    assert!(
+        seats.release(new, &seats.ids).await.is_empty(),
+        "a sold seat was released"
+    );
+    assert!(
+        seats.refund(old, &seats.ids).await.is_empty(),
+        "a refund freed another's seat"
+    );
+    assert_eq!(seats.state().await[0].1, SeatStatus::Sold);
+}
+
+#[tokio::test]
+async fn nobody_confirms_seats_that_they_do_not_all_hold() {
+    let seats = seats(2).await;
+    let (owner, other) = (ReservationId::new(), ReservationId::new());
+    seats.reserve(owner, &seats.ids[..1]).await;
+    assert_eq!(taken(&seats.confirm(owner, &seats.ids).await), [seats.ids[1]]);
+    assert_eq!(
+        taken(&seats.confirm(other, &seats.ids[..1]).await),
+        [seats.ids[0]]
+    );
+    assert_eq!(seats.state().await[0].1, SeatStatus::Reserved);
+}
+
+#[tokio::test]
+async fn seats_of_another_session_or_of_none_are_unknown() {
+    let seats = seats(1).await;
+    let stranger = SessionSeatId::new();
+    let outcome = seats
+        .reserve(ReservationId::new(), &[seats.ids[0], stranger])
+        .await;
+    let ChangeOutcome::Refused(conflicts) = outcome else {
+        panic!("reserved")
+    };
+    assert_eq!(
+        (conflicts.len(), conflicts[0].session_seat_id, conflicts[0].status),
+        (1, stranger, None)
+    );
+    let elsewhere = session_seats::reserve(
+        &mut *seats.db.acquire().await.unwrap(),
+        SessionId::new(),
+        ReservationId::new(),
+        &seats.ids,
+        soon(),
+    )
+    .await
+    .unwrap();
+    assert_eq!(taken(&elsewhere), seats.ids);
+    assert_eq!(seats.state().await[0].1, SeatStatus::Available);
+}
+
+#[tokio::test]
+async fn a_hold_past_its_time_stays_and_is_named_to_who_wants_it() {
+    let seats = seats(2).await;
+    let (late, buyer) = (ReservationId::new(), ReservationId::new());
+    seats
+        .reserve_until(late, &seats.ids[..1], soon() - TimeDelta::hours(1))
+        .await;
+    let ChangeOutcome::Refused(conflicts) = seats.reserve(buyer, &seats.ids).await else {
+        panic!("a clock freed a seat")
+    };
+    assert_eq!(conflicts[0].overdue_reservation_id, Some(late));
+    let overdue = session_seats::holds_before(&mut *seats.db.acquire().await.unwrap(), None, None, 10)
+        .await
+        .unwrap();
+    assert_eq!(
+        overdue.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>(),
+        [late]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_want_one_seat_and_one_gets_it() {
+    let seats = Arc::new(seats(1).await);
+    let start = Arc::new(Barrier::new(300));
+    let buyers = (0..300).map(|_| {
+        let (seats, start) = (Arc::clone(&seats), Arc::clone(&start));
+        async move {
+            start.wait().await;
+            seats.reserve(ReservationId::new(), &seats.ids).await == ChangeOutcome::Done
+        }
+    });
+    assert_eq!(join_all(buyers).await.into_iter().filter(|won| *won).count(), 1);
+}
+
+/// Sets that overlap in opposite orders, reserved and released over and over: no deadlock, and never a part of a set.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "each buyer is a task of its own, so that they really run at the same time"
+)]
+async fn overlapping_sets_in_opposite_orders_never_deadlock_or_split() {
+    let seats = Arc::new(seats(6).await);
+    let buyers: Vec<_> = (0..12_usize)
+        .map(|buyer| {
+            let seats = Arc::clone(&seats);
+            tokio::spawn(async move {
+                let mut won = 0;
+                for round in 0..40 {
+                    let mut wanted: Vec<_> = (0..4).map(|n| seats.ids[(buyer + round + n) % 6]).collect();
+                    if buyer % 2 == 1 {
+                        wanted.reverse();
+                    }
+                    let owner = ReservationId::new();
+                    let done = seats.reserve(owner, &wanted).await == ChangeOutcome::Done;
+                    let held = seats
+                        .state()
+                        .await
+                        .into_iter()
+                        .filter(|(_, _, who)| *who == Some(owner))
+                        .count();
+                    assert_eq!(held, if done { 4 } else { 0 }, "a part of a set is held");
+                    won += usize::from(done);
+                    seats.release(owner, &wanted).await;
+                }
+                won
+            })
+        })
+        .collect();
+    let won: usize = join_all(buyers).await.into_iter().map(Result::unwrap).sum();
+    assert!(
+        won > 0 && won < 12 * 40,
+        "{won} wins: there was no contention, so the test has tested nothing"
+    );
+    assert!(
+        seats
+            .state()
+            .await
+            .iter()
+            .all(|(_, status, _)| *status == SeatStatus::Available)
+    );
+}

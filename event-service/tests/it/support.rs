@@ -1,0 +1,181 @@
+//! A running Event Service, and the requests that tests make of it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use event_service::app;
+use event_service::settings::Settings;
+use reqwest::{Client, Method, Response};
+use serde_json::{Value, json};
+use service_kit::amqp::Broker;
+use service_kit::lifecycle::Lifecycle;
+use service_kit::settings::{Common, LogFormat, Secret};
+use service_kit::testing::{database, server, unique};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+
+/// A service of its own, with a look into its database.
+pub(crate) struct TestApp {
+    pub(crate) base: String,
+    pub(crate) db: PgPool,
+    pub(crate) broker: Broker,
+    pub(crate) queue: String,
+    pub(crate) http: Client,
+    lifecycle: Lifecycle,
+    /// Sessions made so far; each takes place on a day of its own.
+    sessions: AtomicU32,
+}
+
+impl TestApp {
+    pub(crate) async fn spawn() -> Self {
+        let database_url = database("event", &app::MIGRATIONS).await;
+        let broker = Broker {
+            url: Secret::from(server("TEST_RABBITMQ_URL").as_str()),
+            exchange: unique("exchange"),
+        };
+        Self::spawn_with(database_url, broker).await
+    }
+
+    pub(crate) async fn spawn_with(database_url: Secret, broker: Broker) -> Self {
+        let queue = unique("queue");
+        let settings = Settings {
+            common: Common {
+                listen: ([127, 0, 0, 1], 0).into(),
+                log_level: "warn".into(),
+                log_format: LogFormat::Pretty,
+            },
+            database_url: database_url.clone(),
+            database_connections_max: 10,
+            broker: broker.clone(),
+            queue: queue.clone(),
+        };
+        let listener = TcpListener::bind(settings.common.listen).await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let lifecycle = Lifecycle::new();
+        app::run(settings, listener, &lifecycle).await.unwrap();
+        let db = PgPool::connect(database_url.reveal()).await.unwrap();
+        Self {
+            base,
+            db,
+            broker,
+            queue,
+            http: Client::builder().build().unwrap(),
+            lifecycle,
+            sessions: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Response {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request.send().await.unwrap()
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value, expected: u16) -> Value {
+        answer(self.call(Method::POST, path, Some(body)).await, expected).await
+    }
+
+    pub(crate) async fn get(&self, path: &str, expected: u16) -> Value {
+        answer(self.call(Method::GET, path, None).await, expected).await
+    }
+
+    pub(crate) async fn organizer(&self) -> String {
+        id(
+            &self
+                .post("/api/v1/organizers", &json!({ "name": "City Stage" }), 201)
+                .await,
+            "organizer_id",
+        )
+    }
+
+    pub(crate) async fn event(&self) -> String {
+        let event =
+            json!({ "organizer_id": self.organizer().await, "title": "Concert", "event_type": "concert" });
+        id(&self.post("/api/v1/events", &event, 201).await, "event_id")
+    }
+
+    pub(crate) async fn location(&self) -> String {
+        let location = json!({ "name": "Mill", "address": "1 Mill Lane", "city": "Berlin", "country": "Germany", "timezone": "Europe/Berlin" });
+        id(
+            &self.post("/api/v1/locations", &location, 201).await,
+            "location_id",
+        )
+    }
+
+    pub(crate) async fn hall(&self, capacity: u32) -> String {
+        let path = format!("/api/v1/locations/{}/halls", self.location().await);
+        id(
+            &self
+                .post(&path, &json!({ "name": "Great Hall", "capacity": capacity }), 201)
+                .await,
+            "hall_id",
+        )
+    }
+
+    /// A body for a session on a day of its own.
+    pub(crate) fn session_body(&self, event: &str, hall: &str) -> Value {
+        let day = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        let time = |hour: u32| format!("2031-{:02}-{:02}T{hour:02}:00:00Z", day / 28 + 1, day % 28 + 1);
+        json!({ "event_id": event, "hall_id": hall, "start_time": time(19), "end_time": time(21), "base_price": 100.00 })
+    }
+
+    /// A session of `seats` seats in one row, and the ids of its session seats in order.
+    pub(crate) async fn session(&self, seats: u32) -> (String, Vec<String>) {
+        let hall = self.hall(seats).await;
+        self.post(
+            &format!("/api/v1/halls/{hall}/seats/bulk"),
+            &json!({ "rows": 1, "seats_per_row": seats }),
+            201,
+        )
+        .await;
+        let session = id(
+            &self
+                .post(
+                    "/api/v1/sessions",
+                    &self.session_body(&self.event().await, &hall),
+                    201,
+                )
+                .await,
+            "session_id",
+        );
+        let seats = self.get(&format!("/api/v1/sessions/{session}/seats"), 200).await;
+        let seats = seats
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|seat| id(seat, "session_seat_id"))
+            .collect();
+        (session, seats)
+    }
+
+    /// Each seat's status, in the order of the seats.
+    pub(crate) async fn statuses(&self, session: &str) -> Vec<String> {
+        let seats = self.get(&format!("/api/v1/sessions/{session}/seats"), 200).await;
+        seats
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|seat| id(seat, "status"))
+            .collect()
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.lifecycle.stop();
+    }
+}
+
+pub(crate) fn id(value: &Value, name: &str) -> String {
+    value[name]
+        .as_str()
+        .unwrap_or_else(|| panic!("no {name} in {value}"))
+        .to_owned()
+}
+
+async fn answer(response: Response, expected: u16) -> Value {
+    let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+    assert_eq!(status, expected, "{text}");
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}
