@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# apt-install.sh PACKAGE...: installs packages without letting them start servers, now or at
+# the next boot. Needs root; scripts/packages.sh calls it, by sudo where necessary.
+set -euo pipefail
+
+readonly POLICY=/usr/sbin/policy-rc.d
+readonly SAVED_POLICY=$POLICY.saved-by-ticketing
+readonly CLUSTER_CONFIG=/etc/postgresql-common/createcluster.conf
+readonly SAVED_CLUSTER_CONFIG=$CLUSTER_CONFIG.saved-by-ticketing
+
+# The servers that the packages bring; epmd is RabbitMQ's, uuidd comes with uuidgen.
+readonly UNITS=(postgresql.service redis-server.service rabbitmq-server.service
+    epmd.socket epmd.service uuidd.socket uuidd.service)
+
+restore() {
+    if [[ -e $SAVED_CLUSTER_CONFIG ]]; then
+        mv -f "$SAVED_CLUSTER_CONFIG" "$CLUSTER_CONFIG"
+    fi
+    rm -f "$POLICY"
+    if [[ -e $SAVED_POLICY ]]; then
+        mv -f "$SAVED_POLICY" "$POLICY"
+    fi
+}
+
+# Debian asks this program before a package may start a service: 101 means "not allowed".
+forbid_service_starts() {
+    # Still there when an earlier run was killed: that one is the original.
+    if [[ -e $POLICY && ! -e $SAVED_POLICY ]]; then
+        mv "$POLICY" "$SAVED_POLICY"
+    fi
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+}
+
+# A database cluster "main" would be made on installation and started at each boot. The
+# switch is in a file of postgresql-common, so that one is installed first.
+forbid_default_cluster() {
+    apt_get install postgresql-common
+    if [[ ! -e $SAVED_CLUSTER_CONFIG ]]; then
+        cp -p "$CLUSTER_CONFIG" "$SAVED_CLUSTER_CONFIG"
+    fi
+    printf 'create_main_cluster = false\n' >"$CLUSTER_CONFIG"
+}
+
+apt_get() {
+    apt-get --yes --quiet --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold "$@"
+}
+
+install_packages() {
+    if [[ " $* " == *' postgresql '* ]]; then
+        forbid_default_cluster || return
+    fi
+    apt_get install "$@"
+}
+
+unit_installed() {
+    [[ -e /lib/systemd/system/$1 || -e /usr/lib/systemd/system/$1 ]]
+}
+
+new_units=()
+for unit in "${UNITS[@]}"; do
+    unit_installed "$unit" || new_units+=("$unit")
+done
+
+trap restore EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+forbid_service_starts
+
+# A fresh or an old system has no list of packages, or one of versions that are gone.
+if ! install_packages "$@"; then
+    printf 'Trying again with a fresh list of packages.\n' >&2
+    apt_get update
+    install_packages "$@"
+fi
+
+for unit in "${new_units[@]}"; do
+    unit_installed "$unit" || continue
+    if command -v systemctl >/dev/null 2>&1; then
+        systemctl disable "$unit" >/dev/null 2>&1 || true
+    elif [[ -e /etc/init.d/${unit%.*} ]]; then
+        update-rc.d "${unit%.*}" disable >/dev/null 2>&1 || true
+    fi
+done

@@ -1,0 +1,196 @@
+# shellcheck shell=bash
+# Native mode: the whole system as processes of this machine, without containers.
+
+# Every port that the system listens on: the variable that moves it, its usual place, who
+# listens there.
+readonly PORTS=(
+    'EVENT_SERVICE_PORT 8000 Event Service'
+    'BOOKING_SERVICE_PORT 8001 Booking Service'
+    'BOOKING_WORKER_PORT 8002 health of the booking worker'
+    'EVENT_DB_PORT 5433 PostgreSQL of the Event Service'
+    'BOOKING_DB_PORT 5434 PostgreSQL of the Booking Service'
+    'REDIS_PORT 6379 Redis'
+    'RABBITMQ_PORT 5672 RabbitMQ'
+    'RABBITMQ_MANAGEMENT_PORT 15672 RabbitMQ management'
+)
+
+# In the order in which they start; they end in the opposite one.
+readonly SERVICES=(event-service booking-service booking-worker)
+
+# Settings of the services that are taken over from the environment. Only for noticing that
+# one has changed since the service was started: the services see the whole environment.
+readonly SERVICE_SETTINGS='^(AUTH_|EXPIRY_|HOST=|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|RATE_|RECONCILE_|RESERVATION_|RUST_|ENVIRONMENT=)'
+
+set_default_ports() {
+    local entry variable port
+    for entry in "${PORTS[@]}"; do
+        read -r variable port _ <<<"$entry"
+        printf -v "$variable" '%s' "${!variable:-$port}"
+        keep_port "${!variable}"
+    done
+}
+
+# Names all faults at once: who has to move one port often has to move several.
+check_ports() {
+    local entry variable what port problems=() seen=' '
+    for entry in "${PORTS[@]}"; do
+        read -r variable _ what <<<"$entry"
+        port=${!variable}
+        if [[ ! $port =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
+            problems+=("$variable=$port is not a port number")
+        elif [[ $seen == *" $port "* ]]; then
+            problems+=("$variable=$port is also the port of another part")
+        elif port_taken "$port" && ! port_is_ours "$port"; then
+            problems+=("port $port ($what) is taken by $(describe_process "$(port_owner "$port")")
+           end that, or move ours: $variable=<free port> ./start.sh")
+        fi
+        seen+="$port "
+    done
+    ((${#problems[@]} > 0)) || return 0
+    for what in "${problems[@]}"; do printf '%serror:%s %s\n' "$RED" "$PLAIN" "$what" >&2; done
+    die 'nothing has been started'
+}
+
+# build_services: leaves the folder with the programs in BUILT_DIR.
+build_services() {
+    local profile=${TICKETING_BUILD_PROFILE:-release} flags=() folder
+    case $profile in
+        release) flags=(--release) folder=release ;;
+        dev) folder=debug ;;
+        *) die "TICKETING_BUILD_PROFILE is '$profile': release or dev" ;;
+    esac
+    step "Building the services ($profile; the first time takes some minutes)"
+    (cd "$REPO_DIR" && cargo build --locked "${flags[@]}" --bin event-service --bin booking-service)
+    BUILT_DIR=${CARGO_TARGET_DIR:-$REPO_DIR/target}
+    [[ $BUILT_DIR == /* ]] || BUILT_DIR=$REPO_DIR/$BUILT_DIR
+    BUILT_DIR=$BUILT_DIR/$folder
+}
+
+# The services run from copies, which the next build does not pull from under them and which
+# the unprivileged user can read wherever the repository is.
+copy_programs() {
+    local program
+    mkdir -p "$DATA_DIR/bin"
+    for program in event-service booking-service; do
+        if ! cmp --quiet "$BUILT_DIR/$program" "$DATA_DIR/bin/$program"; then
+            install -m 755 "$BUILT_DIR/$program" "$DATA_DIR/bin/$program.new"
+            mv -f "$DATA_DIR/bin/$program.new" "$DATA_DIR/bin/$program"
+        fi
+    done
+}
+
+# start_service NAME PROGRAM COMMAND SETTING=VALUE...
+start_service() {
+    local name=$1 program=$DATA_DIR/bin/$2 command=$3 spec
+    shift 3
+    spec=$({
+        sha256sum <"$program"
+        printf '%s\n' "$@"
+        env | grep -E "$SERVICE_SETTINGS" | sort || true
+    } | sha256sum)
+    if daemon_is_current "$name" "$spec"; then
+        return
+    fi
+    stop_service "$name"
+    # A proxy that is meant for the world outside must not get the calls between our parts.
+    start_daemon "$name" "$spec" env "$@" \
+        NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}" "$program" "$command"
+}
+
+start_services() {
+    local rabbitmq=amqp://guest:guest@127.0.0.1:$RABBITMQ_PORT/%2f
+    local booking=(
+        "DATABASE_URL=postgres://booking_user:booking_password@127.0.0.1:$BOOKING_DB_PORT/booking_db"
+        "RABBITMQ_URL=$rabbitmq"
+        "REDIS_URL=redis://127.0.0.1:$REDIS_PORT"
+        "EVENT_SERVICE_URL=http://127.0.0.1:$EVENT_SERVICE_PORT"
+    )
+    start_service event-service event-service serve \
+        "PORT=$EVENT_SERVICE_PORT" \
+        "DATABASE_URL=postgres://postgres:$POSTGRES_PASSWORD@127.0.0.1:$EVENT_DB_PORT/event_service" \
+        "RABBITMQ_URL=$rabbitmq" "REDIS_URL=redis://127.0.0.1:$REDIS_PORT"
+    start_service booking-service booking-service serve "PORT=$BOOKING_SERVICE_PORT" "${booking[@]}"
+    # Nothing but its health can be asked of the worker, and nobody outside has to.
+    start_service booking-worker booking-service worker \
+        "PORT=$BOOKING_WORKER_PORT" HOST=127.0.0.1 "${booking[@]}"
+
+    await_service event-service "$EVENT_SERVICE_PORT"
+    await_service booking-service "$BOOKING_SERVICE_PORT"
+    await_service booking-worker "$BOOKING_WORKER_PORT"
+}
+
+await_service() {
+    await_daemon "$1" 60 http_ok "http://127.0.0.1:$2/health/ready"
+    done_with "$1 is ready on port $2"
+}
+
+# The services finish what they have begun; they promise to be done within 20 seconds.
+stop_service() { stop_daemon "$1" TERM 25; }
+
+native_start() {
+    [[ $(uname -s) == Linux ]] || die 'native mode needs Linux'
+    prepare_state_dir
+    lock_state
+    set_default_ports
+    check_ports
+
+    need_basic_tools
+    need_servers
+    need_build_tools
+    install_missing
+    need_cargo
+    build_services
+
+    step 'Starting the servers'
+    # Settings for many connections and a small machine; what a commit has promised is on disk.
+    local postgres_settings=(max_connections=200 shared_buffers=128MB fsync=on synchronous_commit=on)
+    start_postgres event-db "$EVENT_DB_PORT" "${postgres_settings[@]}"
+    start_postgres booking-db "$BOOKING_DB_PORT" "${postgres_settings[@]}"
+    ensure_database "$EVENT_DB_PORT" event_service postgres "$POSTGRES_PASSWORD"
+    ensure_database "$BOOKING_DB_PORT" booking_db booking_user booking_password
+    start_redis "$REDIS_PORT"
+    start_rabbitmq "$RABBITMQ_PORT" "$RABBITMQ_MANAGEMENT_PORT"
+
+    step 'Starting the services'
+    copy_programs
+    start_services
+}
+
+native_addresses() {
+    step 'The system is up'
+    cat <<TEXT
+    Event Service     http://localhost:$EVENT_SERVICE_PORT/docs
+    Booking Service   http://localhost:$BOOKING_SERVICE_PORT/docs
+    RabbitMQ          http://localhost:$RABBITMQ_MANAGEMENT_PORT  (guest/guest)
+    Event database    postgres://postgres:$POSTGRES_PASSWORD@localhost:$EVENT_DB_PORT/event_service
+    Booking database  postgres://booking_user:booking_password@localhost:$BOOKING_DB_PORT/booking_db
+    Redis             redis://localhost:$REDIS_PORT
+    Logs              $LOG_DIR/
+TEXT
+}
+
+# native_stop keep|clean
+native_stop() {
+    local name
+    if [[ ! -e $STATE_DIR/$STATE_MARKER ]]; then
+        say "Nothing to stop: nothing was started from $STATE_DIR"
+        return
+    fi
+    lock_state
+    step 'Stopping'
+    # All are told before the first is waited for.
+    for name in "${SERVICES[@]}"; do signal_daemon "$name" TERM; done
+    for name in "${SERVICES[@]}"; do await_end "$name" 25; done
+    done_with 'services'
+    stop_rabbitmq
+    stop_redis
+    stop_postgres booking-db
+    stop_postgres event-db
+    done_with 'RabbitMQ, Redis, PostgreSQL'
+    if [[ $1 == clean ]]; then
+        remove_state
+        done_with 'data and logs deleted'
+    else
+        say 'The data is kept: ./start.sh goes on with it, ./stop.sh --clean deletes it.'
+    fi
+}

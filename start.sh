@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Starts the whole ticketing system. See ./start.sh --help.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+# shellcheck source=scripts/packages.sh
+source scripts/packages.sh
+# shellcheck source=scripts/daemons.sh
+source scripts/daemons.sh
+# shellcheck source=scripts/native-servers.sh
+source scripts/native-servers.sh
+# shellcheck source=scripts/native-mode.sh
+source scripts/native-mode.sh
+# shellcheck source=scripts/http.sh
+source scripts/http.sh
+# shellcheck source=scripts/demo.sh
+source scripts/demo.sh
+
+usage() {
+    cat <<'HELP'
+Usage: ./start.sh [--native | --docker] [--demo]
+
+Starts PostgreSQL (two servers), Redis, RabbitMQ, the Event Service, the Booking Service and
+the booking worker, and installs and builds before that what is missing. Safe to repeat: what
+runs is left alone, what has died is started again, and a new build or another setting restarts
+the part that it concerns.
+
+  --native   as processes of this machine (the default)
+  --docker   in containers: not part of this version yet
+  --demo     adds a hall with 2,000 seats, two sessions and three price tiers, and prints a
+             line that books a seat
+  --help     this text
+
+Ports, each moved by a variable:
+  EVENT_SERVICE_PORT=8000         BOOKING_SERVICE_PORT=8001     BOOKING_WORKER_PORT=8002
+  EVENT_DB_PORT=5433              BOOKING_DB_PORT=5434          REDIS_PORT=6379
+  RABBITMQ_PORT=5672              RABBITMQ_MANAGEMENT_PORT=15672
+
+Other variables:
+  TICKETING_STATE_DIR=.local      data, logs and pid files; a second system beside the first
+                                  needs another folder and other ports
+  TICKETING_BUILD_PROFILE=release release, or dev (builds faster, runs slower)
+  Settings of the services (RESERVATION_TIMEOUT_MINUTES, LOG_LEVEL and so on) are handed on.
+HELP
+}
+
+name_failures
+mode=native
+demo=no
+for argument in "$@"; do
+    case $argument in
+        --native) mode=native ;;
+        --docker) mode=docker ;;
+        --demo) demo=yes ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+done
+
+use_state_dir "${TICKETING_STATE_DIR:-.local}"
+case $mode in
+    native)
+        native_start
+        native_addresses
+        ;;
+    docker)
+        printf 'Docker mode is not part of this version yet: ./start.sh --native\n' >&2
+        exit 2
+        ;;
+esac
+
+if [[ $demo == yes ]]; then
+    create_demo "http://localhost:$EVENT_SERVICE_PORT" "http://localhost:$BOOKING_SERVICE_PORT"
+else
+    step 'What next'
+    say './start.sh --demo          adds data to try things with'
+    say './test_integration.sh      checks the whole flow'
+    say './stop.sh                  ends everything'
+fi

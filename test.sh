@@ -1,0 +1,211 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in. See ./test.sh --help.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+# shellcheck source=scripts/packages.sh
+source scripts/packages.sh
+# shellcheck source=scripts/daemons.sh
+source scripts/daemons.sh
+# shellcheck source=scripts/native-servers.sh
+source scripts/native-servers.sh
+
+# What --only-servers leaves running; .local is where start.sh keeps its own things.
+readonly DEVELOPER_STATE_DIR=${TICKETING_TEST_STATE_DIR:-.local/test}
+
+usage() {
+    cat <<'HELP'
+Usage: ./test.sh [OPTION]
+
+Without an option: format, lints, shellcheck, unit and integration tests on private
+servers, then the whole system: start.sh, test_integration.sh, stop.sh. It installs what is
+missing, uses free ports and a folder of its own, and takes everything down at the end, so
+that it can run beside a system that was started before.
+
+  --fast           leave out the whole system
+  --only-servers   start PostgreSQL, Redis and RabbitMQ for tests, leave them running, and
+                   say how to run single tests on them
+  --stop-servers   stop those and delete their data
+  --help           this text
+HELP
+}
+
+# start_test_servers: on free ports; exports the variables that the tests read.
+start_test_servers() {
+    local postgres_port redis_port rabbitmq_port management_port
+    if [[ -e $STATE_DIR/env.sh ]]; then
+        # Servers that have been left running keep their ports.
+        # shellcheck source=/dev/null
+        source "$STATE_DIR/env.sh"
+        postgres_port=$TEST_POSTGRES_PORT redis_port=$TEST_REDIS_PORT
+        rabbitmq_port=$TEST_RABBITMQ_PORT management_port=$TEST_RABBITMQ_MANAGEMENT_PORT
+    else
+        pick_port postgres_port
+        pick_port redis_port
+        pick_port rabbitmq_port
+        pick_port management_port
+    fi
+    cat >"$STATE_DIR/env.sh" <<ENV
+TEST_POSTGRES_PORT=$postgres_port
+TEST_REDIS_PORT=$redis_port
+TEST_RABBITMQ_PORT=$rabbitmq_port
+TEST_RABBITMQ_MANAGEMENT_PORT=$management_port
+export TEST_POSTGRES_URL=postgres://postgres:$POSTGRES_PASSWORD@127.0.0.1:$postgres_port/postgres
+export TEST_REDIS_URL=redis://127.0.0.1:$redis_port
+export TEST_RABBITMQ_URL=amqp://guest:guest@127.0.0.1:$rabbitmq_port/%2f
+export TEST_RABBITMQ_MANAGEMENT_URL=http://127.0.0.1:$management_port
+ENV
+    # Tests make and drop databases all the time, and their data may be lost with the machine:
+    # without fsync that takes a fraction of the time. Commits still wait, as in real life.
+    start_postgres postgres "$postgres_port" fsync=off full_page_writes=off max_connections=500 \
+        shared_buffers=256MB
+    start_redis "$redis_port"
+    start_rabbitmq "$rabbitmq_port" "$management_port"
+    # shellcheck source=/dev/null
+    source "$STATE_DIR/env.sh"
+}
+
+stop_test_servers() {
+    stop_rabbitmq
+    stop_redis
+    stop_postgres postgres
+    remove_state
+}
+
+install_packages() {
+    need_basic_tools
+    need_servers
+    need_build_tools
+    need shellcheck shellcheck shellcheck
+    install_missing
+}
+
+# --- stages -----------------------------------------------------------------------------
+
+STAGE=''
+
+# stage TITLE COMMAND...
+stage() {
+    local started=$SECONDS
+    STAGE=$1
+    shift
+    printf '\n'
+    step "$STAGE"
+    "$@"
+    done_with "$STAGE: $((SECONDS - started)) s"
+    STAGE=''
+}
+
+check_scripts() {
+    local scripts
+    mapfile -t scripts < <(find . -name '*.sh' -not -path './target/*' -not -path './.local/*' | sort)
+    shellcheck --external-sources "${scripts[@]}" .ci/run
+}
+
+run_tests() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --workspace --locked
+        # The examples in the documentation are all that nextest leaves out.
+        cargo test --workspace --locked --doc
+    else
+        cargo test --workspace --locked
+    fi
+}
+
+# In a subshell, so that the ports stay with the commands that are meant.
+test_whole_system() (
+    for variable in EVENT_SERVICE_PORT BOOKING_SERVICE_PORT BOOKING_WORKER_PORT EVENT_DB_PORT \
+        BOOKING_DB_PORT REDIS_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT; do
+        pick_port "$variable"
+        export "${variable?}"
+    done
+    # Whoever runs the tests may have these set for a system elsewhere.
+    unset EVENT_SERVICE_URL BOOKING_SERVICE_URL BOOKING_WORKER_URL RABBITMQ_MANAGEMENT_URL
+    export TICKETING_STATE_DIR=$WORK_DIR/system TICKETING_BUILD_PROFILE=dev
+    # A hold of six seconds, so that the test can see one expire.
+    export RESERVATION_TIMEOUT_MINUTES=0.1 EXPIRY_WORKER_INTERVAL_SECONDS=1
+
+    ./start.sh --native --demo
+    if ! ./test_integration.sh; then
+        for log in event-service booking-service booking-worker; do
+            printf '\n--- last lines of %s.log\n' "$log"
+            tail -n 40 "$WORK_DIR/system/logs/$log.log"
+        done
+        exit 1
+    fi
+    ./stop.sh --clean
+    [[ ! -e $WORK_DIR/system ]] || die "stop.sh --clean has left something in $WORK_DIR/system"
+)
+
+# Whatever has happened, nothing is left running and nothing on the disk.
+clean_up() {
+    local status=$?
+    # A second Ctrl-C must not interrupt this.
+    trap '' INT TERM HUP
+    [[ -z $STAGE ]] || printf '\n%sfailed:%s %s\n' "$RED" "$PLAIN" "$STAGE"
+    if [[ -n $WORK_DIR ]]; then
+        if [[ -e $WORK_DIR/system ]]; then
+            TICKETING_STATE_DIR=$WORK_DIR/system ./stop.sh --clean || true
+        fi
+        use_state_dir "$WORK_DIR/servers"
+        (stop_test_servers) || true
+        rm -rf "$WORK_DIR"
+    fi
+    printf '\ntotal time: %d min %d s\n' $((SECONDS / 60)) $((SECONDS % 60))
+    exit "$status"
+}
+
+run_everything() {
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+
+    install_packages
+    need_cargo
+    need_cargo_components
+    stage 'Format' cargo fmt --all --check
+    stage 'Lints' cargo clippy --workspace --all-targets --locked -- -D warnings
+    stage 'Shell scripts' check_scripts
+
+    WORK_DIR=$(mktemp -d)
+    # The servers of root run as another user, who has to get in.
+    chmod 711 "$WORK_DIR"
+    use_state_dir "$WORK_DIR/servers"
+    prepare_state_dir
+    stage 'Servers for the tests' start_test_servers
+    stage 'Unit and integration tests' run_tests
+    stage 'Stopping the servers' stop_test_servers
+    if [[ $1 == all ]]; then
+        stage 'The whole system' test_whole_system
+    fi
+    printf '\n%sall passed%s\n' "$GREEN" "$PLAIN"
+}
+
+WORK_DIR=''
+case ${1:-} in
+    '') run_everything all ;;
+    --fast) run_everything fast ;;
+    --only-servers)
+        install_packages
+        use_state_dir "$DEVELOPER_STATE_DIR"
+        prepare_state_dir
+        lock_state
+        step 'Servers for tests'
+        start_test_servers
+        say "To run single tests:  source $STATE_DIR/env.sh && cargo test NAME"
+        say 'To stop the servers:  ./test.sh --stop-servers'
+        ;;
+    --stop-servers)
+        use_state_dir "$DEVELOPER_STATE_DIR"
+        stop_test_servers
+        done_with 'stopped, data deleted'
+        ;;
+    --help | -h) usage ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac
