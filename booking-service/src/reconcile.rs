@@ -128,7 +128,8 @@ async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
 
 /// Tells the Event Service what became of the reservations that hold these seats.
 ///
-/// Must only be given holds that are past their time or older than [`ABANDONED_AFTER`]: one without a reservation is freed.
+/// Must only be given holds that are past their time or older than [`ABANDONED_AFTER`]: a booking that has not written its
+/// reservation by then is given up.
 ///
 /// # Errors
 /// The database or the Event Service does not answer.
@@ -140,6 +141,7 @@ pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
     owners.sort_unstable();
     owners.dedup();
     finish::expire_these(app, &owners).await?;
+    finish::abandon_unwritten(app, holds).await?;
     let states: HashMap<ReservationId, String> = sqlx::query_as::<_, (ReservationId, String)>(
         "select id, status from reservations where id = any($1)",
     )
@@ -198,20 +200,7 @@ async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) 
 /// # Errors
 /// The database or the provider does not answer; the lease runs on and a later round settles them.
 pub async fn settle_payments(app: &App) -> Result<usize> {
-    // The lease is taken over first, so that two workers don't ask for the same one at the same time.
-    let stuck: Vec<(ReservationId, PaymentId, Money)> = sqlx::query_as(
-        "with stuck as materialized (
-             select id from reservations where status = 'confirming' and confirming_until < now()
-             order by confirming_until limit $1 for update skip locked
-         ),
-         taken as (
-             update reservations r set confirming_until = now() + interval '30 seconds' from stuck where r.id = stuck.id returning r.id
-         )
-         select taken.id, p.id, p.amount from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
-    )
-    .bind(PAYMENTS_PER_BATCH)
-    .fetch_all(&app.db)
-    .await?;
+    let stuck = finish::take_over_leases(app, PAYMENTS_PER_BATCH).await?;
     for (id, key, amount) in &stuck {
         let outcome = app.payments.settle_unknown(*key, *amount).await?;
         tracing::info!(reservation_id = %id, ?outcome, "Settled a payment of unknown fate");
@@ -220,34 +209,43 @@ pub async fn settle_payments(app: &App) -> Result<usize> {
     Ok(stuck.len())
 }
 
-/// Has the provider give back what is owed, once a ticket by its key. Returns how many.
+/// Has the provider give back all that is owed. Returns how many refunds.
 ///
 /// # Errors
 /// The database or the provider does not answer; what is owed stays written.
-pub async fn settle_refunds(app: &App, limit: i64) -> Result<usize> {
-    let owed: Vec<(TicketId, PaymentId, Money)> =
-        sqlx::query_as("select ticket_id, payment_id, amount from refunds where status = 'pending' order by created_at limit $1").bind(limit).fetch_all(&app.db).await?;
-    for (ticket, charge, amount) in &owed {
-        app.payments.refund(*ticket, *charge, *amount).await?;
-        sqlx::query("update refunds set status = 'settled', updated_at = now() where ticket_id = $1")
-            .bind(ticket)
-            .execute(&app.db)
-            .await?;
-    }
-    Ok(owed.len())
-}
-
-/// All refunds that are owed, in batches.
-///
-/// # Errors
-/// As [`settle_refunds`].
-pub async fn settle_all_refunds(app: &App) -> Result<usize> {
+pub async fn settle_refunds(app: &App) -> Result<usize> {
     let mut settled = 0;
     loop {
-        let batch = settle_refunds(app, PAYMENTS_PER_BATCH).await?;
-        settled += batch;
-        if (batch as i64) < PAYMENTS_PER_BATCH {
+        let owed: Vec<(TicketId, PaymentId, Money)> = sqlx::query_as(
+            "select ticket_id, payment_id, amount from refunds where status = 'pending' order by created_at limit $1",
+        )
+        .bind(PAYMENTS_PER_BATCH)
+        .fetch_all(&app.db)
+        .await?;
+        for (ticket, charge, amount) in &owed {
+            settle_refund(app, *ticket, *charge, *amount).await?;
+        }
+        settled += owed.len();
+        if (owed.len() as i64) < PAYMENTS_PER_BATCH {
             return Ok(settled);
         }
     }
+}
+
+/// Has the provider give back what is owed for one ticket; once, however often it is asked.
+///
+/// # Errors
+/// As [`settle_refunds`].
+pub(crate) async fn settle_refund(
+    app: &App,
+    ticket: TicketId,
+    charge: PaymentId,
+    amount: Money,
+) -> Result<()> {
+    app.payments.refund(ticket, charge, amount).await?;
+    sqlx::query("update refunds set status = 'settled', updated_at = now() where ticket_id = $1")
+        .bind(ticket)
+        .execute(&app.db)
+        .await?;
+    Ok(())
 }

@@ -110,7 +110,7 @@ async fn heal(app: &App, sweep: &mut Sweep) {
     let outcomes = [
         ("holds", reconcile::reconcile_once(app, sweep).await.map(drop)),
         ("payments", reconcile::settle_payments(app).await.map(drop)),
-        ("refunds", reconcile::settle_all_refunds(app).await.map(drop)),
+        ("refunds", reconcile::settle_refunds(app).await.map(drop)),
     ];
     for (part, outcome) in outcomes {
         if let Err(error) = outcome {

@@ -25,7 +25,9 @@ impl<S: Sync> FromRequestParts<S> for Caller {
             .headers
             .get(USER_ID)
             .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.trim().parse().ok());
+            .and_then(|text| text.trim().parse().ok())
+            // The nil UUID stands for nobody: it owns what was abandoned.
+            .filter(|id: &UserId| !id.as_uuid().is_nil());
         user_id.map(|user_id| Self { user_id }).ok_or_else(|| {
             Error::refused(
                 Code::Unauthenticated,

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use axum::Router;
+use axum::response::Redirect;
+use axum::routing::get;
 use shared_contracts::problem::{CONTENT_TYPE, Code, Problem};
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
@@ -100,15 +102,15 @@ pub fn complete(document: OpenApi) -> OpenApi {
     document.merge_from(Common::openapi())
 }
 
-/// `/docs` (Swagger UI, its files inside the binary) and `/openapi.json`.
+/// `/docs` (Swagger UI, its files inside the binary) and `/openapi.json`; `/` leads to the first.
 pub fn pages(document: OpenApi) -> Router {
     let config = Config::default()
         .persist_authorization(true)
         .try_it_out_enabled(true)
         .display_request_duration(true)
         .filter(true);
-    SwaggerUi::new("/docs")
+    let swagger = SwaggerUi::new("/docs")
         .url("/openapi.json", document)
-        .config(config)
-        .into()
+        .config(config);
+    Router::from(swagger).route("/", get(async || Redirect::temporary("/docs/")))
 }

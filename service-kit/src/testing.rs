@@ -165,6 +165,12 @@ impl ChaosProxy {
         (proxy, through)
     }
 
+    /// The proxy's address as an HTTP URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// Everything passes, new connections too.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Pass);

@@ -221,7 +221,7 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     // reservation because Redis was away when that ended; such a lock is taken down, so that it does not cost a sale.
     let owners: Vec<ReservationId> = busy.iter().map(|(_, owner)| *owner).collect();
     let ended: Vec<ReservationId> = sqlx::query_scalar(
-        "select id from reservations where id = any($1) and status not in ('active', 'confirming')",
+        "select id from reservations where id = any($1) and status <> 'confirming' and (status <> 'active' or expiry_time <= now())",
     )
     .bind(&owners)
     .fetch_all(&app.db)

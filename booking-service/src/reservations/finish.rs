@@ -24,6 +24,7 @@ use super::{Reservation, find, not_found};
 use crate::app::App;
 use crate::outbox;
 use crate::payments::ChargeOutcome;
+use crate::reconcile::{self, HeldSeat};
 use crate::tickets::{self, Ticket};
 
 /// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
@@ -336,6 +337,53 @@ async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<Book
     Ok(events)
 }
 
+/// Makes it impossible that a booking still writes its reservation for one of these holds: the row is written here first, expired
+/// and without an owner. A booking that is just committing is waited for, and keeps its row.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn abandon_unwritten(app: &App, holds: &[HeldSeat]) -> Result<()> {
+    let abandoned: Vec<ReservationId> = sqlx::query_scalar(
+        "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+         select distinct on (id) id, '00000000-0000-0000-0000-000000000000', session_id, 'expired', now() - interval '1 second', now(), 1, 0, ''
+         from unnest($1::uuid[], $2::uuid[]) as hold (id, session_id) order by id
+         on conflict (id) do nothing returning id",
+    )
+    .bind(holds.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.session_id).collect::<Vec<_>>())
+    .fetch_all(&app.db)
+    .await?;
+    for id in abandoned {
+        tracing::warn!(reservation_id = %id, "A booking died before it wrote its reservation; its seats are freed");
+    }
+    Ok(())
+}
+
+/// Takes over confirmations whose lease has run out, for as long again, so that no two workers settle the same one at a time.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn take_over_leases(
+    app: &App,
+    limit: i64,
+) -> Result<Vec<(ReservationId, PaymentId, Money)>> {
+    let taken = sqlx::query_as(
+        "with stuck as materialized (
+             select id from reservations where status = 'confirming' and confirming_until < now()
+             order by confirming_until limit $1 for update skip locked
+         ),
+         taken as (
+             update reservations r set confirming_until = now() + make_interval(secs => $2) from stuck where r.id = stuck.id returning r.id
+         )
+         select taken.id, p.id, p.amount from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
+    )
+    .bind(limit)
+    .bind(LEASE_SECONDS)
+    .fetch_all(&app.db)
+    .await?;
+    Ok(taken)
+}
+
 /// Give a ticket back
 ///
 /// The price is refunded once and the seat goes back on sale. Repeating it gives the same answer.
@@ -366,12 +414,15 @@ pub(crate) async fn refund_ticket(
     .bind(ticket.reservation_id)
     .fetch_one(&mut *tx)
     .await?;
-    sqlx::query("insert into refunds (ticket_id, payment_id, amount) select $1, id, $2 from payments where reservation_id = $3 and status = 'captured'")
-        .bind(id)
-        .bind(ticket.price)
-        .bind(ticket.reservation_id)
-        .execute(&mut *tx)
-        .await?;
+    let charge: PaymentId = sqlx::query_scalar(
+        "insert into refunds (ticket_id, payment_id, amount)
+         select $1, id, $2 from payments where reservation_id = $3 and status = 'captured' returning payment_id",
+    )
+    .bind(id)
+    .bind(ticket.price)
+    .bind(ticket.reservation_id)
+    .fetch_one(&mut *tx)
+    .await?;
     let event = BookingEvent {
         session_seat_ids: vec![ticket.session_seat_id],
         ticket_ids: vec![id],
@@ -382,7 +433,7 @@ pub(crate) async fn refund_ticket(
     outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
     tx.commit().await?;
     announce_end(&app, &event).await;
-    if let Err(error) = crate::reconcile::settle_refunds(&app, 1).await {
+    if let Err(error) = reconcile::settle_refund(&app, id, charge, ticket.price).await {
         tracing::warn!(%error, ticket_id = %id, "The provider will be asked for this refund again");
     }
     Ok(Json(ticket))

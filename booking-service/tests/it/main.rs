@@ -1,1 +1,19 @@
-//! tests
+//! The Booking Service's tests, as one binary. Each runs both services in this process, on databases, an exchange and a queue of
+//! its own, and ends with a look at both databases: whatever the test did, the promises must hold.
+
+mod support;
+
+mod booking;
+mod cancel;
+mod confirm;
+mod crash;
+mod expiry;
+mod openapi;
+mod outages;
+mod outbox;
+mod problems;
+mod races;
+mod reconcile;
+mod refund;
+mod tidy;
+mod unwinding;

@@ -1,0 +1,241 @@
+//! Payment: once or not at all, whatever the provider says or does not say.
+
+use booking_service::reconcile;
+use futures::future::join_all;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{System, text_of};
+
+#[tokio::test]
+async fn paying_makes_tickets_and_sells_the_seats_by_message() {
+    let system = System::start().await;
+    let sale = system.sale(3).await;
+    let (id, user) = system.reserved(&sale, &[0, 1]).await;
+    let paid = system
+        .confirm(&id, user, Some(json!({ "payment_id": "pay_demo" })), 200)
+        .await;
+    assert_eq!(
+        (
+            &paid["status"],
+            &paid["payment_status"],
+            paid["tickets"].as_array().unwrap().len()
+        ),
+        (&json!("confirmed"), &json!("completed"), 2)
+    );
+    system.seats_become(&sale, &["sold", "sold", "available"]).await;
+
+    let tickets = system
+        .get(&format!("/api/v1/tickets/user/{user}"), user, 200)
+        .await;
+    assert_eq!(tickets.as_array().unwrap().len(), 2);
+    assert!(text_of(&tickets[0], "qr_code").starts_with("data:image/png;base64,iVBOR"));
+    let ticket = text_of(&paid["tickets"][0], "id");
+    let image = system
+        .call(
+            reqwest::Method::GET,
+            &format!("/api/v1/tickets/{ticket}/qr"),
+            user,
+            None,
+        )
+        .await;
+    assert_eq!(image.headers()["content-type"], "image/png");
+    assert_eq!(&image.bytes().await.unwrap()[..8], b"\x89PNG\r\n\x1a\n");
+    let image = system
+        .call(
+            reqwest::Method::GET,
+            &format!("/api/v1/tickets/{ticket}/qr?format=svg"),
+            user,
+            None,
+        )
+        .await;
+    assert!(image.text().await.unwrap().contains("<svg"));
+    let stranger = Uuid::now_v7();
+    system
+        .get(&format!("/api/v1/tickets/{ticket}"), stranger, 404)
+        .await;
+    assert_eq!(
+        system
+            .get(&format!("/api/v1/tickets/user/{user}"), stranger, 200)
+            .await,
+        json!([])
+    );
+    assert_eq!(
+        system.lock_owner(&sale, 0).await,
+        None,
+        "a sold seat needs no lock"
+    );
+    system.finish().await;
+}
+
+#[tokio::test]
+async fn repeating_gives_the_same_answer_and_charges_once() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    let first = system.confirm(&id, user, None, 200).await;
+    assert_eq!(system.confirm(&id, user, None, 200).await, first);
+    assert_eq!(
+        system
+            .confirm(&id, user, Some(json!({ "payment_id": "pay_decline" })), 200)
+            .await,
+        first
+    );
+    assert_eq!(
+        system.count("select count(*) from mock_provider_charges").await,
+        1
+    );
+    system.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thirty_confirmations_at_once_charge_once() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    let (id, user) = system.reserved(&sale, &[0, 1]).await;
+    let path = format!("/api/v1/reservations/{id}/confirm");
+    let answers = join_all((0..30).map(|_| system.call(reqwest::Method::POST, &path, user, None))).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status().as_u16()).collect();
+    assert!(
+        statuses.iter().all(|status| [200, 409].contains(status)) && statuses.contains(&200),
+        "{statuses:?}"
+    );
+    assert_eq!(
+        system.count("select count(*) from mock_provider_charges").await,
+        1
+    );
+    assert_eq!(system.count("select count(*) from tickets").await, 2);
+    system.finish().await;
+}
+
+#[tokio::test]
+async fn a_declined_payment_keeps_the_hold_and_may_be_tried_again() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    let declined = system
+        .confirm(&id, user, Some(json!({ "payment_id": "pay_decline_1" })), 402)
+        .await;
+    assert_eq!(declined["code"], "payment_declined");
+    assert_eq!(
+        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
+        "active"
+    );
+    system.confirm(&id, user, None, 200).await;
+    system.finish().await;
+}
+
+/// The provider took the money and its answer was lost: the recovery asks, and the customer gets the ticket.
+#[tokio::test]
+async fn a_charge_whose_answer_was_lost_ends_in_a_ticket() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    let unknown = system
+        .confirm(
+            &id,
+            user,
+            Some(json!({ "payment_id": "pay_timeout_charged" })),
+            503,
+        )
+        .await;
+    assert_eq!(
+        (&unknown["code"], unknown["retry_after_seconds"].is_u64()),
+        (&json!("payment_unavailable"), true)
+    );
+    assert_eq!(
+        system.confirm(&id, user, None, 409).await["code"],
+        "confirmation_in_progress"
+    );
+    assert_eq!(
+        system.cancel(&id, user, 409).await["code"],
+        "confirmation_in_progress"
+    );
+    assert_eq!(
+        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
+        "active"
+    );
+    assert_eq!(
+        reconcile::settle_payments(&system.app).await.unwrap(),
+        0,
+        "a running lease was settled"
+    );
+    end_lease(&system).await;
+    assert_eq!(reconcile::settle_payments(&system.app).await.unwrap(), 1);
+    assert_eq!(
+        system.confirm(&id, user, None, 200).await["tickets"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(
+        system.count("select count(*) from mock_provider_charges").await,
+        1
+    );
+    system.finish().await;
+}
+
+/// The provider never heard of the charge: the reservation is given back, and the lost request can't charge later.
+#[tokio::test]
+async fn a_charge_that_never_arrived_gives_the_reservation_back() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system
+        .confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_lost" })), 503)
+        .await;
+    end_lease(&system).await;
+    assert_eq!(reconcile::settle_payments(&system.app).await.unwrap(), 1);
+    assert_eq!(
+        system
+            .count("select count(*) from mock_provider_charges where state = 'voided'")
+            .await,
+        1
+    );
+    assert_eq!(
+        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
+        "active"
+    );
+    system.confirm(&id, user, None, 200).await;
+    system.finish().await;
+}
+
+/// A lease stops expiry even when the hold's time ends meanwhile.
+#[tokio::test]
+async fn a_payment_under_way_does_not_expire() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system
+        .confirm(
+            &id,
+            user,
+            Some(json!({ "payment_id": "pay_timeout_charged" })),
+            503,
+        )
+        .await;
+    sqlx::query("update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour'")
+        .execute(&system.app.db)
+        .await
+        .unwrap();
+    assert_eq!(
+        booking_service::reservations::finish::expire_due(&system.app, 100)
+            .await
+            .unwrap(),
+        0
+    );
+    end_lease(&system).await;
+    reconcile::settle_payments(&system.app).await.unwrap();
+    assert_eq!(system.confirm(&id, user, None, 200).await["status"], "confirmed");
+    system.finish().await;
+}
+
+async fn end_lease(system: &System) {
+    sqlx::query(
+        "update reservations set confirming_until = now() - interval '1 second' where status = 'confirming'",
+    )
+    .execute(&system.app.db)
+    .await
+    .unwrap();
+}

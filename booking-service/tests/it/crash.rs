@@ -1,0 +1,117 @@
+//! The process is killed in the middle of its work.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use booking_service::reconcile::{ABANDONED_AFTER, Sweep, reconcile_once};
+use futures::future::join_all;
+use reqwest::Client;
+use service_kit::testing::wait_until;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+use crate::support::System;
+
+async fn spawn_process(system: &System) -> (Child, String) {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let settings = &system.settings;
+    let child = Command::new(env!("CARGO_BIN_EXE_booking-service"))
+        .arg("serve")
+        .env("HOST", "127.0.0.1")
+        .env("PORT", port.to_string())
+        .env("DATABASE_URL", settings.database_url.reveal())
+        .env("REDIS_URL", settings.redis_url.reveal())
+        .env("RABBITMQ_URL", settings.broker.url.reveal())
+        .env("RABBITMQ_EXCHANGE", &settings.broker.exchange)
+        .env("EVENT_SERVICE_URL", &system.event_base)
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let base = format!("http://127.0.0.1:{port}");
+    let http = Client::builder().build().unwrap();
+    wait_until("the process is ready", Duration::from_secs(20), async || {
+        http.get(format!("{base}/health/ready"))
+            .send()
+            .await
+            .is_ok_and(|response| response.status() == 200)
+    })
+    .await;
+    (child, base)
+}
+
+/// Two hundred bookings are under way when the process dies. Afterwards no seat is held without a reservation, no reservation has
+/// less than its seats, and everyone who was told `201` has a reservation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
+    let system = System::start().await;
+    let sale = system.sale(200).await;
+    let (mut process, base) = spawn_process(&system).await;
+    let http = Client::builder().build().unwrap();
+    let buyers = (0..100).map(|buyer| {
+        let request = http
+            .post(format!("{base}/api/v1/reservations"))
+            .header("x-user-id", Uuid::now_v7().to_string());
+        let request = request.json(&sale.order(&[buyer * 2, buyer * 2 + 1]));
+        async move {
+            request
+                .send()
+                .await
+                .is_ok_and(|response| response.status() == 201)
+        }
+    });
+    let killer = async {
+        wait_until(
+            "some bookings are done and others are not",
+            Duration::from_secs(20),
+            async || system.count("select count(*) from reservations").await >= 20,
+        )
+        .await;
+        process.kill().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(join_all(buyers), killer);
+    let told = answers.into_iter().filter(|told| *told).count() as i64;
+    let written = system.count("select count(*) from reservations").await;
+    assert!(
+        written >= told,
+        "{told} were told 201, {written} reservations exist"
+    );
+    assert!(
+        written < 100,
+        "the process died too late for this test to have tested anything"
+    );
+
+    let (_process, _) = spawn_process(&system).await;
+    // Once the unwritten bookings are too old to be written, one round of reconciliation frees what they held.
+    tokio::time::sleep(ABANDONED_AFTER + Duration::from_millis(200)).await;
+    let healed = reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
+    println!("{told} told, {written} written, {healed:?}");
+    system.finish().await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_told_to_stop_exits_cleanly() {
+    let system = System::start().await;
+    let (mut process, _) = spawn_process(&system).await;
+    let id = process.id().unwrap().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &id])
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
+    let status = tokio::time::timeout(Duration::from_secs(20), process.wait())
+        .await
+        .expect("it stops in time")
+        .unwrap();
+    assert!(status.success(), "{status}");
+    system.finish().await;
+}

@@ -1,0 +1,148 @@
+//! A part is down or frozen: what users see, and what heals.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use service_kit::testing::wait_until;
+use uuid::Uuid;
+
+use crate::support::{SOON, System};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_broker_the_client_gets_its_ticket_and_the_seat_is_sold_later() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    for (fault, seat) in [("cut", 0), ("frozen", 1)] {
+        let (id, user) = system.reserved(&sale, &[seat]).await;
+        if fault == "cut" {
+            system.to_broker.cut()
+        } else {
+            system.to_broker.freeze()
+        }
+        let begun = Instant::now();
+        assert_eq!(
+            system.confirm(&id, user, None, 200).await["tickets"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert!(
+            begun.elapsed() < Duration::from_secs(1),
+            "{fault}: the client waited {:?} for the broker",
+            begun.elapsed()
+        );
+        assert_eq!(system.statuses(&sale.session).await[seat], "reserved");
+        assert_eq!(
+            system.reserve(&sale, Uuid::now_v7(), &[seat], 409).await["code"],
+            "seat_unavailable"
+        );
+        system.to_broker.heal();
+        wait_until("the seat is sold", Duration::from_secs(40), async || {
+            system.statuses(&sale.session).await[seat] == "sold"
+        })
+        .await;
+        system.consumer_is_up().await;
+    }
+    system.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_booking_works_and_soon_as_fast() {
+    let system = System::start().await;
+    let sale = system.sale(12).await;
+    for (fault, seats) in [("cut", 0..5), ("frozen", 5..10)] {
+        system.reserved(&sale, &[seats.start]).await;
+        if fault == "cut" {
+            system.to_redis.cut()
+        } else {
+            system.to_redis.freeze()
+        }
+        let mut slow = 0;
+        for seat in seats.start + 1..seats.end {
+            let begun = Instant::now();
+            let (id, user) = system.reserved(&sale, &[seat]).await;
+            slow += u32::from(begun.elapsed() > Duration::from_millis(140));
+            system.confirm(&id, user, None, 200).await;
+        }
+        assert!(slow <= 1, "{fault}: {slow} bookings waited for Redis");
+        system.to_redis.heal();
+        wait_until("Redis is used again", SOON, async || {
+            system.app.locks.ping().await.is_ok()
+        })
+        .await;
+    }
+    // The watch looks every half second; then seats are locked again.
+    wait_until("seats are locked again", SOON, async || {
+        let (id, user) = system.reserved(&sale, &[11]).await;
+        let locked = system.lock_owner(&sale, 11).await == Some(id.clone());
+        system.cancel(&id, user, 200).await;
+        locked
+    })
+    .await;
+    system.finish().await;
+}
+
+/// A lock that outlived its reservation, because Redis was away when that ended, must not cost a sale.
+#[tokio::test]
+async fn a_stale_lock_is_taken_down_by_who_meets_it() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system.to_redis.cut();
+    system.cancel(&id, user, 200).await;
+    system.to_redis.heal();
+    assert_eq!(
+        system.lock_owner(&sale, 0).await,
+        Some(id),
+        "the lock is stale, as this test needs it"
+    );
+    wait_until("Redis is used again", SOON, async || {
+        system.app.locks.ping().await.is_ok()
+    })
+    .await;
+    system.reserved(&sale, &[0]).await;
+    system.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_event_service_nothing_is_held_and_the_rest_works_on() {
+    let system = System::start().await;
+    let sale = system.sale(3).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    let (other, other_user) = system.reserved(&sale, &[1]).await;
+    for fault in ["cut", "frozen"] {
+        if fault == "cut" {
+            system.to_event_service.cut()
+        } else {
+            system.to_event_service.freeze()
+        }
+        let begun = Instant::now();
+        let problem = system.reserve(&sale, Uuid::now_v7(), &[2], 503).await;
+        assert_eq!(
+            (&problem["code"], problem["retry_after_seconds"].is_u64()),
+            (&json!("event_service_unavailable"), true)
+        );
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "{fault}: the client waited {:?}",
+            begun.elapsed()
+        );
+    }
+    system.confirm(&id, user, None, 200).await;
+    assert_eq!(
+        system.cancel(&other, other_user, 200).await["status"],
+        "cancelled"
+    );
+    let health = system.get("/health", user, 200).await;
+    assert_eq!(
+        (&health["status"], &health["checks"]["event_service"]),
+        (&json!("degraded"), &json!("down"))
+    );
+    system.to_event_service.heal();
+    system
+        .seats_become(&sale, &["sold", "available", "available"])
+        .await;
+    system.reserved(&sale, &[2]).await;
+    system.finish().await;
+}

@@ -1,0 +1,434 @@
+//! Both services running, the requests that tests make of them, and the promises that must hold at the end.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use booking_service::app::{self, App};
+use booking_service::outbox;
+use booking_service::settings::{Rules, Settings};
+use reqwest::{Client, Method, Response};
+use serde_json::{Value, json};
+use service_kit::amqp::Broker;
+use service_kit::lifecycle::Lifecycle;
+use service_kit::settings::{Common, LogFormat, Secret};
+use service_kit::testing::{ChaosProxy, database, server, unique, wait_until};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+/// Longer than anything that should happen soon takes on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// Both services and the wires between them, each of which can be cut.
+pub(crate) struct System {
+    pub(crate) app: App,
+    pub(crate) settings: Settings,
+    pub(crate) event_base: String,
+    pub(crate) booking_base: String,
+    pub(crate) event_db: PgPool,
+    pub(crate) to_event_service: ChaosProxy,
+    pub(crate) to_redis: ChaosProxy,
+    pub(crate) to_broker: ChaosProxy,
+    pub(crate) http: Client,
+    pub(crate) lifecycle: Lifecycle,
+    sessions: AtomicU32,
+}
+
+/// A session on sale: its id, its seats in order, and a tier of factor 1.
+#[derive(Clone)]
+pub(crate) struct Sale {
+    pub(crate) session: String,
+    pub(crate) seats: Vec<String>,
+    pub(crate) tier: String,
+}
+
+fn common() -> Common {
+    Common {
+        listen: ([127, 0, 0, 1], 0).into(),
+        log_level: "warn".into(),
+        log_format: LogFormat::Pretty,
+    }
+}
+
+impl System {
+    /// With holds of ten minutes.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Duration::from_secs(600)).await
+    }
+
+    /// Without a worker: tests call its ticks themselves.
+    pub(crate) async fn start_with(hold_time: Duration) -> Self {
+        let (event_url, booking_url) = tokio::join!(
+            database("event", &event_service::app::MIGRATIONS),
+            database("booking", &app::MIGRATIONS)
+        );
+        let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
+        let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
+        let exchange = unique("exchange");
+        let lifecycle = Lifecycle::new();
+
+        let event_settings = event_service::settings::Settings {
+            common: common(),
+            database_url: event_url.clone(),
+            database_connections_max: 20,
+            broker: Broker {
+                url: Secret::from(broker_url.as_str()),
+                exchange: exchange.clone(),
+            },
+            queue: unique("queue"),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let event_address = listener.local_addr().unwrap().to_string();
+        event_service::app::run(event_settings, listener, &lifecycle)
+            .await
+            .unwrap();
+        let to_event_service = ChaosProxy::to(&event_address).await;
+
+        let settings = Settings {
+            common: common(),
+            database_url: booking_url,
+            database_connections_max: 20,
+            redis_url: Secret::from(redis_url.as_str()),
+            event_service_url: to_event_service.url(),
+            broker: Broker {
+                url: Secret::from(broker_url.as_str()),
+                exchange,
+            },
+            rules: Rules {
+                hold_time,
+                seats_max: 10,
+            },
+            expiry_interval: Duration::from_millis(500),
+            reconcile_interval: Duration::from_millis(500),
+            expiry_batch_size: 100,
+            mock_payment_success_rate: 1.0,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let booking_base = format!("http://{}", listener.local_addr().unwrap());
+        let app = app::start(&settings, "booking-service", &lifecycle)
+            .await
+            .unwrap();
+        app::serve(&app, listener, &lifecycle);
+        let system = Self {
+            app,
+            settings,
+            event_base: format!("http://{event_address}"),
+            booking_base,
+            event_db: PgPool::connect(event_url.reveal()).await.unwrap(),
+            to_event_service,
+            to_redis,
+            to_broker,
+            http: Client::builder().build().unwrap(),
+            lifecycle,
+            sessions: AtomicU32::new(0),
+        };
+        system.consumer_is_up().await;
+        system
+    }
+
+    pub(crate) async fn consumer_is_up(&self) {
+        wait_until("the consumer is up", Duration::from_secs(30), async || {
+            let health = self
+                .http
+                .get(format!("{}/health", self.event_base))
+                .send()
+                .await
+                .unwrap();
+            health.json::<Value>().await.unwrap()["checks"]["rabbitmq"] == "up"
+        })
+        .await;
+    }
+
+    async fn create(&self, path: &str, body: &Value, id: &str) -> String {
+        let base = if path.contains("price-tiers") {
+            &self.booking_base
+        } else {
+            &self.event_base
+        };
+        let response = self
+            .http
+            .post(format!("{base}{path}"))
+            .json(body)
+            .send()
+            .await
+            .unwrap();
+        text_of(&answer(response, 201).await, id)
+    }
+
+    /// A session of `seats` seats in one row, at 100.00 each.
+    pub(crate) async fn sale(&self, seats: u32) -> Sale {
+        let organizer = self
+            .create(
+                "/api/v1/organizers",
+                &json!({ "name": "City Stage" }),
+                "organizer_id",
+            )
+            .await;
+        let event = json!({ "organizer_id": organizer, "title": "Concert", "event_type": "concert" });
+        let event = self.create("/api/v1/events", &event, "event_id").await;
+        let location =
+            json!({ "name": "Mill", "address": "1", "city": "B", "country": "D", "timezone": "UTC" });
+        let location = self.create("/api/v1/locations", &location, "location_id").await;
+        let hall = json!({ "name": "Hall", "capacity": seats });
+        let hall = self
+            .create(&format!("/api/v1/locations/{location}/halls"), &hall, "hall_id")
+            .await;
+        let grid = json!({ "rows": 1, "seats_per_row": seats });
+        answer(
+            self.http
+                .post(format!("{}/api/v1/halls/{hall}/seats/bulk", self.event_base))
+                .json(&grid)
+                .send()
+                .await
+                .unwrap(),
+            201,
+        )
+        .await;
+        let day = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        let session = json!({ "event_id": event, "hall_id": hall, "base_price": 100.00,
+            "start_time": format!("2031-01-{day:02}T19:00:00Z"), "end_time": format!("2031-01-{day:02}T21:00:00Z") });
+        let session = self.create("/api/v1/sessions", &session, "session_id").await;
+        let shown = self.seats(&session).await;
+        let seats = shown
+            .iter()
+            .map(|seat| text_of(seat, "session_seat_id"))
+            .collect();
+        Sale {
+            session,
+            seats,
+            tier: self.tier(json!(1.0)).await,
+        }
+    }
+
+    pub(crate) async fn tier(&self, multiplier: Value) -> String {
+        self.create(
+            "/api/v1/admin/price-tiers",
+            &json!({ "name": "Tier", "base_multiplier": multiplier }),
+            "id",
+        )
+        .await
+    }
+
+    pub(crate) async fn seats(&self, session: &str) -> Vec<Value> {
+        let response = self
+            .http
+            .get(format!("{}/api/v1/sessions/{session}/seats", self.event_base))
+            .send()
+            .await
+            .unwrap();
+        answer(response, 200).await.as_array().unwrap().clone()
+    }
+
+    /// Each seat's status, in the order of the seats.
+    pub(crate) async fn statuses(&self, session: &str) -> Vec<String> {
+        self.seats(session)
+            .await
+            .iter()
+            .map(|seat| text_of(seat, "status"))
+            .collect()
+    }
+
+    pub(crate) async fn seats_become(&self, sale: &Sale, expected: &[&str]) -> Duration {
+        wait_until(&format!("the seats are {expected:?}"), SOON, async || {
+            self.statuses(&sale.session).await == expected
+        })
+        .await
+    }
+
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        user: Uuid,
+        body: Option<&Value>,
+    ) -> Response {
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.booking_base))
+            .header("x-user-id", user.to_string());
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request.send().await.unwrap()
+    }
+
+    pub(crate) async fn get(&self, path: &str, user: Uuid, expected: u16) -> Value {
+        answer(self.call(Method::GET, path, user, None).await, expected).await
+    }
+
+    /// Books the seats of these indexes.
+    pub(crate) async fn try_reserve(&self, sale: &Sale, user: Uuid, seats: &[usize]) -> Response {
+        self.call(
+            Method::POST,
+            "/api/v1/reservations",
+            user,
+            Some(&sale.order(seats)),
+        )
+        .await
+    }
+
+    pub(crate) async fn reserve(&self, sale: &Sale, user: Uuid, seats: &[usize], expected: u16) -> Value {
+        answer(self.try_reserve(sale, user, seats).await, expected).await
+    }
+
+    pub(crate) async fn confirm(&self, id: &str, user: Uuid, body: Option<Value>, expected: u16) -> Value {
+        answer(
+            self.call(
+                Method::POST,
+                &format!("/api/v1/reservations/{id}/confirm"),
+                user,
+                body.as_ref(),
+            )
+            .await,
+            expected,
+        )
+        .await
+    }
+
+    pub(crate) async fn cancel(&self, id: &str, user: Uuid, expected: u16) -> Value {
+        answer(
+            self.call(Method::DELETE, &format!("/api/v1/reservations/{id}"), user, None)
+                .await,
+            expected,
+        )
+        .await
+    }
+
+    pub(crate) async fn refund(&self, ticket: &str, user: Uuid, expected: u16) -> Value {
+        answer(
+            self.call(
+                Method::POST,
+                &format!("/api/v1/tickets/{ticket}/refund"),
+                user,
+                None,
+            )
+            .await,
+            expected,
+        )
+        .await
+    }
+
+    /// A reservation, its id and its user.
+    pub(crate) async fn reserved(&self, sale: &Sale, seats: &[usize]) -> (String, Uuid) {
+        let user = Uuid::now_v7();
+        (text_of(&self.reserve(sale, user, seats, 201).await, "id"), user)
+    }
+
+    /// A number from the Booking Service's database.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.app.db).await.unwrap()
+    }
+
+    /// Redis as the services see it, past the proxy: who has the lock of a seat.
+    pub(crate) async fn lock_owner(&self, sale: &Sale, seat: usize) -> Option<String> {
+        let client = redis::Client::open(server("TEST_REDIS_URL")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let key = format!("booking:lock:{{{}}}:{}", sale.session, sale.seats[seat]);
+        redis::cmd("GET")
+            .arg(key)
+            .query_async(&mut connection)
+            .await
+            .unwrap()
+    }
+
+    /// Waits until every event has left and had its effect, then holds both databases against the promises.
+    pub(crate) async fn finish(self) {
+        wait_until("the outbox is empty", Duration::from_secs(30), async || {
+            let _ = outbox::relay_batch(&self.app.db, &self.app.publisher).await;
+            self.count("select count(*) from outbox where published_at is null")
+                .await
+                == 0
+        })
+        .await;
+        let events = self.count("select count(*) from outbox").await;
+        wait_until("every event is applied", Duration::from_secs(30), async || {
+            let applied: i64 = sqlx::query_scalar("select count(*) from inbox")
+                .fetch_one(&self.event_db)
+                .await
+                .unwrap();
+            applied == events
+        })
+        .await;
+        self.assert_promises().await;
+        self.lifecycle.stop();
+    }
+
+    /// What must be true of both databases at rest.
+    pub(crate) async fn assert_promises(&self) {
+        type Owned = Vec<(Uuid, Uuid)>;
+        let by = async |db: &PgPool, sql: &'static str| -> Owned {
+            sqlx::query_as(sql).fetch_all(db).await.unwrap()
+        };
+        let held = by(
+            &self.event_db,
+            "select session_seat_id, reservation_id from session_seats where status = 'reserved' order by 1",
+        )
+        .await;
+        let sold = by(
+            &self.event_db,
+            "select session_seat_id, reservation_id from session_seats where status = 'sold' order by 1",
+        )
+        .await;
+        let active = by(
+            &self.app.db,
+            "select session_seat_id, reservation_id from reservation_items join reservations r on r.id = reservation_id
+             where r.status in ('active', 'confirming') order by 1",
+        )
+        .await;
+        let ticketed = by(
+            &self.app.db,
+            "select session_seat_id, reservation_id from tickets where status <> 'refunded' order by 1",
+        )
+        .await;
+        assert_eq!(
+            held, active,
+            "holds (left) and active reservations (right) differ"
+        );
+        assert_eq!(sold, ticketed, "sold seats (left) and tickets (right) differ");
+        let violations = self
+            .count(
+                "select (select count(*) from reservations r where status in ('confirmed', 'refunded')
+                         and seats_count <> (select count(*) from tickets where reservation_id = r.id))
+                      + (select count(*) from reservations r where status in ('confirmed', 'refunded')
+                         and total_amount is distinct from (select sum(amount) from payments where reservation_id = r.id and status = 'captured'))
+                      + (select count(*) from reservations r where status not in ('confirmed', 'refunded')
+                         and exists (select from payments where reservation_id = r.id and status = 'captured'))
+                      + (select count(*) from payments p where (status = 'captured')
+                         is distinct from ((select state from mock_provider_charges where idempotency_key = p.id) = 'captured')
+                         and status <> 'pending' and exists (select from mock_provider_charges where idempotency_key = p.id))
+                      + (select count(*) from tickets t where (status = 'refunded')
+                         <> exists (select from mock_provider_refunds where idempotency_key = t.id and amount = t.price))",
+            )
+            .await;
+        assert_eq!(violations, 0, "money or tickets do not add up");
+    }
+}
+
+impl Sale {
+    pub(crate) fn order(&self, seats: &[usize]) -> Value {
+        let seats: Vec<Value> = seats
+            .iter()
+            .map(|seat| json!({ "session_seat_id": self.seats[*seat], "price_tier_id": self.tier, "row_number": "1", "seat_number": seat + 1 }))
+            .collect();
+        json!({ "session_id": self.session, "seats": seats })
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        self.lifecycle.stop();
+    }
+}
+
+pub(crate) fn text_of(value: &Value, name: &str) -> String {
+    value[name]
+        .as_str()
+        .unwrap_or_else(|| panic!("no {name} in {value}"))
+        .to_owned()
+}
+
+pub(crate) async fn answer(response: Response, expected: u16) -> Value {
+    let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+    assert_eq!(status, expected, "{text}");
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}

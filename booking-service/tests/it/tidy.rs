@@ -1,0 +1,84 @@
+//! Rules of the house that the compiler does not know.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every source file of the four crates, with its path from the top and its text.
+fn all() -> Vec<(String, String)> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = Vec::new();
+    for crate_name in [
+        "shared-contracts",
+        "service-kit",
+        "event-service",
+        "booking-service",
+    ] {
+        sources(&top.join(crate_name).join("src"), &mut found);
+    }
+    assert!(found.len() > 30, "only {} files were found", found.len());
+    found
+        .into_iter()
+        .map(|path| {
+            (
+                path.strip_prefix(top).unwrap().display().to_string(),
+                fs::read_to_string(&path).unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn each_table_of_promises_has_one_writer() {
+    let writers = [
+        ("session_seats", "event-service/src/session_seats.rs"),
+        ("inbox", "event-service/src/booking_consumer.rs"),
+        ("reservations", "booking-service/src/reservations/"),
+        ("outbox", "booking-service/src/outbox.rs"),
+        ("tickets", "booking-service/src/tickets.rs"),
+    ];
+    for (path, text) in all() {
+        for (table, writer) in writers {
+            for verb in ["insert into", "update", "delete from"] {
+                let writes =
+                    text.contains(&format!("{verb} {table} ")) || text.contains(&format!("{verb} {table}\n"));
+                assert!(
+                    !writes || path.starts_with(writer),
+                    "{path} writes {table}; only {writer} may"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_event_service_knows_nothing_of_the_booking_service() {
+    for (path, text) in all() {
+        let forbidden = match path.split('/').next().unwrap() {
+            "event-service" => ["booking_service", "BOOKING_SERVICE"].as_slice(),
+            "service-kit" | "shared-contracts" => ["event_service::", "booking_service::"].as_slice(),
+            _ => [].as_slice(),
+        };
+        for name in forbidden {
+            assert!(!text.contains(name), "{path} names {name}");
+        }
+    }
+}
+
+#[test]
+fn files_tell_one_story_each() {
+    for (path, text) in all() {
+        assert!(text.lines().count() <= 600, "{path} has more than 600 lines");
+        assert!(text.starts_with("//!"), "{path} does not say what it is for");
+    }
+}
