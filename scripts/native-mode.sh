@@ -19,7 +19,7 @@ readonly SERVICES=(event-service booking-service booking-worker)
 
 # Settings of the services that are taken over from the environment. Only for noticing that
 # one has changed since the service was started: the services see the whole environment.
-readonly SERVICE_SETTINGS='^(AUTH_|EXPIRY_|HOST=|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|RATE_|RECONCILE_|RESERVATION_|RUST_|ENVIRONMENT=)'
+readonly SERVICE_SETTINGS='^(AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|RATE_|RECONCILE_|RESERVATION_|RUST_|ENVIRONMENT=)'
 
 set_default_ports() {
     local entry variable port
@@ -92,8 +92,9 @@ start_service() {
         return
     fi
     stop_service "$name"
-    # A proxy that is meant for the world outside must not get the calls between our parts.
-    start_daemon "$name" "$spec" env "$@" \
+    # A proxy that is meant for the world outside must not get the calls between our parts; nor must a caller's
+    # HOST (some shells set it to the machine's name) or secret file win over what is set here.
+    start_daemon "$name" "$spec" env -u HOST -u DATABASE_URL_FILE -u RABBITMQ_URL_FILE -u REDIS_URL_FILE "$@" \
         NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}" "$program" "$command"
 }
 

@@ -6,6 +6,7 @@ use axum::Router;
 use service_kit::amqp::Publisher;
 use service_kit::health::{self, Health};
 use service_kit::lifecycle::Lifecycle;
+use service_kit::settings::SettingsReader;
 use service_kit::{database, openapi, server};
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
@@ -98,9 +99,9 @@ fn router(app: &App, health: Health) -> Router {
 /// The OpenAPI document, as `/openapi.json` shows it.
 ///
 /// # Errors
-/// None that depends on the environment.
+/// None that depends on the environment: it is made from the defaults.
 pub fn document() -> anyhow::Result<utoipa::openapi::OpenApi> {
-    let settings = Settings::from_env(8001)?;
+    let settings = Settings::read(SettingsReader::new(|_| None), 8001)?;
     let app = Arc::new(Shared::new(
         &settings,
         database::lazy_pool(&settings.database_url, "openapi", 1)?,

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use booking_service::app;
 use booking_service::settings::Settings;
 use clap::{Parser, Subcommand};
-use service_kit::lifecycle::Lifecycle;
+use service_kit::lifecycle::{self, Lifecycle};
+use service_kit::settings::SettingsReader;
 use service_kit::{database, server, telemetry};
 
 /// Price tiers, reservations, payment and tickets.
@@ -31,13 +32,19 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    let command = Arguments::parse().command;
+async fn main() -> ExitCode {
+    lifecycle::exit_code(run(Arguments::parse().command).await)
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if command == Command::Openapi {
         println!("{}", app::document()?.to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);
     }
-    let settings = Settings::from_env(if command == Command::Worker { 8002 } else { 8001 })?;
+    let settings = Settings::read(
+        SettingsReader::from_env(),
+        if command == Command::Worker { 8002 } else { 8001 },
+    )?;
     telemetry::init(&settings.common)?;
     match command {
         Command::Healthcheck => server::healthcheck(settings.common.listen.port()).await?,

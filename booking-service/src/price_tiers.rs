@@ -33,6 +33,7 @@ pub struct PriceTier {
 
 /// A new price tier.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({ "name": "Standard", "base_multiplier": 1.0, "description": "Standard pricing" }))]
 pub struct CreatePriceTier {
     #[schema(min_length = 1, max_length = 100, example = "Standard")]
     name: String,

@@ -52,12 +52,11 @@ impl Rules {
 }
 
 impl Settings {
-    /// Reads them from the environment; `port` is the process's usual one.
+    /// Reads them; `port` is the process's usual one.
     ///
     /// # Errors
     /// Every fault found.
-    pub fn from_env(port: u16) -> Result<Self, SettingsError> {
-        let mut reader = SettingsReader::from_env();
+    pub fn read(mut reader: SettingsReader, port: u16) -> Result<Self, SettingsError> {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         if !reader.or("MOCK_PAYMENT_ENABLED", true) {
             reader.fault(

@@ -109,7 +109,10 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
         .needs_database(db.clone())
         .uses("rabbitmq", move || {
             let up = consumer_up.load(Ordering::Relaxed);
-            async move { Ok(ensure!(up, "no consumer is registered at the broker")) }
+            async move {
+                ensure!(up, "no consumer is registered at the broker");
+                Ok(())
+            }
         });
     let consumer_db = db.clone();
     let consumer = amqp::consume(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use event_service::app;
 use event_service::settings::Settings;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::{database, server, telemetry};
 
 /// Catalogue, seat maps, and who has a seat.
@@ -29,8 +29,11 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    let command = Arguments::parse().command;
+async fn main() -> ExitCode {
+    lifecycle::exit_code(run(Arguments::parse().command).await)
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if let Command::Openapi = command {
         println!("{}", app::document().to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);

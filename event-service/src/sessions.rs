@@ -53,6 +53,10 @@ pub enum SessionStatus {
 
 /// A new session.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "event_id": "019ac1c0-0000-7000-8000-000000000002", "hall_id": "019ac1c0-0000-7000-8000-000000000004",
+    "start_time": "2030-12-01T19:00:00Z", "end_time": "2030-12-01T21:00:00Z", "base_price": 100.00, "currency": "USD",
+}))]
 pub struct CreateSession {
     event_id: EventId,
     hall_id: HallId,

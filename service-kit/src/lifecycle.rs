@@ -17,6 +17,14 @@ use tokio_util::task::TaskTracker;
 /// How long a stop waits for requests and messages in hand.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 
+/// What a process exits with: a fault that ended it is said in one line, causes included.
+pub fn exit_code(outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
 /// The handle that everything in a process shares.
 #[derive(Debug, Clone, Default)]
 pub struct Lifecycle {

@@ -7,9 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+/// Where a setting's text comes from, by its name.
+type Lookup = Box<dyn Fn(&str) -> Option<String>>;
+
 /// Reads settings and gathers what is wrong with them.
 pub struct SettingsReader {
-    lookup: Box<dyn Fn(&str) -> Option<String>>,
+    lookup: Lookup,
     faults: Vec<String>,
 }
 

@@ -1,5 +1,7 @@
 //! Structured logs on standard output.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
@@ -15,7 +17,10 @@ const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn";
 pub fn init(common: &Common) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(format!("{QUIET},{}", common.log_level))
         .map_err(|error| anyhow::anyhow!("LOG_LEVEL={} can't be used: {error}", common.log_level))?;
-    let builder = fmt().with_env_filter(filter).with_target(true);
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_target(true)
+        .with_ansi(std::io::stdout().is_terminal());
     let outcome = match common.log_format {
         LogFormat::Json => builder
             .json()

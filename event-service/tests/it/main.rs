@@ -1,4 +1,5 @@
 //! The Event Service's tests, as one binary: each on a database, an exchange and a queue of its own.
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod support;
 

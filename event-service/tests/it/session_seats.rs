@@ -63,7 +63,7 @@ impl Seats {
         until: DateTime<Utc>,
     ) -> ChangeOutcome {
         session_seats::reserve(
-            &mut *self.db.acquire().await.unwrap(),
+            &mut self.db.acquire().await.unwrap(),
             self.session,
             owner,
             seats,
@@ -74,19 +74,19 @@ impl Seats {
     }
 
     async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        session_seats::release(&mut *self.db.acquire().await.unwrap(), owner, seats)
+        session_seats::release(&mut self.db.acquire().await.unwrap(), owner, seats)
             .await
             .unwrap()
     }
 
     async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
-        session_seats::confirm(&mut *self.db.acquire().await.unwrap(), owner, seats)
+        session_seats::confirm(&mut self.db.acquire().await.unwrap(), owner, seats)
             .await
             .unwrap()
     }
 
     async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        session_seats::refund(&mut *self.db.acquire().await.unwrap(), owner, seats)
+        session_seats::refund(&mut self.db.acquire().await.unwrap(), owner, seats)
             .await
             .unwrap()
     }
@@ -207,7 +207,7 @@ async fn seats_of_another_session_or_of_none_are_unknown() {
         (1, stranger, None)
     );
     let elsewhere = session_seats::reserve(
-        &mut *seats.db.acquire().await.unwrap(),
+        &mut seats.db.acquire().await.unwrap(),
         SessionId::new(),
         ReservationId::new(),
         &seats.ids,
@@ -230,7 +230,7 @@ async fn a_hold_past_its_time_stays_and_is_named_to_who_wants_it() {
         panic!("a clock freed a seat")
     };
     assert_eq!(conflicts[0].overdue_reservation_id, Some(late));
-    let overdue = session_seats::holds_before(&mut *seats.db.acquire().await.unwrap(), None, None, 10)
+    let overdue = session_seats::holds_before(&mut seats.db.acquire().await.unwrap(), None, None, 10)
         .await
         .unwrap();
     assert_eq!(
