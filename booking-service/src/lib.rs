@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod event_client;
+pub mod idempotency;
 pub mod outbox;
 pub mod payments;
 pub mod price_tiers;

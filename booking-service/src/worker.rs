@@ -9,6 +9,7 @@ use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::idempotency;
 use crate::reconcile::{self, Sweep};
 use crate::reservations::finish;
 
@@ -111,6 +112,10 @@ async fn heal(app: &App, sweep: &mut Sweep) {
         ("holds", reconcile::reconcile_once(app, sweep).await.map(drop)),
         ("payments", reconcile::settle_payments(app).await.map(drop)),
         ("refunds", reconcile::settle_refunds(app).await.map(drop)),
+        (
+            "idempotency keys",
+            idempotency::forget_old(&app.db).await.map(drop),
+        ),
     ];
     for (part, outcome) in outcomes {
         if let Err(error) = outcome {

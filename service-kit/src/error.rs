@@ -54,7 +54,7 @@ impl Error {
             Self::Database(error) if database::is_unavailable(&error) => {
                 let problem = Problem::new(
                     Code::DatabaseUnavailable,
-                    "Nothing was changed by this call unless it had been done before. Please try again.",
+                    "The database did not answer in time. If this call was to change something, look whether it did before you repeat it.",
                 );
                 (problem.retry_after(1), Some(error.into()))
             }

@@ -94,6 +94,8 @@ codes! {
     ReservationRefunded = 409 "reservation_refunded" "The reservation was refunded";
     /// A payment for this reservation is under way.
     ConfirmationInProgress = 409 "confirmation_in_progress" "The payment is being made";
+    /// A request with the same Idempotency-Key is at work.
+    IdempotencyKeyInFlight = 409 "idempotency_key_in_flight" "A request with this Idempotency-Key is at work";
     /// The ticket has been used.
     TicketUsed = 409 "ticket_used" "The ticket was used";
     /// The hold has ended.
@@ -104,6 +106,8 @@ codes! {
     UnsupportedMediaType = 415 "unsupported_media_type" "The content type is not supported";
     /// The request was understood and breaks a rule; `errors` names every fault.
     ValidationFailed = 422 "validation_failed" "The request breaks a rule";
+    /// The Idempotency-Key was used with another request.
+    IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used with another request";
     /// A bug on our side.
     InternalError = 500 "internal_error" "Something went wrong on our side";
     /// The service's own database can't be reached.

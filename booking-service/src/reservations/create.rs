@@ -7,7 +7,7 @@
 //! | 2 seat locks, all or none | Redis | unlock |
 //! | 3 prices | Event Service | none needed |
 //! | 4 reserve, all or none | Event Service | release |
-//! | 5 write the reservation | own database | none: it is the end |
+//! | 5 write the reservation and the kept answer | own database | none: it is the end |
 //!
 //! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process that dies
 //! between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become impossible.
@@ -16,10 +16,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::Caller;
+use service_kit::database::broken_constraint;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
 use service_kit::{openapi, refusals};
@@ -30,12 +33,14 @@ use shared_contracts::label::Label;
 use shared_contracts::money::{Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{Availability, Pricing, SeatConflict, SeatPrice, SeatStatus};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 
-use super::{Reservation, ReservationItem, ReservationStatus};
+use super::finish::abandon_unwritten;
+use super::{Reservation, ReservationItem, ReservationStatus, find};
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
+use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::reconcile::{self, HeldSeat};
 use crate::seat_locks::LockOutcome;
 
@@ -44,7 +49,7 @@ use crate::seat_locks::LockOutcome;
 pub(crate) const BOOKING_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What a client asks for.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CreateReservation {
     session_id: SessionId,
     #[schema(min_items = 1)]
@@ -52,7 +57,7 @@ pub struct CreateReservation {
 }
 
 /// One seat of it.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WantedSeat {
     session_seat_id: SessionSeatId,
     price_tier_id: PriceTierId,
@@ -64,39 +69,84 @@ pub struct WantedSeat {
 
 refusals!(Refusals: openapi::BODY, &[
     Code::Unauthenticated, Code::SessionNotFound, Code::SeatNotFound, Code::PriceTierNotFound, Code::SeatUnavailable, Code::EventServiceUnavailable,
+    Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
 ]);
 
 /// Reserve seats: all of them or none
 ///
 /// The seats are held until `expiry_time`; confirm the reservation before. Take `session_seat_id`, `row_number` and `seat_number`
-/// from the Event Service's seat map.
+/// from the Event Service's seat map. With an `Idempotency-Key`, a repeated request gets the answer of the first.
 #[utoipa::path(post, path = "/api/v1/reservations", tag = "2 Reservations", request_body = CreateReservation, security(("user_id" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
     responses((status = 201, description = "Held", body = Reservation), Refusals))]
 pub(crate) async fn create_reservation(
     State(app): State<App>,
     caller: Caller,
+    key: IdempotencyKey,
     ApiJson(wanted): ApiJson<CreateReservation>,
-) -> Result<Created<Reservation>> {
+) -> Result<Response> {
     validate(&wanted, app.rules.seats_max)?;
-    let draft = Draft::begin(&app, caller.user_id, wanted).await?;
-    check_availability(&app, &draft).await?;
-    lock_seats(&app, &draft).await?;
-    let reservation = match hold_and_write(&app, &draft).await {
-        Ok(reservation) => reservation,
-        Err(error) => {
-            app.locks
-                .release(draft.session_id, &draft.seat_ids, draft.id)
-                .await;
-            return Err(error);
-        }
+    let id = ReservationId::new();
+    let claim = match idempotency::claim(
+        &app.db,
+        caller.user_id,
+        "create_reservation",
+        key,
+        id.as_uuid(),
+        &wanted,
+    )
+    .await?
+    {
+        Claimed::Work(claim) => claim,
+        Claimed::Answer(answer) => return Ok(answer),
     };
-    app.locks
-        .extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time)
-        .await;
-    Ok(Created {
-        location: format!("/api/v1/reservations/{}", reservation.id),
-        body: reservation,
-    })
+    match book(&app, id, caller.user_id, wanted, &claim).await {
+        Ok(body) => Ok(Created {
+            location: format!("/api/v1/reservations/{}", body.id),
+            body,
+        }
+        .into_response()),
+        Err(error) => {
+            claim.refused(&app.db, &error).await;
+            Err(error)
+        }
+    }
+}
+
+/// The steps of the table above.
+async fn book(
+    app: &App,
+    id: ReservationId,
+    user_id: UserId,
+    wanted: CreateReservation,
+    claim: &Claim,
+) -> Result<Reservation> {
+    let draft = Draft::begin(app, id, user_id, wanted).await?;
+    if let Some(dead) = claim.previous_attempt {
+        give_up(app, &draft, dead.into()).await?;
+    }
+    check_availability(app, &draft).await?;
+    lock_seats(app, &draft).await?;
+    let booked = hold_and_write(app, &draft, claim).await;
+    if booked.is_ok() {
+        app.locks
+            .extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time)
+            .await;
+    } else {
+        app.locks
+            .release(draft.session_id, &draft.seat_ids, draft.id)
+            .await;
+    }
+    booked
+}
+
+/// Frees what an attempt left that died under the same Idempotency-Key. Its reservation was not written, or its answer would be kept.
+async fn give_up(app: &App, draft: &Draft, dead: ReservationId) -> Result<()> {
+    app.event_service
+        .release(draft.session_id, dead, &draft.seat_ids)
+        .await?;
+    app.locks.release(draft.session_id, &draft.seat_ids, dead).await;
+    Ok(())
 }
 
 /// A booking on its way.
@@ -142,8 +192,17 @@ fn validate(wanted: &CreateReservation, seats_max: usize) -> Result<()> {
 }
 
 impl Draft {
+    fn held_seats(&self) -> Vec<HeldSeat> {
+        let held = |seat: &SessionSeatId| HeldSeat {
+            reservation_id: self.id,
+            session_id: self.session_id,
+            session_seat_id: *seat,
+        };
+        self.seat_ids.iter().map(held).collect()
+    }
+
     /// Step 0: the tiers and the clock, in one look at the own database.
-    async fn begin(app: &App, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
+    async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
         let found: Vec<(DateTime<Utc>, PriceTierId, Multiplier)> = sqlx::query_as(
             "select now(), id, base_multiplier from price_tiers where id = any($1) and (session_id is null or session_id = $2)",
@@ -165,7 +224,7 @@ impl Draft {
             ));
         };
         Ok(Self {
-            id: ReservationId::new(),
+            id,
             user_id,
             session_id: wanted.session_id,
             seat_ids: wanted.seats.iter().map(|seat| seat.session_seat_id).collect(),
@@ -247,18 +306,29 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
 }
 
 /// Steps 3 to 5.
-async fn hold_and_write(app: &App, draft: &Draft) -> Result<Reservation> {
+async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
     let pricing = app
         .event_service
         .pricing(draft.session_id, &draft.seat_ids)
         .await?;
     let items = price_items(draft, &pricing)?;
     reserve(app, draft).await?;
-    let written = write(&app.db, draft, &pricing, items).await;
-    if written.is_err() {
-        release(app, draft).await;
+    let error = match write(&app.db, draft, &pricing, items, claim).await {
+        Ok(reservation) => return Ok(reservation),
+        Err(error) => error,
+    };
+    // A lost connection may have lost only the answer. The seats must not go back before it is certain that there is no row.
+    match abandon_unwritten(app, &draft.held_seats()).await {
+        Ok(()) => match find(&app.db, draft.id, draft.user_id).await {
+            Ok(written) => return Ok(written),
+            Err(Error::Refused(_)) => release(app, draft).await,
+            Err(_) => {}
+        },
+        Err(unknown) => {
+            tracing::warn!(%unknown, reservation_id = %draft.id, "Reconciliation will find out whether this reservation was written")
+        }
     }
-    written
+    Err(error)
 }
 
 /// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
@@ -363,16 +433,30 @@ async fn release(app: &App, draft: &Draft) {
     }
 }
 
-/// Step 5: the reservation and its items in one statement, unless it is too late by the database's clock.
+/// Step 5: the reservation, its items and the kept answer in one transaction, unless it is too late by the database's clock.
 async fn write(
     db: &PgPool,
+    draft: &Draft,
+    pricing: &Pricing,
+    items: Vec<ReservationItem>,
+    claim: &Claim,
+) -> Result<Reservation> {
+    let mut tx = db.begin().await?;
+    let reservation = insert(&mut tx, draft, pricing, items).await?;
+    claim.finish(&mut tx, StatusCode::CREATED, &reservation).await?;
+    tx.commit().await?;
+    Ok(reservation)
+}
+
+async fn insert(
+    tx: &mut PgConnection,
     draft: &Draft,
     pricing: &Pricing,
     items: Vec<ReservationItem>,
 ) -> Result<Reservation> {
     let total_amount: Money = items.iter().map(|item| item.final_price).sum();
     let time_max = TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX);
-    let written: Option<(DateTime<Utc>, i64)> = sqlx::query_as(
+    let inserted = sqlx::query_as(
         "with made as (
              insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
              select $1, $2, $3, 'active', $4, $5, $6, $7, $8 where clock_timestamp() < least($4 + $9, $5)
@@ -403,8 +487,13 @@ async fn write(
     .bind(items.iter().map(|item| item.price).collect::<Vec<_>>())
     .bind(items.iter().map(|item| item.discount_amount).collect::<Vec<_>>())
     .bind(items.iter().map(|item| item.final_price).collect::<Vec<_>>())
-    .fetch_optional(db)
-    .await?;
+    .fetch_optional(tx)
+    .await;
+    let written: Option<(DateTime<Utc>, i64)> = match inserted {
+        // Reconciliation was here first and gave this booking up.
+        Err(error) if broken_constraint(&error) == Some("reservations_pkey") => None,
+        other => other?,
+    };
     let Some((created_at, time_remaining_seconds)) = written else {
         let problem = Problem::new(
             Code::DeadlineExceeded,

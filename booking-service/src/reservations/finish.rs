@@ -5,6 +5,8 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::auth::Caller;
@@ -22,6 +24,7 @@ use utoipa::ToSchema;
 
 use super::{Reservation, find, not_found};
 use crate::app::App;
+use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::outbox;
 use crate::payments::ChargeOutcome;
 use crate::reconcile::{self, HeldSeat};
@@ -31,7 +34,7 @@ use crate::tickets::{self, Ticket};
 const LEASE_SECONDS: f64 = 30.0;
 
 /// How to pay.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmReservation {
     /// The payment provider's token for the customer's means of payment. With the mock provider, ids that begin with `pay_decline`,
     /// `pay_timeout_charged` or `pay_timeout_lost` do what they say; any other, or none, pays.
@@ -78,7 +81,7 @@ enum StoredStatus {
 
 refusals!(ConfirmRefusals: openapi::BODY, &[
     Code::Unauthenticated, Code::PaymentDeclined, Code::ReservationNotFound, Code::ReservationCancelled, Code::ReservationRefunded,
-    Code::ConfirmationInProgress, Code::ReservationExpired, Code::PaymentUnavailable,
+    Code::ConfirmationInProgress, Code::ReservationExpired, Code::PaymentUnavailable, Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
 ]);
 refusals!(CancelRefusals: &[
     Code::Unauthenticated, Code::ReservationNotFound, Code::ReservationConfirmed, Code::ReservationCancelled, Code::ReservationRefunded,
@@ -88,24 +91,68 @@ refusals!(RefundRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::T
 
 /// Pay for a reservation and get its tickets
 ///
-/// Repeating it gives the same answer and charges nothing more. The seats become `sold` at the Event Service a moment later.
+/// Repeating it gives the same answer and charges nothing more; with an `Idempotency-Key` that is true of a refusal too.
+/// The seats become `sold` at the Event Service a moment later.
 #[utoipa::path(post, path = "/api/v1/reservations/{id}/confirm", tag = "2 Reservations", request_body = Option<ConfirmReservation>,
-    params(("id" = ReservationId, Path)), security(("user_id" = [])),
-    responses((status = 200, description = "Paid", body = ConfirmedReservation), ConfirmRefusals))]
+    params(("id" = ReservationId, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
+    security(("user_id" = [])), responses((status = 200, description = "Paid", body = ConfirmedReservation), ConfirmRefusals))]
 pub(crate) async fn confirm_reservation(
     State(app): State<App>,
     caller: Caller,
+    key: IdempotencyKey,
     ApiPath(id): ApiPath<ReservationId>,
     OptionalJson(body): OptionalJson<ConfirmReservation>,
-) -> Result<Json<ConfirmedReservation>> {
-    let Some((key, amount)) = take_lease(&app, caller.user_id, id, body.payment_id.as_deref()).await? else {
-        return match why_not_active(&app, caller.user_id, id).await? {
-            StoredStatus::Confirmed => confirmed(&app, caller.user_id, id).await,
+) -> Result<Response> {
+    let attempt = PaymentId::new();
+    let claim = match idempotency::claim(
+        &app.db,
+        caller.user_id,
+        "confirm_reservation",
+        key,
+        attempt.as_uuid(),
+        &(id, &body),
+    )
+    .await?
+    {
+        Claimed::Work(claim) => claim,
+        Claimed::Answer(answer) => return Ok(answer),
+    };
+    // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
+    let paid = match pay(&app, caller.user_id, id, attempt, body.payment_id.as_deref()).await {
+        Ok(()) => confirmed(&app, caller.user_id, id).await,
+        Err(error) => Err(error),
+    };
+    match paid {
+        Ok(paid) => {
+            claim
+                .finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid)
+                .await?;
+            Ok(Json(paid).into_response())
+        }
+        Err(error) => {
+            claim.refused(&app.db, &error).await;
+            Err(error)
+        }
+    }
+}
+
+/// The reservation is paid when this returns, by this call or by an earlier one.
+async fn pay(
+    app: &App,
+    user_id: UserId,
+    id: ReservationId,
+    key: PaymentId,
+    payment_id: Option<&str>,
+) -> Result<()> {
+    let Some(amount) = take_lease(app, user_id, id, key, payment_id).await? else {
+        return match why_not_active(app, user_id, id).await? {
+            StoredStatus::Confirmed => Ok(()),
             status => Err(refusal(status)),
         };
     };
     // An error is an unknown outcome too: the charge may have been made.
-    let outcome = app.payments.charge(key, amount, body.payment_id.as_deref()).await.unwrap_or_else(|error| {
+    let outcome = app.payments.charge(key, amount, payment_id).await.unwrap_or_else(|error| {
         tracing::warn!(error = format!("{error:#}"), payment_id = %key, "The payment provider gave no answer");
         ChargeOutcome::Unknown
     });
@@ -113,16 +160,16 @@ pub(crate) async fn confirm_reservation(
         let detail = "The payment was declined and nothing was charged. The seats stay held until the reservation expires; try another payment.";
         Err(Error::refused(Code::PaymentDeclined, detail))
     };
-    if !conclude(&app, id, key, outcome).await? {
+    if !conclude(app, id, key, outcome).await? {
         // The lease ran out meanwhile and the recovery settled it, by the provider's word.
-        return match why_not_active(&app, caller.user_id, id).await? {
-            StoredStatus::Confirmed => confirmed(&app, caller.user_id, id).await,
+        return match why_not_active(app, user_id, id).await? {
+            StoredStatus::Confirmed => Ok(()),
             StoredStatus::Active => declined(),
             status => Err(refusal(status)),
         };
     }
     match outcome {
-        ChargeOutcome::Captured => confirmed(&app, caller.user_id, id).await,
+        ChargeOutcome::Captured => Ok(()),
         ChargeOutcome::Declined => declined(),
         ChargeOutcome::Unknown => {
             let detail = "The payment provider gave no answer. What became of the charge is being asked for: look at the reservation in half a minute. It will not be charged twice.";
@@ -138,9 +185,10 @@ async fn take_lease(
     app: &App,
     user_id: UserId,
     id: ReservationId,
+    key: PaymentId,
     payment_id: Option<&str>,
-) -> Result<Option<(PaymentId, Money)>> {
-    let taken = sqlx::query_as(
+) -> Result<Option<Money>> {
+    let taken = sqlx::query_scalar(
         "with leased as (
              update reservations set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
              where id = $1 and user_id = $2 and status = 'active' and expiry_time > clock_timestamp()
@@ -148,11 +196,11 @@ async fn take_lease(
          )
          insert into payments (id, reservation_id, payment_id, amount, currency, status)
          select $3, id, $4, total_amount, currency, 'pending' from leased
-         returning id, amount",
+         returning amount",
     )
     .bind(id)
     .bind(user_id)
-    .bind(PaymentId::new())
+    .bind(key)
     .bind(payment_id)
     .bind(LEASE_SECONDS)
     .fetch_optional(&app.db)
@@ -214,7 +262,7 @@ async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<bool> 
     Ok(true)
 }
 
-async fn confirmed(app: &App, user_id: UserId, id: ReservationId) -> Result<Json<ConfirmedReservation>> {
+async fn confirmed(app: &App, user_id: UserId, id: ReservationId) -> Result<ConfirmedReservation> {
     let reservation = find(&app.db, id, user_id).await?;
     let payment_id =
         sqlx::query_scalar("select id from payments where reservation_id = $1 and status = 'captured'")
@@ -222,12 +270,12 @@ async fn confirmed(app: &App, user_id: UserId, id: ReservationId) -> Result<Json
             .fetch_one(&app.db)
             .await?;
     let tickets = tickets::of_reservation(&app.db, id).await?;
-    Ok(Json(ConfirmedReservation {
+    Ok(ConfirmedReservation {
         reservation,
         payment_status: "completed".into(),
         payment_id,
         tickets,
-    }))
+    })
 }
 
 /// Cancel an active reservation

@@ -9,6 +9,7 @@ mod cancel;
 mod confirm;
 mod crash;
 mod expiry;
+mod idempotency;
 mod openapi;
 mod outages;
 mod outbox;

@@ -1,0 +1,300 @@
+//! `Idempotency-Key`: a request that is repeated has its effect once and gets the same answer.
+//!
+//! A key is claimed before the work and finished in the transaction of its effect. While an attempt is at work its twins get
+//! `409`; when it has died, the next one takes over. Answers are kept for 24 hours: successes, and refusals that would be the
+//! same again. An outage is not kept: the next try may do better.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use service_kit::error::{Error, Result, problem_response};
+use sha2::{Digest, Sha256};
+use shared_contracts::ids::UserId;
+use shared_contracts::problem::{Code, FieldError, Problem};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+/// The request header.
+pub const HEADER: &str = "idempotency-key";
+/// The answer's header when it was kept from an earlier request.
+const REPLAYED: &str = "idempotency-replayed";
+/// The longest key.
+const KEY_CHARS_MAX: usize = 255;
+/// How long an attempt may be at work before another takes over: longer than a booking or a payment may take.
+const LOCK_SECONDS: f64 = 35.0;
+/// Keys deleted at a time.
+const DELETED_AT_ONCE: i64 = 1000;
+
+/// The request's key, if it has one. The standard's quoted form and the bare one mean the same.
+#[derive(Debug, Clone)]
+pub struct IdempotencyKey(Option<String>);
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let Some(value) = parts.headers.get(HEADER) else {
+            return Ok(Self(None));
+        };
+        let key = value.to_str().unwrap_or_default().trim();
+        let key = key
+            .strip_prefix('"')
+            .and_then(|key| key.strip_suffix('"'))
+            .unwrap_or(key);
+        if key.is_empty() || key.chars().count() > KEY_CHARS_MAX {
+            let detail = format!(
+                "must be 1 to {KEY_CHARS_MAX} visible ASCII characters; a fresh UUID for each new request will do"
+            );
+            return Err(Error::invalid(FieldError::parameter("Idempotency-Key", detail)));
+        }
+        Ok(Self(Some(key.to_owned())))
+    }
+}
+
+/// The right to do the work of a request.
+#[derive(Debug)]
+pub struct Claim {
+    user_id: UserId,
+    operation: &'static str,
+    /// Null for a request without a key: every finish is then a matter of nothing.
+    key: Option<String>,
+    attempt: Uuid,
+    /// The attempt that was taken over from: it died, and may have left something half done.
+    pub previous_attempt: Option<Uuid>,
+}
+
+/// Whether the work is to be done.
+pub enum Claimed {
+    /// Yes, by this request.
+    Work(Claim),
+    /// It has been done: this is the answer.
+    Answer(Response),
+}
+
+/// Claims the request's key for `attempt`. `request` is what must be the same when the key comes again.
+///
+/// # Errors
+/// A twin is at work, the key came with another request, or the database failed.
+pub async fn claim(
+    db: &PgPool,
+    user_id: UserId,
+    operation: &'static str,
+    key: IdempotencyKey,
+    attempt: Uuid,
+    request: &impl Serialize,
+) -> Result<Claimed> {
+    let mut claim = Claim {
+        user_id,
+        operation,
+        key: key.0,
+        attempt,
+        previous_attempt: None,
+    };
+    if claim.key.is_none() {
+        return Ok(Claimed::Work(claim));
+    }
+    let canonical = serde_json::to_vec(request).map_err(|error| Error::Internal(error.into()))?;
+    let fingerprint = Sha256::digest(canonical).to_vec();
+    if claim.insert(db, &fingerprint).await? {
+        return Ok(Claimed::Work(claim));
+    }
+    let Some((known, previous, running, status, answer)) = claim.look(db).await? else {
+        // It was given up in this very moment.
+        return Err(in_flight());
+    };
+    if known != fingerprint {
+        let detail =
+            "This Idempotency-Key was used with another request. Use a fresh key for each new request.";
+        return Err(Error::refused(Code::IdempotencyKeyReused, detail));
+    }
+    if let (Some(status), Some(answer)) = (status, answer) {
+        return replay(status, answer).map(Claimed::Answer);
+    }
+    if running || !claim.take_over(db, previous).await? {
+        return Err(in_flight());
+    }
+    claim.previous_attempt = Some(previous);
+    Ok(Claimed::Work(claim))
+}
+
+fn in_flight() -> Error {
+    let detail =
+        "A request with this Idempotency-Key is at work. Repeat yours in a moment to get its answer.";
+    Problem::new(Code::IdempotencyKeyInFlight, detail)
+        .retry_after(1)
+        .into()
+}
+
+fn replay(status: i16, answer: String) -> Result<Response> {
+    let status = u16::try_from(status)
+        .ok()
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(StatusCode::OK);
+    let mut response = if status.is_success() {
+        (
+            status,
+            [(header::CONTENT_TYPE, "application/json")],
+            answer.clone(),
+        )
+            .into_response()
+    } else {
+        problem_response(serde_json::from_str(&answer).map_err(|error| Error::Internal(error.into()))?)
+    };
+    if status == StatusCode::CREATED {
+        let made: serde_json::Value =
+            serde_json::from_str(&answer).map_err(|error| Error::Internal(error.into()))?;
+        let location = format!("/api/v1/reservations/{}", made["id"].as_str().unwrap_or_default());
+        response.headers_mut().insert(
+            header::LOCATION,
+            HeaderValue::from_str(&location).map_err(|error| Error::Internal(error.into()))?,
+        );
+    }
+    response
+        .headers_mut()
+        .insert(REPLAYED, HeaderValue::from_static("true"));
+    Ok(response)
+}
+
+type Row = (Vec<u8>, Uuid, bool, Option<i16>, Option<String>);
+
+impl Claim {
+    async fn insert(&self, db: &PgPool, fingerprint: &[u8]) -> Result<bool> {
+        let inserted = sqlx::query(
+            "insert into idempotency_keys (user_id, operation, key, fingerprint, attempt, locked_until)
+             values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) on conflict do nothing",
+        )
+        .bind(self.user_id)
+        .bind(self.operation)
+        .bind(&self.key)
+        .bind(fingerprint)
+        .bind(self.attempt)
+        .bind(LOCK_SECONDS)
+        .execute(db)
+        .await?;
+        Ok(inserted.rows_affected() == 1)
+    }
+
+    async fn look(&self, db: &PgPool) -> Result<Option<Row>> {
+        let row = sqlx::query_as(
+            "select fingerprint, attempt, locked_until > now(), status, answer from idempotency_keys
+             where user_id = $1 and operation = $2 and key = $3",
+        )
+        .bind(self.user_id)
+        .bind(self.operation)
+        .bind(&self.key)
+        .fetch_optional(db)
+        .await?;
+        Ok(row)
+    }
+
+    async fn take_over(&self, db: &PgPool, previous: Uuid) -> Result<bool> {
+        let taken = sqlx::query(
+            "update idempotency_keys set attempt = $4, locked_until = now() + make_interval(secs => $6)
+             where user_id = $1 and operation = $2 and key = $3 and attempt = $5 and status is null and locked_until <= now()",
+        )
+        .bind(self.user_id)
+        .bind(self.operation)
+        .bind(&self.key)
+        .bind(self.attempt)
+        .bind(previous)
+        .bind(LOCK_SECONDS)
+        .execute(db)
+        .await?;
+        Ok(taken.rows_affected() == 1)
+    }
+
+    /// Keeps a success, in the transaction of its effect.
+    ///
+    /// # Errors
+    /// Another attempt has taken over, so the transaction must not be committed; or the database failed.
+    pub async fn finish(
+        &self,
+        tx: &mut PgConnection,
+        status: StatusCode,
+        answer: &impl Serialize,
+    ) -> Result<()> {
+        let answer = serde_json::to_string(answer).map_err(|error| Error::Internal(error.into()))?;
+        if self.key.is_some() && !self.keep(tx, status.as_u16(), &answer).await? {
+            return Err(in_flight());
+        }
+        Ok(())
+    }
+
+    /// Keeps a refusal that would be the same again; gives the key back after anything else, so that the next try can do the work.
+    pub async fn refused(&self, db: &PgPool, error: &Error) {
+        if self.key.is_none() {
+            return;
+        }
+        let kept = match error {
+            Error::Refused(problem) if is_final(problem.code) => {
+                match (serde_json::to_string(problem), db.acquire().await) {
+                    (Ok(answer), Ok(mut connection)) => self
+                        .keep(&mut connection, problem.status, &answer)
+                        .await
+                        .map(drop),
+                    (_, Err(error)) => Err(error.into()),
+                    (Err(error), _) => Err(Error::Internal(error.into())),
+                }
+            }
+            _ => self.give_back(db).await,
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, "A key stays locked until its time is over");
+        }
+    }
+
+    async fn keep(&self, connection: &mut PgConnection, status: u16, answer: &str) -> Result<bool> {
+        let kept = sqlx::query(
+            "update idempotency_keys set status = $5, answer = $6
+             where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null",
+        )
+        .bind(self.user_id)
+        .bind(self.operation)
+        .bind(&self.key)
+        .bind(self.attempt)
+        .bind(status as i16)
+        .bind(answer)
+        .execute(connection)
+        .await?;
+        Ok(kept.rows_affected() == 1)
+    }
+
+    async fn give_back(&self, db: &PgPool) -> Result<()> {
+        let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
+        sqlx::query(sql)
+            .bind(self.user_id)
+            .bind(self.operation)
+            .bind(&self.key)
+            .bind(self.attempt)
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Whether a refusal answers the request for good. Those that tell of a passing state are not kept.
+fn is_final(code: Code) -> bool {
+    code.status() < 500
+        && !matches!(
+            code,
+            Code::ConfirmationInProgress | Code::IdempotencyKeyInFlight | Code::IdempotencyKeyReused
+        )
+}
+
+/// Deletes keys whose 24 hours are over. Returns how many.
+///
+/// # Errors
+/// The database failed.
+pub async fn forget_old(db: &PgPool) -> Result<u64> {
+    let deleted = sqlx::query(
+        "delete from idempotency_keys where (user_id, operation, key) in (
+             select user_id, operation, key from idempotency_keys where created_at < now() - interval '24 hours'
+             order by created_at limit $1 for update skip locked)",
+    )
+    .bind(DELETED_AT_ONCE)
+    .execute(db)
+    .await?;
+    Ok(deleted.rows_affected())
+}
