@@ -90,13 +90,13 @@ create index tickets_by_reservation on tickets (reservation_id);
 
 -- Money to be given back: written with the change that causes it, settled with the provider afterwards, once by its key.
 create table refunds (
-    ticket_id  uuid primary key,
+    -- What it is for, and the idempotency key towards the provider: a ticket's id, or the payment's for all of it.
+    id         uuid primary key,
     payment_id uuid not null,
     amount     numeric(12, 2) not null,
     status     text not null default 'pending',
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
-    constraint refunds_ticket_exists foreign key (ticket_id) references tickets,
     constraint refunds_payment_exists foreign key (payment_id) references payments,
     constraint refunds_status_known check (status in ('pending', 'settled'))
 );

@@ -11,7 +11,9 @@ create table outbox (
     traceparent    text,
     created_at     timestamptz not null default now(),
     published_at   timestamptz,
+    -- When the broker last did not take it: the others go first then.
+    tried_at       timestamptz,
     constraint outbox_one_per_change unique (reservation_id, sequence)
 );
 -- What the relay looks for. Not "newer than the last id seen": rows become visible in another order than they were made.
-create index outbox_pending on outbox (created_at, id) where published_at is null;
+create index outbox_pending on outbox (coalesce(tried_at, created_at), id) where published_at is null;

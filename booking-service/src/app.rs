@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::event_client::EventClient;
 use crate::payments::PaymentProvider;
-use crate::reservations::{self, create, finish};
+use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
 use crate::worker::{self, Schedule};
@@ -73,7 +73,7 @@ fn api(app: &App, health: Health) -> OpenApiRouter {
             reservations::list_reservations
         ))
         .routes(routes!(reservations::get_reservation, finish::cancel_reservation))
-        .routes(routes!(finish::confirm_reservation))
+        .routes(routes!(confirm::confirm_reservation))
         .routes(routes!(tickets::list_tickets))
         .routes(routes!(tickets::get_ticket))
         .routes(routes!(tickets::get_ticket_qr))

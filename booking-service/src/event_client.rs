@@ -16,7 +16,7 @@ use service_kit::layers;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{
-    Availability, CheckAvailabilityRequest, OverdueHolds, Pricing, ReserveRequest, SeatConflict,
+    Availability, CheckAvailabilityRequest, HoldCursor, OverdueHolds, Pricing, ReserveRequest, SeatConflict,
     SeatsChanged, SeatsOfReservation,
 };
 
@@ -185,7 +185,7 @@ impl EventClient {
     pub async fn holds_before(
         &self,
         before: DateTime<Utc>,
-        cursor: Option<&str>,
+        cursor: Option<HoldCursor>,
         limit: u16,
     ) -> Result<OverdueHolds, Error> {
         let before = before.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
@@ -293,8 +293,7 @@ impl EventClient {
 }
 
 fn unavailable(cause: Failure) -> Error {
-    let detail =
-        "Seats can't be looked at or held right now, and nothing is held by this call. Please try again.";
+    let detail = "Seats can't be looked at or held right now. What this call may have held is given back. Please try again.";
     Error::Unavailable {
         problem: Box::new(Problem::new(Code::EventServiceUnavailable, detail).retry_after(2)),
         cause,

@@ -160,6 +160,12 @@ fn replay(status: i16, answer: String) -> Result<Response> {
 type Row = (Vec<u8>, Uuid, bool, Option<i16>, Option<String>);
 
 impl Claim {
+    /// Whether there is an answer to keep.
+    #[must_use]
+    pub fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     async fn insert(&self, db: &PgPool, fingerprint: &[u8]) -> Result<bool> {
         let inserted = sqlx::query(
             "insert into idempotency_keys (user_id, operation, key, fingerprint, attempt, locked_until)

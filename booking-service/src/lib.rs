@@ -1,7 +1,7 @@
 //! The Booking Service: price tiers, reservations, payment and tickets.
 //!
 //! Start with `migrations/`, then [`app`], which shows every route on one screen. [`reservations`] is the deep module: what became
-//! of a reservation. `create.rs` is the way in (the steps of a booking, each with its undo), `finish.rs` every way out. They use
+//! of a reservation. `create.rs` is the way in (the steps of a booking, each with its undo), `confirm.rs` the payment, `finish.rs` the other ways out. They use
 //! one tool for each outside thing: [`event_client`], [`seat_locks`], [`payments`], [`outbox`]. [`worker`] only says when;
 //! [`reconcile`] heals what a crash left between this service and the Event Service.
 

@@ -55,14 +55,19 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let lifecycle = Lifecycle::new();
             lifecycle.stop_on_signal()?;
             let listener = server::listen(settings.common.listen).await?;
-            if command == Command::Worker {
-                let app = app::start(&settings, "booking-worker", &lifecycle).await?;
-                app::work(&app, &settings, listener, &lifecycle).await?;
-            } else {
-                telemetry::warn_of_header_authentication();
-                let app = app::start(&settings, "booking-service", &lifecycle).await?;
-                app::serve(&app, listener, &lifecycle);
-            }
+            let started = async {
+                if command == Command::Worker {
+                    let app = app::start(&settings, "booking-worker", &lifecycle).await?;
+                    app::work(&app, &settings, listener, &lifecycle).await
+                } else {
+                    telemetry::warn_of_header_authentication();
+                    let app = app::start(&settings, "booking-service", &lifecycle).await?;
+                    app::serve(&app, listener, &lifecycle);
+                    Ok(())
+                }
+            };
+            // A stop does not wait for a database that is still starting.
+            lifecycle.token().run_until_cancelled(started).await.transpose()?;
             return Ok(lifecycle.finished().await);
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
-use service_kit::layers;
+use service_kit::{database, layers};
 use shared_contracts::booking_event::BookingEvent;
 use sqlx::{FromRow, PgConnection, PgPool};
 use tokio::sync::Notify;
@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 /// Events published in one go, and rows locked meanwhile.
 const BATCH_MAX: i64 = 100;
+/// One batch with all its waits: a database that vanished without a word must not stop the relay for ever.
+const RELAY_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often the relay looks without being nudged: events of other processes, and of a time without a broker.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long it leaves a broker alone that just failed.
@@ -25,14 +27,15 @@ const PAUSE_AFTER_FAULT: Duration = Duration::from_secs(1);
 /// # Errors
 /// The database failed.
 pub async fn append(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<(), sqlx::Error> {
+    // As text: a JSON tree would make a float of the money.
     let mut payloads = Vec::with_capacity(events.len());
     for event in events {
-        payloads.push(serde_json::to_value(event).map_err(|error| sqlx::Error::Encode(error.into()))?);
+        payloads.push(serde_json::to_string(event).map_err(|error| sqlx::Error::Encode(error.into()))?);
     }
     sqlx::query(
         "insert into outbox (id, event_type, reservation_id, sequence, payload, traceparent)
-         select id, event_type, reservation_id, sequence, payload, $6
-         from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[], $5::jsonb[]) as new (id, event_type, reservation_id, sequence, payload)",
+         select id, event_type, reservation_id, sequence, payload::jsonb, $6
+         from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[], $5::text[]) as new (id, event_type, reservation_id, sequence, payload)",
     )
     .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>())
@@ -73,10 +76,10 @@ pub struct Relayed {
 pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<Relayed> {
     // Before the transaction: a broker that is away must not cost a connection and row locks.
     publisher.connect_if_needed().await?;
-    let mut tx = db.begin().await?;
+    let mut tx = database::begin(db).await?;
     let pending: Vec<Pending> = sqlx::query_as(
         "select id, event_type, payload, traceparent, created_at from outbox
-         where published_at is null order by created_at, id limit $1 for update skip locked",
+         where published_at is null order by coalesce(tried_at, created_at), id limit $1 for update skip locked",
     )
     .bind(BATCH_MAX)
     .fetch_all(&mut *tx)
@@ -109,6 +112,11 @@ pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<R
         .bind(&confirmed)
         .execute(&mut *tx)
         .await?;
+    if confirmed.len() < batch.len() {
+        let all: Vec<Uuid> = batch.iter().map(|message| message.message_id).collect();
+        let sql = "update outbox set tried_at = now() where id = any($1) and published_at is null";
+        sqlx::query(sql).bind(all).execute(&mut *tx).await?;
+    }
     tx.commit().await?;
     Ok(Relayed {
         published: confirmed.len(),
@@ -140,10 +148,12 @@ pub async fn relay(
 ) -> anyhow::Result<()> {
     let mut faulty = false;
     while !stopping.is_cancelled() {
-        let pause = match relay_batch(&db, publisher).await {
-            Ok(Relayed { left: 0, published }) => {
+        let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&db, publisher)).await;
+        let pause = match relayed.map_err(anyhow::Error::from).flatten() {
+            // What some of the batch could not do, others behind them can.
+            Ok(Relayed { published, left }) if left == 0 || published > 0 => {
                 faulty = false;
-                if published as i64 == BATCH_MAX {
+                if (published + left) as i64 == BATCH_MAX {
                     continue;
                 }
                 POLL_INTERVAL

@@ -5,9 +5,10 @@
 //! is asked what became of the charge, never asked to charge again.
 
 use anyhow::Context;
-use shared_contracts::ids::{PaymentId, TicketId};
+use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
 use sqlx::PgPool;
+use uuid::Uuid;
 
 /// A `payment_id` that begins so is always declined.
 pub const ALWAYS_DECLINED: &str = "pay_decline";
@@ -83,13 +84,13 @@ impl PaymentProvider {
         })
     }
 
-    /// Gives money of a captured charge back, once for each ticket.
+    /// Gives money of a captured charge back, once for each key.
     ///
     /// # Errors
     /// The provider can't be reached or knows no such charge.
-    pub async fn refund(&self, ticket: TicketId, charge: PaymentId, amount: Money) -> anyhow::Result<()> {
+    pub async fn refund(&self, key: Uuid, charge: PaymentId, amount: Money) -> anyhow::Result<()> {
         sqlx::query("insert into mock_provider_refunds (idempotency_key, charge_key, amount) values ($1, $2, $3) on conflict do nothing")
-            .bind(ticket)
+            .bind(key)
             .bind(charge)
             .bind(amount)
             .execute(&self.ledger)

@@ -11,7 +11,7 @@ use service_kit::{openapi, refusals};
 use shared_contracts::ids::{PriceTierId, SessionId};
 use shared_contracts::money::Multiplier;
 use shared_contracts::page::{Page, PageQuery};
-use shared_contracts::problem::Code;
+use shared_contracts::problem::{Code, FieldError};
 use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -37,10 +37,10 @@ pub struct PriceTier {
 pub struct CreatePriceTier {
     #[schema(min_length = 1, max_length = 100, example = "Standard")]
     name: String,
-    /// The factor on the seat's price; also accepted as `multiplier`.
-    #[serde(alias = "multiplier")]
-    #[schema(required = false)]
-    base_multiplier: Multiplier,
+    /// The factor on the seat's price. Required, under this name or the next.
+    base_multiplier: Option<Multiplier>,
+    /// Another name for `base_multiplier`.
+    multiplier: Option<Multiplier>,
     #[schema(max_length = 1000, example = "Standard pricing")]
     description: Option<String>,
     /// The one session to serve; all of them when left out.
@@ -66,13 +66,16 @@ pub(crate) async fn create_price_tier(
     State(app): State<App>,
     ApiJson(new): ApiJson<CreatePriceTier>,
 ) -> Result<Created<PriceTier>> {
+    let Some(base_multiplier) = new.base_multiplier.or(new.multiplier) else {
+        return Err(Error::invalid(FieldError::at("/base_multiplier", "is required")));
+    };
     let tier: PriceTier = sqlx::query_as(
         "insert into price_tiers (id, session_id, name, base_multiplier, description) values ($1, $2, $3, $4, $5) returning *",
     )
     .bind(PriceTierId::new())
     .bind(new.session_id)
     .bind(new.name)
-    .bind(new.base_multiplier)
+    .bind(base_multiplier)
     .bind(new.description)
     .fetch_one(&app.db)
     .await?;

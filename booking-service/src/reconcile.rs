@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::error::Result;
-use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId, TicketId};
+use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::OverdueHold;
+use shared_contracts::seat_api::{HoldCursor, OverdueHold};
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
 use crate::reservations::create::BOOKING_TIME_MAX;
-use crate::reservations::finish;
+use crate::reservations::{confirm, finish};
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
+/// How much later than its booking began a hold may appear: a `reserve` whose caller has long given up may still be on its way.
+const LATE_HOLD_MAX: TimeDelta = TimeDelta::seconds(60);
 /// Holds read at a time.
 const HOLDS_PER_PAGE: u16 = 500;
 /// Payments and refunds settled at a time.
@@ -35,10 +38,10 @@ pub struct HeldSeat {
     pub session_seat_id: SessionSeatId,
 }
 
-/// Where the walk over fresh holds stands: each hold is looked at once, when it is old enough to be judged.
+/// How far the walk over fresh holds has come: each hold is looked at when it is old enough to be judged, and for a while after.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    cursor: Option<String>,
+    looked_until: Option<DateTime<Utc>>,
 }
 
 /// What one round did, in seats.
@@ -68,34 +71,17 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
     let mut healed = Healed::default();
 
-    let mut cursor = None;
-    loop {
-        let page = app
-            .event_service
-            .holds_before(now, cursor.as_deref(), HOLDS_PER_PAGE)
-            .await?;
-        healed.add(settle_holds(app, &page.items).await?);
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            break;
-        }
-    }
+    healed.add(walk(app, now, None).await?);
 
     // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
     let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);
     let old_enough = now + (app.rules.hold_interval() - grace).max(TimeDelta::zero());
-    loop {
-        let page = app
-            .event_service
-            .holds_before(old_enough, sweep.cursor.as_deref(), HOLDS_PER_PAGE)
-            .await?;
-        healed.add(settle_holds(app, &page.items).await?);
-        let Some(last) = page.items.last() else { break };
-        sweep.cursor = Some(page.next_cursor.clone().unwrap_or_else(|| cursor_after(last)));
-        if page.next_cursor.is_none() {
-            break;
-        }
-    }
+    let from = sweep.looked_until.map(|until| HoldCursor {
+        reserved_until: until - LATE_HOLD_MAX,
+        session_seat_id: Uuid::nil().into(),
+    });
+    healed.add(walk(app, old_enough, from).await?);
+    sweep.looked_until = Some(old_enough);
     if healed.released + healed.confirmed > 0 {
         tracing::info!(
             released = healed.released,
@@ -106,12 +92,27 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     Ok(healed)
 }
 
-fn cursor_after(hold: &OverdueHold) -> String {
-    format!(
-        "{}_{}",
-        hold.reserved_until.timestamp_micros(),
-        hold.session_seat_id
-    )
+/// Settles all holds that are due before `before`, from `cursor` on.
+async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<HoldCursor>) -> Result<Healed> {
+    let mut healed = Healed::default();
+    loop {
+        let page = app
+            .event_service
+            .holds_before(before, cursor, HOLDS_PER_PAGE)
+            .await?;
+        match settle_holds(app, &page.items).await {
+            Ok(settled) => healed.add(settled),
+            // A page that fails must not hide those behind it.
+            Err(error) => tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "Some holds are not settled yet"
+            ),
+        }
+        cursor = page.next_cursor.and_then(|next| next.parse().ok());
+        if cursor.is_none() {
+            return Ok(healed);
+        }
+    }
 }
 
 async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
@@ -200,51 +201,62 @@ async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) 
 /// # Errors
 /// The database or the provider does not answer; the lease runs on and a later round settles them.
 pub async fn settle_payments(app: &App) -> Result<usize> {
-    let stuck = finish::take_over_leases(app, PAYMENTS_PER_BATCH).await?;
-    for (id, key, amount) in &stuck {
-        let outcome = app.payments.settle_unknown(*key, *amount).await?;
-        tracing::info!(reservation_id = %id, ?outcome, "Settled a payment of unknown fate");
-        finish::conclude(app, *id, *key, outcome).await?;
+    let stuck = confirm::take_over_leases(app, PAYMENTS_PER_BATCH).await?;
+    let mut settled = Ok(stuck.len());
+    for (id, key, amount) in stuck {
+        // One that fails must not keep the others from their tickets.
+        if let Err(error) = settle_payment(app, id, key, amount).await {
+            settled = Err(error);
+        }
     }
-    Ok(stuck.len())
+    settled
 }
 
-/// Has the provider give back all that is owed. Returns how many refunds.
+async fn settle_payment(app: &App, id: ReservationId, key: PaymentId, amount: Money) -> Result<()> {
+    let outcome = app.payments.settle_unknown(key, amount).await?;
+    let concluded = confirm::conclude(app, id, key, outcome).await?;
+    tracing::info!(reservation_id = %id, ?outcome, ?concluded, "Settled a payment of unknown fate");
+    Ok(())
+}
+
+/// Has the provider give back what is owed. Returns how many refunds.
 ///
 /// # Errors
-/// The database or the provider does not answer; what is owed stays written.
+/// The database or the provider does not answer; what is owed stays written, and a later round takes up those that failed.
 pub async fn settle_refunds(app: &App) -> Result<usize> {
     let mut settled = 0;
+    let mut after = Uuid::nil();
     loop {
-        let owed: Vec<(TicketId, PaymentId, Money)> = sqlx::query_as(
-            "select ticket_id, payment_id, amount from refunds where status = 'pending' order by created_at limit $1",
-        )
-        .bind(PAYMENTS_PER_BATCH)
-        .fetch_all(&app.db)
-        .await?;
-        for (ticket, charge, amount) in &owed {
-            settle_refund(app, *ticket, *charge, *amount).await?;
-        }
-        settled += owed.len();
-        if (owed.len() as i64) < PAYMENTS_PER_BATCH {
+        // By id, so that one that fails is passed and not met again before the next round.
+        let sql = "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2";
+        let owed: Vec<(Uuid, PaymentId, Money)> = sqlx::query_as(sql)
+            .bind(after)
+            .bind(PAYMENTS_PER_BATCH)
+            .fetch_all(&app.db)
+            .await?;
+        let Some((last, ..)) = owed.last() else {
             return Ok(settled);
+        };
+        after = *last;
+        for (refund, charge, amount) in owed {
+            match settle_refund(app, refund, charge, amount).await {
+                Ok(()) => settled += 1,
+                Err(error) => {
+                    tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), %refund, "A refund is not settled yet")
+                }
+            }
         }
     }
 }
 
-/// Has the provider give back what is owed for one ticket; once, however often it is asked.
+/// Has the provider give one sum back; once, however often it is asked.
 ///
 /// # Errors
 /// As [`settle_refunds`].
-pub(crate) async fn settle_refund(
-    app: &App,
-    ticket: TicketId,
-    charge: PaymentId,
-    amount: Money,
-) -> Result<()> {
-    app.payments.refund(ticket, charge, amount).await?;
-    sqlx::query("update refunds set status = 'settled', updated_at = now() where ticket_id = $1")
-        .bind(ticket)
+pub(crate) async fn settle_refund(app: &App, refund: Uuid, charge: PaymentId, amount: Money) -> Result<()> {
+    app.payments.refund(refund, charge, amount).await?;
+    sqlx::query("update refunds set status = 'settled', updated_at = now() where id = $1")
+        .bind(refund)
         .execute(&app.db)
         .await?;
     Ok(())

@@ -80,7 +80,7 @@ impl Settings {
                 hold_time: reader.duration("RESERVATION_TIMEOUT_MINUTES", minute, 10.0, 0.02, 1440.0),
                 seats_max: reader.within("MAX_SEATS_PER_RESERVATION", 10, 1, 100),
             },
-            // Below a second, so that an expired seat is back on sale within two whatever the phase.
+            // So that an expired seat is back on sale within two seconds, whatever the phase.
             expiry_interval: reader.duration("EXPIRY_WORKER_INTERVAL_SECONDS", second, 1.0, 0.1, 3600.0),
             reconcile_interval: reader.duration("RECONCILE_INTERVAL_SECONDS", second, 5.0, 0.1, 3600.0),
             expiry_batch_size: reader.within("EXPIRY_BATCH_SIZE", 100, 1, 1000),

@@ -14,7 +14,7 @@ use service_kit::auth::Caller;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiPath, ApiQuery};
 use service_kit::refusals;
-use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
+use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
@@ -160,23 +160,29 @@ pub(crate) async fn get_ticket_qr(
     })
 }
 
-/// Makes the tickets of a reservation, one for each of its items. Called in the transaction that confirms it.
-pub(crate) async fn issue(tx: &mut PgConnection, reservation_id: ReservationId) -> Result<Vec<Ticket>> {
-    let items: Vec<ReservationItemId> =
-        sqlx::query_scalar("select id from reservation_items where reservation_id = $1 order by id")
-            .bind(reservation_id)
-            .fetch_all(&mut *tx)
-            .await?;
-    let ids: Vec<TicketId> = items.iter().map(|_| TicketId::new()).collect();
+/// Makes the tickets of a reservation, one for each of its `seats` items. Called in the transaction that confirms it.
+pub(crate) async fn issue(
+    tx: &mut PgConnection,
+    reservation_id: ReservationId,
+    seats: i32,
+) -> std::result::Result<Vec<Ticket>, sqlx::Error> {
+    let ids: Vec<TicketId> = (0..seats).map(|_| TicketId::new()).collect();
     let sql = concat!(
         "insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
          select made.id, r.id, i.id, r.user_id, r.session_id, i.session_seat_id, i.row_number, i.seat_number, i.final_price
-         from unnest($1::uuid[], $2::uuid[]) as made (id, item_id)
-         join reservation_items i on i.id = made.item_id join reservations r on r.id = i.reservation_id
+         from unnest($1::uuid[]) with ordinality as made (id, n)
+         join (select *, row_number() over (order by id) as n from reservation_items where reservation_id = $2) i using (n)
+         join reservations r on r.id = i.reservation_id
          returning ",
         columns!()
     );
-    Ok(sqlx::query_as(sql).bind(ids).bind(items).fetch_all(tx).await?)
+    let mut tickets: Vec<Ticket> = sqlx::query_as(sql)
+        .bind(ids)
+        .bind(reservation_id)
+        .fetch_all(tx)
+        .await?;
+    tickets.sort_by_key(|ticket| ticket.id);
+    Ok(tickets)
 }
 
 /// `active → refunded`, if it is this user's; `None` when nothing was changed.

@@ -13,10 +13,14 @@ use crate::idempotency;
 use crate::reconcile::{self, Sweep};
 use crate::reservations::finish;
 
-/// Without a tick for this many intervals, and this long at least, the work is done all the same: the scheduler has been
-/// seen to stop ticking under load, and holds must end.
-const MISSED_TICKS_MAX: u32 = 3;
-const MISSED_TIME_MIN: Duration = Duration::from_secs(2);
+/// How much later than due a tick may come before the work is done without it. The scheduler counts whole seconds, and one that has
+/// been stopped for longer than its interval (a paused machine will do) never ticks again.
+const TICK_LATE_MAX: Duration = Duration::from_millis(250);
+/// The shortest interval that the scheduler can count.
+const TICK_MIN: Duration = Duration::from_secs(1);
+/// The longest that one piece of work may take: a database host that vanished without a word must not stop the worker for ever.
+/// What is cut off is rolled back, or as harmless as a crash at that place.
+const WORK_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// How often the two ticks come, and how much one transaction of the first ends.
 #[derive(Debug, Clone, Copy)]
@@ -35,22 +39,27 @@ pub struct Schedule {
 /// The scheduler can't be started.
 pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let scheduler = JobScheduler::new().await?;
-    let expiry = tick_every(&scheduler, schedule.expiry).await?;
-    let reconcile = tick_every(&scheduler, schedule.reconcile).await?;
+    let mut expiry = tick_every(&scheduler, schedule.expiry).await?;
+    let mut reconcile = tick_every(&scheduler, schedule.reconcile).await?;
     scheduler.start().await?;
 
     let (worker, stopping) = (Arc::clone(app), lifecycle.token().clone());
     lifecycle.spawn("expiry", async move {
-        while next_tick(&expiry, schedule.expiry, &stopping).await {
-            expire_all_due(&worker, schedule.expiry_batch_size, &stopping).await;
+        while expiry.next(&stopping).await {
+            bounded(
+                "expiry",
+                &stopping,
+                expire_all_due(&worker, schedule.expiry_batch_size),
+            )
+            .await;
         }
         Ok(())
     });
     let (worker, stopping) = (Arc::clone(app), lifecycle.token().clone());
     lifecycle.spawn("reconciliation", async move {
         let mut sweep = Sweep::default();
-        while next_tick(&reconcile, schedule.reconcile, &stopping).await {
-            heal(&worker, &mut sweep).await;
+        while reconcile.next(&stopping).await {
+            bounded("reconciliation", &stopping, heal(&worker, &mut sweep)).await;
         }
         drop(scheduler); // It ticks for as long as it is held.
         Ok(())
@@ -63,31 +72,69 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
     Ok(())
 }
 
-async fn tick_every(scheduler: &JobScheduler, interval: Duration) -> anyhow::Result<Arc<Notify>> {
-    let tick = Arc::new(Notify::new());
-    let ticked = Arc::clone(&tick);
-    let job = Job::new_repeated_async(interval, move |_, _| {
-        ticked.notify_one();
-        Box::pin(std::future::ready(()))
-    })?;
-    scheduler.add(job).await?;
-    Ok(tick)
+/// A tick of the scheduler, and the clock that is looked at when it fails to come.
+struct Tick {
+    ticked: Arc<Notify>,
+    interval: Duration,
+    missed: bool,
 }
 
-/// Waits for the tick; false when the process is to stop.
-async fn next_tick(tick: &Notify, interval: Duration, stopping: &CancellationToken) -> bool {
-    let patience = (interval * MISSED_TICKS_MAX).max(MISSED_TIME_MIN);
-    tokio::select! {
-        () = stopping.cancelled() => return false,
-        () = tick.notified() => {}
-        () = tokio::time::sleep(patience) => tracing::warn!(interval_ms = interval.as_millis(), "The scheduler gives no tick; the work is done without it"),
+async fn tick_every(scheduler: &JobScheduler, interval: Duration) -> anyhow::Result<Tick> {
+    let ticked = Arc::new(Notify::new());
+    if interval >= TICK_MIN {
+        let notify = Arc::clone(&ticked);
+        let job = Job::new_repeated_async(interval, move |_, _| {
+            notify.notify_one();
+            Box::pin(std::future::ready(()))
+        })?;
+        scheduler.add(job).await?;
     }
-    true
+    Ok(Tick {
+        ticked,
+        interval,
+        missed: false,
+    })
+}
+
+impl Tick {
+    /// Waits for the next time to work; false when the process is to stop.
+    async fn next(&mut self, stopping: &CancellationToken) -> bool {
+        let scheduled = self.interval >= TICK_MIN;
+        let patience = if scheduled {
+            self.interval + TICK_LATE_MAX
+        } else {
+            self.interval
+        };
+        tokio::select! {
+            () = stopping.cancelled() => return false,
+            () = self.ticked.notified() => self.missed = false,
+            () = tokio::time::sleep(patience) => {
+                if scheduled && !self.missed {
+                    tracing::warn!(interval_ms = self.interval.as_millis(), "The scheduler gives no tick; the work is done without it");
+                }
+                self.missed = true;
+            }
+        }
+        true
+    }
+}
+
+async fn bounded(work: &'static str, stopping: &CancellationToken, doing: impl Future<Output = ()>) {
+    if let Some(Err(_)) = stopping
+        .run_until_cancelled(tokio::time::timeout(WORK_TIME_MAX, doing))
+        .await
+    {
+        tracing::error!(
+            work,
+            seconds = WORK_TIME_MAX.as_secs(),
+            "Cut off; it goes on at the next tick"
+        );
+    }
 }
 
 /// Full batches follow each other at once.
-async fn expire_all_due(app: &App, batch_size: u32, stopping: &CancellationToken) {
-    while !stopping.is_cancelled() {
+async fn expire_all_due(app: &App, batch_size: u32) {
+    loop {
         match finish::expire_due(app, batch_size).await {
             Ok(0) => return,
             Ok(expired) => {

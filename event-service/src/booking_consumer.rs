@@ -63,7 +63,7 @@ pub enum Applied {
 /// # Errors
 /// The database failed; nothing was applied.
 pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
-    let mut tx = db.begin().await?;
+    let mut tx = database::begin(db).await?;
     if !enter(&mut tx, event).await? {
         return Ok(Applied::Repeat);
     }

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
 use service_kit::{openapi, refusals};
@@ -194,7 +195,7 @@ pub(crate) async fn create_seat(
     ApiPath(hall_id): ApiPath<HallId>,
     ApiJson(new): ApiJson<CreateSeat>,
 ) -> Result<Created<Seat>> {
-    let mut tx = db.begin().await?;
+    let mut tx = database::begin(&db).await?;
     let seat_ids = insert_seats(&mut tx, hall_id, vec![new]).await?;
     let seat: Seat = sqlx::query_as("select * from seats where seat_id = any($1)")
         .bind(seat_ids)
@@ -218,7 +219,7 @@ pub(crate) async fn create_seats(
     ApiJson(new): ApiJson<CreateSeats>,
 ) -> Result<(StatusCode, Json<SeatsCreated>)> {
     let seats = new.into_list()?;
-    let mut tx = db.begin().await?;
+    let mut tx = database::begin(&db).await?;
     let created = insert_seats(&mut tx, hall_id, seats).await?.len();
     tx.commit().await?;
     Ok((StatusCode::CREATED, Json(SeatsCreated { created })))

@@ -11,14 +11,14 @@ use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
-    Availability, CheckAvailabilityRequest, OverdueHold, OverdueHolds, Pricing, ReserveRequest,
+    Availability, CheckAvailabilityRequest, HoldCursor, OverdueHolds, Pricing, ReserveRequest,
     SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged,
     SeatsOfReservation,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::session_seats::{self, ChangeOutcome, HoldCursor};
+use crate::session_seats::{self, ChangeOutcome};
 use crate::sessions;
 
 /// The most holds of one page.
@@ -263,39 +263,21 @@ pub(crate) async fn list_overdue_holds(
             format!("must lie between 1 and {HOLDS_PER_PAGE_MAX}"),
         )));
     }
-    let after = query.cursor.as_deref().map(HoldCursor::decode).transpose()?;
+    let after = query.cursor.as_deref().map(str::parse).transpose();
+    let after = after.map_err(|error| Error::invalid(FieldError::parameter("cursor", error)))?;
     let items =
         session_seats::holds_before(&mut *db.acquire().await?, query.before, after, i64::from(limit)).await?;
     let next_cursor = items
         .last()
         .filter(|_| items.len() == usize::from(limit))
-        .map(HoldCursor::encode);
-    Ok(Json(OverdueHolds { items, next_cursor }))
-}
-
-impl HoldCursor {
-    fn encode(hold: &OverdueHold) -> String {
-        format!(
-            "{}_{}",
-            hold.reserved_until.timestamp_micros(),
-            hold.session_seat_id
-        )
-    }
-
-    fn decode(text: &str) -> Result<Self> {
-        let parsed = text.split_once('_').and_then(|(micros, id)| {
-            Some(Self {
-                reserved_until: DateTime::from_timestamp_micros(micros.parse().ok()?)?,
-                session_seat_id: id.parse().ok()?,
-            })
+        .map(|last| {
+            HoldCursor {
+                reserved_until: last.reserved_until,
+                session_seat_id: last.session_seat_id,
+            }
+            .to_string()
         });
-        parsed.ok_or_else(|| {
-            Error::invalid(FieldError::parameter(
-                "cursor",
-                "is not a next_cursor of this list",
-            ))
-        })
-    }
+    Ok(Json(OverdueHolds { items, next_cursor }))
 }
 
 /// The internal health check's answer.

@@ -16,11 +16,10 @@
 //! statistics yet for a session that has just been made, the planner may read the whole session for one seat.
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{OverdueHold, SeatConflict, SeatStatus};
+use shared_contracts::seat_api::{HoldCursor, OverdueHold, SeatConflict, SeatStatus};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -270,15 +269,6 @@ pub async fn look(
     .fetch_all(connection)
     .await?;
     Ok(looks)
-}
-
-/// Where a walk over the holds goes on: after the last hold seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HoldCursor {
-    /// That hold's deadline.
-    pub reserved_until: DateTime<Utc>,
-    /// That hold's seat.
-    pub session_seat_id: SessionSeatId,
 }
 
 /// Holds that are due before `before` (now, when absent), oldest first, after `after`.

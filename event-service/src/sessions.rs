@@ -5,6 +5,7 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
 use service_kit::{openapi, refusals};
@@ -105,7 +106,7 @@ pub(crate) async fn create_session(
     ApiJson(new): ApiJson<CreateSession>,
 ) -> Result<Created<Session>> {
     let session_id = SessionId::new();
-    let mut tx = db.begin().await?;
+    let mut tx = database::begin(&db).await?;
     sqlx::query(
         "insert into sessions (session_id, event_id, hall_id, start_time, end_time, base_price, currency, sales_start, sales_end)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",

@@ -32,13 +32,18 @@ const PUBLISH_TIME_MAX: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats: a dead peer is noticed after two. RabbitMQ advises 5 to 20.
 const HEARTBEAT_SECONDS: u32 = 10;
 /// Messages on their way to one consumer: enough to keep it busy, few enough that a crash redelivers few.
-const PREFETCH: u16 = 50;
+const PREFETCH: u16 = 16;
 /// Messages handled at once by one consumer; each takes a database connection.
 const HANDLED_AT_ONCE: usize = 4;
-/// Redeliveries before the broker itself sets a message aside: only crashes of the consumer count towards it.
-const DELIVERY_LIMIT: i64 = 20;
+/// Redeliveries before the broker itself sets a message aside. Each lost connection counts one for every message on its way,
+/// so this is far above what a bad day of restarts needs; messages that fail are set aside by us, with a reason.
+const DELIVERY_LIMIT: i64 = 100;
 /// Tries of a message that fails by its own fault, before it is set aside.
 const TRIES_MAX: usize = 6;
+/// One message's handling. What is cut off is rolled back and tried again.
+const HANDLE_TIME_MAX: Duration = Duration::from_secs(20);
+/// Farewells to a broker that may be frozen: nothing is lost without them.
+const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
 /// AMQP delivery mode: written to disk.
 const PERSISTENT: u8 = 2;
 
@@ -349,10 +354,18 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
     if !stopping.is_cancelled() {
         bail!("the broker ended the consumer, as it does when the queue is deleted");
     }
-    channel
-        .basic_cancel(tag.as_str().into(), BasicCancelOptions::default())
-        .await?;
-    connection.close(200, "stopping".into()).await?;
+    let farewell = async {
+        channel
+            .basic_cancel(tag.as_str().into(), BasicCancelOptions::default())
+            .await?;
+        connection.close(200, "stopping".into()).await
+    };
+    if !matches!(
+        tokio::time::timeout(FAREWELL_TIME_MAX, farewell).await,
+        Ok(Ok(()))
+    ) {
+        tracing::info!("The broker did not answer the farewell");
+    }
     Ok(())
 }
 
@@ -377,6 +390,12 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
 
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    // The broker keeps a message here until the dead letter queue has confirmed it; that needs the overflow policy beside it.
+    arguments.insert(
+        "x-dead-letter-strategy",
+        AMQPValue::LongString("at-least-once".into()),
+    );
+    arguments.insert("x-overflow", AMQPValue::LongString("reject-publish".into()));
     // The default exchange routes by queue name, so the dead letter queue needs no exchange of its own.
     arguments.insert("x-dead-letter-exchange", AMQPValue::LongString("".into()));
     arguments.insert(
@@ -426,7 +445,8 @@ async fn settle<F: Future<Output = Verdict>>(
         .build();
     let mut failures = 0;
     loop {
-        let error = match handle(Arc::clone(&incoming)).await {
+        let handled = tokio::time::timeout(HANDLE_TIME_MAX, handle(Arc::clone(&incoming))).await;
+        let error = match handled.unwrap_or_else(|elapsed| Verdict::Unavailable(elapsed.into())) {
             Verdict::Done => return Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?),
             Verdict::Poison(error) => return set_aside(&delivery, queue, aside, &error).await,
             Verdict::Failed(error) => {

@@ -122,7 +122,14 @@ fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
     }
     serde_path_to_error::deserialize(value).map_err(|error| {
         let pointer = error.path().to_string().replace(['.', '['], "/").replace(']', "");
-        Error::invalid(FieldError::at(format!("/{pointer}"), error.inner().to_string()))
+        Error::invalid(FieldError::at(
+            if pointer == "/" {
+                String::new()
+            } else {
+                format!("/{pointer}")
+            },
+            error.inner().to_string(),
+        ))
     })
 }
 

@@ -25,6 +25,9 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 /// The longest a client waits. What changes state goes on to its end all the same.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
+/// keep connections for ever. What is cut off there is rolled back or healed like a crash.
+const WORK_TIME_MAX: Duration = Duration::from_secs(60);
 /// The longest request id that is taken over from the client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -99,10 +102,10 @@ async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next
             work.await
         } else {
             // A client that hangs up must not stop a change half-way: the work has a task of its own.
-            lifecycle
-                .spawn_work(work)
-                .await
-                .unwrap_or_else(|error| Error::Internal(error.into()).into_response())
+            let bounded = tokio::time::timeout(WORK_TIME_MAX, work);
+            let done = lifecycle.spawn_work(bounded).await.map_err(anyhow::Error::from);
+            done.and_then(|answer| answer.map_err(anyhow::Error::from))
+                .unwrap_or_else(|error| Error::Internal(error).into_response())
         }
     };
     let mut response = tokio::time::timeout(REQUEST_TIME_MAX, answer)

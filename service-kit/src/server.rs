@@ -1,6 +1,8 @@
 //! The HTTP server: listens, answers, and on a stop finishes what it has begun.
 
+use std::future::IntoFuture;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -9,6 +11,9 @@ use tokio::net::TcpListener;
 
 use crate::layers;
 use crate::lifecycle::Lifecycle;
+
+/// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
+const STOP_TIME_MAX: Duration = Duration::from_secs(12);
 
 /// Takes the address.
 ///
@@ -31,10 +36,16 @@ pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router) {
     });
     let stopping = lifecycle.token().clone();
     lifecycle.spawn("http server", async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stopping.cancelled_owned())
-            .await
-            .context("the HTTP server failed")
+        let late = stopping.clone();
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
+        tokio::select! {
+            served = serving.into_future() => served.context("the HTTP server failed"),
+            // A client that has sent half a request would keep the process for ever.
+            () = async { late.cancelled().await; tokio::time::sleep(STOP_TIME_MAX).await } => {
+                tracing::warn!("Some clients never finished their requests; their connections are closed");
+                Ok(())
+            }
+        }
     });
 }
 
@@ -45,7 +56,7 @@ pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router) {
 pub async fn healthcheck(port: u16) -> anyhow::Result<()> {
     let url = format!("http://127.0.0.1:{port}/health/ready");
     let client = reqwest::Client::builder()
-        .timeout(std::time::Duration::from_secs(2))
+        .timeout(Duration::from_secs(2))
         .build()?;
     client.get(url).send().await?.error_for_status()?;
     Ok(())

@@ -4,7 +4,6 @@
 //! for anything of up to 15 digits; the limits below stay under that.
 
 use std::fmt;
-use std::iter::Sum;
 use std::str::FromStr;
 
 use rust_decimal::{Decimal, RoundingStrategy};
@@ -33,6 +32,11 @@ impl Money {
         (exact && !amount.is_sign_negative() && amount <= Self::MAX).then(|| Self(two_decimals(amount)))
     }
 
+    /// All `amounts` together; `None` when the sum leaves the range of money.
+    pub fn total(amounts: impl IntoIterator<Item = Self>) -> Option<Self> {
+        Self::new(amounts.into_iter().map(|money| money.0).sum())
+    }
+
     /// This price in a price tier: halves are rounded away from zero, as a cashier does.
     /// `None` when the product leaves the range of money.
     #[must_use]
@@ -45,12 +49,6 @@ impl Money {
 fn two_decimals(mut amount: Decimal) -> Decimal {
     amount.rescale(2);
     amount
-}
-
-impl Sum for Money {
-    fn sum<I: Iterator<Item = Self>>(amounts: I) -> Self {
-        Self(two_decimals(amounts.map(|money| money.0).sum()))
-    }
 }
 
 impl fmt::Display for Money {
@@ -274,6 +272,16 @@ mod tests {
                 .times(serde_json::from_str("2").unwrap())
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_sum_is_exact_and_bounded() {
+        assert_eq!(
+            Money::total([money("0.10"), money("0.20")]).unwrap().to_string(),
+            "0.30"
+        );
+        assert_eq!(Money::total([]).unwrap(), Money::ZERO);
+        assert!(Money::total([money("9999999999.99"), money("0.01")]).is_none());
     }
 
     #[test]

@@ -149,6 +149,40 @@ pub struct OverdueHold {
     pub reserved_until: DateTime<Utc>,
 }
 
+/// Where a walk over the holds goes on: after the hold with this deadline and seat. As text: `<microseconds since 1970>_<seat>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldCursor {
+    /// The deadline.
+    pub reserved_until: DateTime<Utc>,
+    /// The seat; the nil one stands before all others.
+    pub session_seat_id: SessionSeatId,
+}
+
+impl std::fmt::Display for HoldCursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}_{}",
+            self.reserved_until.timestamp_micros(),
+            self.session_seat_id
+        )
+    }
+}
+
+impl std::str::FromStr for HoldCursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text.split_once('_').and_then(|(micros, id)| {
+            Some(Self {
+                reserved_until: DateTime::from_timestamp_micros(micros.parse().ok()?)?,
+                session_seat_id: id.parse().ok()?,
+            })
+        });
+        parsed.ok_or("is not a next_cursor of this list")
+    }
+}
+
 /// Answer of `holds/overdue`: oldest first; `next_cursor` goes on after the last.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct OverdueHolds {

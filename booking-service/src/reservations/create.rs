@@ -22,7 +22,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::Caller;
-use service_kit::database::broken_constraint;
+use service_kit::database::{self, broken_constraint};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
 use service_kit::{openapi, refusals};
@@ -30,7 +30,7 @@ use shared_contracts::ids::{
     PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId,
 };
 use shared_contracts::label::Label;
-use shared_contracts::money::{Money, Multiplier};
+use shared_contracts::money::{Currency, Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{Availability, Pricing, SeatConflict, SeatPrice, SeatStatus};
 use sqlx::{PgConnection, PgPool};
@@ -311,9 +311,9 @@ async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reser
         .event_service
         .pricing(draft.session_id, &draft.seat_ids)
         .await?;
-    let items = price_items(draft, &pricing)?;
+    let order = price(draft, &pricing)?;
     reserve(app, draft).await?;
-    let error = match write(&app.db, draft, &pricing, items, claim).await {
+    let error = match write(&app.db, draft, order, claim).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
     };
@@ -331,8 +331,15 @@ async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reser
     Err(error)
 }
 
+/// What is ordered and what it costs.
+struct PricedOrder {
+    items: Vec<ReservationItem>,
+    total_amount: Money,
+    currency: Currency,
+}
+
 /// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
-fn price_items(draft: &Draft, pricing: &Pricing) -> Result<Vec<ReservationItem>> {
+fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     let prices: HashMap<SessionSeatId, &SeatPrice> = pricing
         .seats
         .iter()
@@ -376,11 +383,20 @@ fn price_items(draft: &Draft, pricing: &Pricing) -> Result<Vec<ReservationItem>>
             final_price,
         });
     }
-    if faults.is_empty() {
-        Ok(items)
-    } else {
-        Err(Problem::validation(faults).into())
+    if !faults.is_empty() {
+        return Err(Problem::validation(faults).into());
     }
+    let Some(total_amount) = Money::total(items.iter().map(|item| item.final_price)) else {
+        return Err(Error::invalid(FieldError::at(
+            "/seats",
+            "cost more together than can be charged",
+        )));
+    };
+    Ok(PricedOrder {
+        items,
+        total_amount,
+        currency: pricing.currency.clone(),
+    })
 }
 
 /// Step 4: the Event Service decides. Undo: [`release`].
@@ -433,28 +449,25 @@ async fn release(app: &App, draft: &Draft) {
     }
 }
 
-/// Step 5: the reservation, its items and the kept answer in one transaction, unless it is too late by the database's clock.
-async fn write(
-    db: &PgPool,
-    draft: &Draft,
-    pricing: &Pricing,
-    items: Vec<ReservationItem>,
-    claim: &Claim,
-) -> Result<Reservation> {
-    let mut tx = db.begin().await?;
-    let reservation = insert(&mut tx, draft, pricing, items).await?;
+/// Step 5: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
+async fn write(db: &PgPool, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
+    if !claim.has_key() {
+        // One statement commits by itself.
+        return insert(&mut *db.acquire().await?, draft, order).await;
+    }
+    let mut tx = database::begin(db).await?;
+    let reservation = insert(&mut tx, draft, order).await?;
     claim.finish(&mut tx, StatusCode::CREATED, &reservation).await?;
     tx.commit().await?;
     Ok(reservation)
 }
 
-async fn insert(
-    tx: &mut PgConnection,
-    draft: &Draft,
-    pricing: &Pricing,
-    items: Vec<ReservationItem>,
-) -> Result<Reservation> {
-    let total_amount: Money = items.iter().map(|item| item.final_price).sum();
+async fn insert(connection: &mut PgConnection, draft: &Draft, order: PricedOrder) -> Result<Reservation> {
+    let PricedOrder {
+        items,
+        total_amount,
+        currency,
+    } = order;
     let time_max = TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX);
     let inserted = sqlx::query_as(
         "with made as (
@@ -477,7 +490,7 @@ async fn insert(
     .bind(draft.expiry_time)
     .bind(items.len() as i32)
     .bind(total_amount)
-    .bind(&pricing.currency)
+    .bind(&currency)
     .bind(time_max)
     .bind(items.iter().map(|item| item.id).collect::<Vec<_>>())
     .bind(items.iter().map(|item| item.session_seat_id).collect::<Vec<_>>())
@@ -487,7 +500,7 @@ async fn insert(
     .bind(items.iter().map(|item| item.price).collect::<Vec<_>>())
     .bind(items.iter().map(|item| item.discount_amount).collect::<Vec<_>>())
     .bind(items.iter().map(|item| item.final_price).collect::<Vec<_>>())
-    .fetch_optional(tx)
+    .fetch_optional(connection)
     .await;
     let written: Option<(DateTime<Utc>, i64)> = match inserted {
         // Reconciliation was here first and gave this booking up.
@@ -509,7 +522,7 @@ async fn insert(
         expiry_time: draft.expiry_time,
         seats_count: items.len() as i32,
         total_amount,
-        currency: pricing.currency.clone(),
+        currency,
         status: ReservationStatus::Active,
         items,
         created_at,

@@ -13,6 +13,7 @@
 //! get the right error. `confirming` is a lease: while the payment provider is asked nobody else may end the reservation, and a
 //! lease that has run out is settled by asking the provider what became of the charge. Clients see it as `active`.
 
+pub mod confirm;
 pub mod create;
 pub mod finish;
 

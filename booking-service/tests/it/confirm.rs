@@ -239,3 +239,47 @@ async fn end_lease(system: &System) {
     .await
     .unwrap();
 }
+
+/// Must not happen; if it does all the same, the last net catches it: nobody pays for a seat that another has, and nothing hangs.
+#[tokio::test]
+async fn who_paid_for_a_seat_that_another_has_a_ticket_for_gets_the_money_back() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    let (other, other_user) = system.reserved(&sale, &[1]).await;
+    system.confirm(&other, other_user, None, 200).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    sqlx::query("update tickets set session_seat_id = $1")
+        .bind(sale.seats[0].parse::<Uuid>().unwrap())
+        .execute(&system.app.db)
+        .await
+        .unwrap();
+    assert_eq!(
+        system.confirm(&id, user, None, 409).await["code"],
+        "seat_unavailable"
+    );
+    assert_eq!(system.count("select count(*) from mock_provider_refunds r join mock_provider_charges c on r.idempotency_key = c.idempotency_key and r.amount = c.amount").await, 1);
+    assert_eq!(
+        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
+        "expired"
+    );
+    assert_eq!(
+        system
+            .count("select count(*) from refunds where status = 'settled'")
+            .await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn events_carry_money_with_two_decimals() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system.confirm(&id, user, None, 200).await;
+    let payload: String = sqlx::query_scalar("select payload::text from outbox")
+        .fetch_one(&system.app.db)
+        .await
+        .unwrap();
+    assert!(payload.contains("\"amount\": 100.00"), "{payload}");
+    system.finish().await;
+}

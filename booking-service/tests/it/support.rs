@@ -26,6 +26,8 @@ pub(crate) struct System {
     pub(crate) event_base: String,
     pub(crate) booking_base: String,
     pub(crate) event_db: PgPool,
+    /// A connection to the Booking Service's database that is not the service's.
+    pub(crate) watcher: PgPool,
     pub(crate) to_event_service: ChaosProxy,
     pub(crate) to_redis: ChaosProxy,
     pub(crate) to_broker: ChaosProxy,
@@ -98,8 +100,8 @@ impl System {
                 hold_time,
                 seats_max: 10,
             },
-            expiry_interval: Duration::from_millis(500),
-            reconcile_interval: Duration::from_millis(500),
+            expiry_interval: Duration::from_secs(1),
+            reconcile_interval: Duration::from_secs(1),
             expiry_batch_size: 100,
             mock_payment_success_rate: 1.0,
         };
@@ -111,10 +113,11 @@ impl System {
         app::serve(&app, listener, &lifecycle);
         let system = Self {
             app,
-            settings,
             event_base: format!("http://{event_address}"),
             booking_base,
             event_db: PgPool::connect(event_url.reveal()).await.unwrap(),
+            watcher: PgPool::connect(settings.database_url.reveal()).await.unwrap(),
+            settings,
             to_event_service,
             to_redis,
             to_broker,
@@ -395,7 +398,8 @@ impl System {
                          and exists (select from payments where reservation_id = r.id and status = 'captured'))
                       + (select count(*) from payments p where (status = 'captured')
                          is distinct from ((select state from mock_provider_charges where idempotency_key = p.id) = 'captured')
-                         and status <> 'pending' and exists (select from mock_provider_charges where idempotency_key = p.id))
+                         and status <> 'pending' and exists (select from mock_provider_charges where idempotency_key = p.id)
+                         and not exists (select from mock_provider_refunds where idempotency_key = p.id))
                       + (select count(*) from tickets t where (status = 'refunded')
                          <> exists (select from mock_provider_refunds where idempotency_key = t.id and amount = t.price))",
             )

@@ -1,6 +1,6 @@
 //! The pool's safety net under dropped requests.
 
-use service_kit::database::lazy_pool;
+use service_kit::database::{begin, lazy_pool};
 use service_kit::testing::database;
 use sqlx::PgPool;
 
@@ -18,7 +18,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
     let mut dropped = 0;
     for n in 0..300_i32 {
         // Polled a few times and then dropped: now before BEGIN is sent, now while its answer is on the way.
-        let mut begin = Box::pin(pool.begin());
+        let mut begin = Box::pin(begin(&pool));
         let mut begun = false;
         for _ in 0..n % 10 {
             begun = begun || futures::poll!(&mut begin).is_ready();

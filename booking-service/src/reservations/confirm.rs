@@ -1,0 +1,347 @@
+//! The way to `confirmed`: a lease, the payment provider's word, and then everything in one transaction.
+//!
+//! No call leaves the process between `begin` and `commit`. Whatever dies on the way is settled by [`take_over_leases`] and
+//! [`conclude`], by asking the provider what became of the charge.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use service_kit::auth::Caller;
+use service_kit::database;
+use service_kit::error::{Error, Result};
+use service_kit::extract::{ApiPath, OptionalJson};
+use service_kit::{openapi, refusals};
+use shared_contracts::booking_event::{BookingEvent, BookingEventType};
+use shared_contracts::ids::{PaymentId, ReservationId, UserId};
+use shared_contracts::money::Money;
+use shared_contracts::problem::{Code, Problem};
+use utoipa::ToSchema;
+
+use super::finish::{Changed, StoredStatus, announce_end, refusal, seats_of, settle_now};
+use super::{Reservation, find, not_found};
+use crate::app::App;
+use crate::idempotency::{self, Claimed, IdempotencyKey};
+use crate::outbox;
+use crate::payments::ChargeOutcome;
+use crate::tickets::{self, Ticket};
+
+/// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
+const LEASE_SECONDS: f64 = 30.0;
+
+/// How to pay.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ConfirmReservation {
+    /// The payment provider's token for the customer's means of payment. With the mock provider, ids that begin with `pay_decline`,
+    /// `pay_timeout_charged` or `pay_timeout_lost` do what they say; any other, or none, pays.
+    #[schema(min_length = 1, max_length = 200, example = "pay_demo")]
+    payment_id: Option<String>,
+}
+
+/// A paid reservation.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ConfirmedReservation {
+    /// The reservation.
+    #[serde(flatten)]
+    pub reservation: Reservation,
+    /// Always `completed`.
+    pub payment_status: String,
+    /// The charge.
+    pub payment_id: PaymentId,
+    /// One for each seat; their QR codes are at `/api/v1/tickets/{id}`.
+    pub tickets: Vec<Ticket>,
+}
+
+refusals!(ConfirmRefusals: openapi::BODY, &[
+    Code::Unauthenticated, Code::PaymentDeclined, Code::ReservationNotFound, Code::ReservationCancelled, Code::ReservationRefunded,
+    Code::ConfirmationInProgress, Code::SeatUnavailable, Code::ReservationExpired, Code::PaymentUnavailable, Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
+]);
+
+/// Pay for a reservation and get its tickets
+///
+/// Repeating it gives the same answer and charges nothing more; with an `Idempotency-Key` that is true of a refusal too.
+/// The seats become `sold` at the Event Service a moment later.
+#[utoipa::path(post, path = "/api/v1/reservations/{id}/confirm", tag = "2 Reservations", request_body = Option<ConfirmReservation>,
+    params(("id" = ReservationId, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
+    security(("user_id" = [])), responses((status = 200, description = "Paid", body = ConfirmedReservation), ConfirmRefusals))]
+pub(crate) async fn confirm_reservation(
+    State(app): State<App>,
+    caller: Caller,
+    key: IdempotencyKey,
+    ApiPath(id): ApiPath<ReservationId>,
+    OptionalJson(body): OptionalJson<ConfirmReservation>,
+) -> Result<Response> {
+    let attempt = PaymentId::new();
+    let claim = match idempotency::claim(
+        &app.db,
+        caller.user_id,
+        "confirm_reservation",
+        key,
+        attempt.as_uuid(),
+        &(id, &body),
+    )
+    .await?
+    {
+        Claimed::Work(claim) => claim,
+        Claimed::Answer(answer) => return Ok(answer),
+    };
+    // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
+    let paid = pay(&app, caller.user_id, id, attempt, body.payment_id.as_deref()).await;
+    match paid {
+        Ok(paid) => {
+            claim
+                .finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid)
+                .await?;
+            Ok(Json(paid).into_response())
+        }
+        Err(error) => {
+            claim.refused(&app.db, &error).await;
+            Err(error)
+        }
+    }
+}
+
+/// The paid reservation, whether this call paid for it or an earlier one.
+async fn pay(
+    app: &App,
+    user_id: UserId,
+    id: ReservationId,
+    key: PaymentId,
+    payment_id: Option<&str>,
+) -> Result<ConfirmedReservation> {
+    let Some(amount) = take_lease(app, user_id, id, key, payment_id).await? else {
+        return paid_before(app, user_id, id).await;
+    };
+    // An error is an unknown outcome too: the charge may have been made.
+    let outcome = app.payments.charge(key, amount, payment_id).await.unwrap_or_else(|error| {
+        tracing::warn!(error = format!("{error:#}"), payment_id = %key, "The payment provider gave no answer");
+        ChargeOutcome::Unknown
+    });
+    let concluded = conclude(app, id, key, outcome)
+        .await
+        .map_err(|error| Error::Unavailable {
+            problem: Box::new(unknown_charge()),
+            cause: error.into(),
+        })?;
+    match concluded {
+        Concluded::Paid(tickets) => Ok(answer(find(&app.db, id, user_id).await?, key, tickets)),
+        Concluded::NotCharged => Err(declined()),
+        Concluded::Unknown => Err(unknown_charge().into()),
+        Concluded::SeatLost => {
+            let detail = "A seat of this reservation has another owner. That must not happen and is being looked into; your money is given back.";
+            Err(Error::refused(Code::SeatUnavailable, detail))
+        }
+        // The lease ran out meanwhile and the recovery settled it, by the provider's word.
+        Concluded::ByOthers => paid_before(app, user_id, id).await,
+    }
+}
+
+async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<ConfirmedReservation> {
+    let (status, expired): (StoredStatus, bool) = sqlx::query_as(
+        "select status, expiry_time <= now() from reservations where id = $1 and user_id = $2",
+    )
+    .bind(id)
+    .bind(user_id)
+    .fetch_optional(&app.db)
+    .await?
+    .ok_or_else(|| not_found(id))?;
+    match status {
+        StoredStatus::Confirmed => {
+            let sql = "select id from payments where reservation_id = $1 and status = 'captured'";
+            let key = sqlx::query_scalar(sql).bind(id).fetch_one(&app.db).await?;
+            Ok(answer(
+                find(&app.db, id, user_id).await?,
+                key,
+                tickets::of_reservation(&app.db, id).await?,
+            ))
+        }
+        StoredStatus::Active if !expired => Err(declined()),
+        status => Err(refusal(status)),
+    }
+}
+
+fn answer(reservation: Reservation, payment_id: PaymentId, tickets: Vec<Ticket>) -> ConfirmedReservation {
+    ConfirmedReservation {
+        reservation,
+        payment_status: "completed".into(),
+        payment_id,
+        tickets,
+    }
+}
+
+fn declined() -> Error {
+    let detail = "The payment was declined and nothing was charged. The seats stay held until the reservation expires; try another payment.";
+    Error::refused(Code::PaymentDeclined, detail)
+}
+
+fn unknown_charge() -> Problem {
+    let detail = "The payment provider gave no answer. What became of the charge is being asked for: look at the reservation in half a minute. It will not be charged twice.";
+    Problem::new(Code::PaymentUnavailable, detail).retry_after(LEASE_SECONDS as u32)
+}
+
+/// `active → confirming`, with the payment's row, so that a crash from here on is settled by asking the provider.
+async fn take_lease(
+    app: &App,
+    user_id: UserId,
+    id: ReservationId,
+    key: PaymentId,
+    payment_id: Option<&str>,
+) -> Result<Option<Money>> {
+    let taken = sqlx::query_scalar(
+        "with leased as (
+             update reservations set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
+             where id = $1 and user_id = $2 and status = 'active' and expiry_time > clock_timestamp()
+             returning id, total_amount, currency
+         )
+         insert into payments (id, reservation_id, payment_id, amount, currency, status)
+         select $3, id, $4, total_amount, currency, 'pending' from leased
+         returning amount",
+    )
+    .bind(id)
+    .bind(user_id)
+    .bind(key)
+    .bind(payment_id)
+    .bind(LEASE_SECONDS)
+    .fetch_optional(&app.db)
+    .await?;
+    Ok(taken)
+}
+
+/// What became of a confirmation.
+#[derive(Debug)]
+pub(crate) enum Concluded {
+    /// `confirmed`, with these tickets.
+    Paid(Vec<Ticket>),
+    /// `active` again: nothing was charged.
+    NotCharged,
+    /// Still `confirming`: nobody knows what became of the charge.
+    Unknown,
+    /// `expired`, and the money is owed back: a seat has another ticket that admits. The last net has caught something.
+    SeatLost,
+    /// Others had settled it before.
+    ByOthers,
+}
+
+/// `confirming → confirmed | active | expired` by what the provider said; nothing while that is unknown.
+pub(crate) async fn conclude(
+    app: &App,
+    id: ReservationId,
+    key: PaymentId,
+    outcome: ChargeOutcome,
+) -> Result<Concluded> {
+    match outcome {
+        ChargeOutcome::Unknown => Ok(Concluded::Unknown),
+        ChargeOutcome::Declined => give_lease_back(app, id, key).await,
+        ChargeOutcome::Captured => complete(app, id, key).await,
+    }
+}
+
+async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+    let changed = sqlx::query(
+        "with declined as (update payments set status = 'declined', updated_at = now() where id = $2 and status = 'pending' returning reservation_id)
+         update reservations set status = 'active', confirming_until = null, updated_at = now()
+         where id = $1 and status = 'confirming' and id in (select reservation_id from declined)",
+    )
+    .bind(id)
+    .bind(key)
+    .execute(&app.db)
+    .await?;
+    Ok(if changed.rows_affected() == 1 {
+        Concluded::NotCharged
+    } else {
+        Concluded::ByOthers
+    })
+}
+
+async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+    let mut tx = database::begin(&app.db).await?;
+    let changed: Option<Changed> = sqlx::query_as(
+        "with paid as (update payments set status = 'captured', updated_at = now() where id = $2 and status = 'pending' returning reservation_id)
+         update reservations set status = 'confirmed', confirming_until = null, sequence = sequence + 1, updated_at = now()
+         where id = $1 and status = 'confirming' and id in (select reservation_id from paid)
+         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+    )
+    .bind(id)
+    .bind(key)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(changed) = changed else {
+        return Ok(Concluded::ByOthers);
+    };
+    let issued = match tickets::issue(&mut tx, changed.id, changed.seats_count).await {
+        Err(error) if database::broken_constraint(&error) == Some("tickets_one_live_per_seat") => {
+            drop(tx);
+            return give_money_back(app, id, key).await;
+        }
+        issued => issued?,
+    };
+    let event = BookingEvent {
+        session_seat_ids: issued.iter().map(|ticket| ticket.session_seat_id).collect(),
+        ticket_ids: issued.iter().map(|ticket| ticket.id).collect(),
+        amount: Some(changed.total_amount),
+        currency: Some(changed.currency.clone()),
+        ..changed.event(BookingEventType::Confirmed)
+    };
+    outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
+    tx.commit().await?;
+    announce_end(app, &event).await;
+    Ok(Concluded::Paid(issued))
+}
+
+/// `confirming → expired` for a charge that was captured but can't become tickets.
+async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+    let mut tx = database::begin(&app.db).await?;
+    let changed: Option<Changed> = sqlx::query_as(
+        "with lost as (
+             update payments set status = 'voided', updated_at = now() where id = $2 and status = 'pending' returning id, reservation_id, amount
+         ),
+         owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
+         update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
+         where id = $1 and status = 'confirming' and id in (select reservation_id from lost)
+         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+    )
+    .bind(id)
+    .bind(key)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(changed) = changed else {
+        return Ok(Concluded::ByOthers);
+    };
+    let seats = seats_of(&mut tx, &[id]).await?;
+    let event = BookingEvent {
+        session_seat_ids: seats.into_iter().map(|(_, seat)| seat).collect(),
+        ..changed.event(BookingEventType::Expired)
+    };
+    outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
+    tx.commit().await?;
+    tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket; the money is given back, and someone must look");
+    announce_end(app, &event).await;
+    settle_now(app, key.as_uuid(), key, changed.total_amount).await;
+    Ok(Concluded::SeatLost)
+}
+/// Takes over confirmations whose lease has run out, for as long again, so that no two workers settle the same one at a time.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn take_over_leases(
+    app: &App,
+    limit: i64,
+) -> Result<Vec<(ReservationId, PaymentId, Money)>> {
+    let taken = sqlx::query_as(
+        "with stuck as materialized (
+             select id from reservations where status = 'confirming' and confirming_until < now()
+             order by confirming_until limit $1 for update skip locked
+         ),
+         taken as (
+             update reservations r set confirming_until = now() + make_interval(secs => $2) from stuck where r.id = stuck.id returning r.id
+         )
+         select taken.id, p.id, p.amount from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
+    )
+    .bind(limit)
+    .bind(LEASE_SECONDS)
+    .fetch_all(&app.db)
+    .await?;
+    Ok(taken)
+}
