@@ -225,6 +225,14 @@ async fn a_payment_under_way_does_not_expire() {
             .unwrap(),
         0
     );
+    // Nor does someone who wants its seats end it, although the hold is past its time.
+    let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";
+    sqlx::query(past).execute(&system.event_db).await.unwrap();
+    let settled = reconcile::reconcile_once(&system.app, &mut reconcile::Sweep::default())
+        .await
+        .unwrap();
+    assert_eq!((settled.released, settled.confirmed), (0, 0));
+    system.reserve(&sale, Uuid::now_v7(), &[0], 409).await;
     end_lease(&system).await;
     reconcile::settle_payments(&system.app).await.unwrap();
     assert_eq!(system.confirm(&id, user, None, 200).await["status"], "confirmed");

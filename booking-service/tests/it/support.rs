@@ -26,8 +26,6 @@ pub(crate) struct System {
     pub(crate) event_base: String,
     pub(crate) booking_base: String,
     pub(crate) event_db: PgPool,
-    /// A connection to the Booking Service's database that is not the service's.
-    pub(crate) watcher: PgPool,
     pub(crate) to_event_service: ChaosProxy,
     pub(crate) to_redis: ChaosProxy,
     pub(crate) to_broker: ChaosProxy,
@@ -116,7 +114,6 @@ impl System {
             event_base: format!("http://{event_address}"),
             booking_base,
             event_db: PgPool::connect(event_url.reveal()).await.unwrap(),
-            watcher: PgPool::connect(settings.database_url.reveal()).await.unwrap(),
             settings,
             to_event_service,
             to_redis,
