@@ -72,15 +72,15 @@ impl EventClient {
         })
     }
 
-    /// Looks whether seats can be had; `None` when there is no such session.
+    /// Looks whether seats can be had.
     ///
     /// # Errors
-    /// The Event Service does not answer.
+    /// There is no such session, it is not on sale, or the Event Service does not answer.
     pub async fn check_availability(
         &self,
         session: SessionId,
         seats: &[SessionSeatId],
-    ) -> Result<Option<Availability>, Error> {
+    ) -> Result<Availability, Error> {
         let request = CheckAvailabilityRequest {
             session_seat_ids: seats.to_vec(),
         };
@@ -92,8 +92,16 @@ impl EventClient {
             )
             .await;
         match answer.map_err(unavailable)? {
-            Answer::Success(availability) => Ok(Some(availability)),
-            Answer::Refused(problem) if problem.code == Code::SessionNotFound => Ok(None),
+            Answer::Success(availability) => Ok(availability),
+            // These are the client's to hear of, in the words of who knows the session.
+            Answer::Refused(problem)
+                if matches!(
+                    problem.code,
+                    Code::SessionNotFound | Code::SessionCancelled | Code::SalesNotStarted | Code::SalesEnded
+                ) =>
+            {
+                Err(Error::Refused(problem))
+            }
             Answer::Refused(problem) => Err(unexpected(&problem)),
         }
     }

@@ -24,7 +24,7 @@ use crate::sessions;
 /// The most holds of one page.
 const HOLDS_PER_PAGE_MAX: u16 = 1000;
 
-refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound]);
+refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
 refusals!(ChangeRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable]);
 refusals!(ReleaseRefusals: openapi::BODY);
 refusals!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
@@ -32,7 +32,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Look whether seats can be had
 ///
-/// A look, not a promise: only `reserve` decides.
+/// A look, not a promise: only `reserve` decides. Refused while the session is not on sale.
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/check-availability", tag = "6 Internal seat API",
     request_body = CheckAvailabilityRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Each seat's state", body = Availability), CheckRefusals))]
@@ -43,10 +43,8 @@ pub(crate) async fn check_availability(
 ) -> Result<Json<Availability>> {
     let wanted = as_set(request.session_seat_ids);
     let mut connection = db.acquire().await?;
+    sessions::must_be_on_sale(&mut connection, session_id).await?;
     let looks = session_seats::look(&mut connection, session_id, &wanted).await?;
-    if looks.is_empty() {
-        sessions::must_exist(&mut connection, session_id).await?;
-    }
     let unknown_seat_ids: Vec<_> = wanted
         .into_iter()
         .filter(|id| !looks.iter().any(|look| look.session_seat_id == *id))

@@ -74,7 +74,7 @@ pub struct CreateSession {
     currency: Currency,
     /// When sales begin; at once when left out.
     sales_start: Option<DateTime<Utc>>,
-    /// When sales end; with the session when left out.
+    /// When sales end; when the session begins, if left out or later than that.
     sales_end: Option<DateTime<Utc>>,
 }
 
@@ -188,6 +188,54 @@ async fn find(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Res
     .fetch_optional(connection)
     .await?;
     found.ok_or_else(|| not_found(session_id))
+}
+
+/// When a session's seats are sold, and the database's time.
+#[derive(FromRow)]
+struct SalesWindow {
+    status: SessionStatus,
+    opens: Option<DateTime<Utc>>,
+    closes: DateTime<Utc>,
+    now: DateTime<Utc>,
+}
+
+/// Refuses a session that does not exist or is not on sale at this moment: cancelled, before its sales, after them, or begun.
+pub(crate) async fn must_be_on_sale(
+    connection: &mut sqlx::PgConnection,
+    session_id: SessionId,
+) -> Result<()> {
+    let found: Option<SalesWindow> = sqlx::query_as(
+        "select status, sales_start as opens, least(start_time, sales_end) as closes, now() as now from sessions where session_id = $1",
+    )
+    .bind(session_id)
+    .fetch_optional(connection)
+    .await?;
+    let SalesWindow {
+        status,
+        opens,
+        closes,
+        now,
+    } = found.ok_or_else(|| not_found(session_id))?;
+    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    match opens {
+        _ if status == SessionStatus::Cancelled => Err(Error::refused(
+            Code::SessionCancelled,
+            "This session does not take place; choose another.",
+        )),
+        Some(opens) if now < opens => {
+            let detail = format!(
+                "Seats of this session are sold from {} until {}.",
+                time(opens),
+                time(closes)
+            );
+            Err(Error::refused(Code::SalesNotStarted, detail))
+        }
+        _ if now >= closes => Err(Error::refused(
+            Code::SalesEnded,
+            format!("Seats of this session were sold until {}.", time(closes)),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses an id that no session has.

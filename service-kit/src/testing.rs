@@ -94,6 +94,15 @@ pub async fn database(prefix: &str, migrator: &Migrator) -> Secret {
     Secret::from(admin.database(&name).to_url_lossy().as_str())
 }
 
+/// A new database without any schema.
+pub async fn empty_database() -> Secret {
+    let admin: PgConnectOptions = server("TEST_POSTGRES_URL").parse().expect("TEST_POSTGRES_URL");
+    let mut connection = admin.connect().await.expect("the test PostgreSQL server answers");
+    let name = unique("empty");
+    create_database(&mut connection, &format!("create database {name}")).await;
+    Secret::from(admin.database(&name).to_url_lossy().as_str())
+}
+
 async fn create_database(connection: &mut PgConnection, sql: &str) {
     connection
         .execute(AssertSqlSafe(sql.to_owned()))

@@ -78,6 +78,12 @@ codes! {
     MethodNotAllowed = 405 "method_not_allowed" "The method is not allowed here";
     /// A seat is held or sold; `seats` names it.
     SeatUnavailable = 409 "seat_unavailable" "A seat is not available";
+    /// The session's sales have not begun.
+    SalesNotStarted = 409 "sales_not_started" "Sales have not begun";
+    /// The session's sales are over, or it has begun.
+    SalesEnded = 409 "sales_ended" "Sales are over";
+    /// The session does not take place.
+    SessionCancelled = 409 "session_cancelled" "The session is cancelled";
     /// The hall already has a session at that time.
     SessionOverlap = 409 "session_overlap" "The hall has another session at that time";
     /// The hall already has a seat with these labels.

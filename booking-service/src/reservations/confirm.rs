@@ -91,9 +91,11 @@ pub(crate) async fn confirm_reservation(
     let paid = pay(&app, caller.user_id, id, attempt, body.payment_id.as_deref()).await;
     match paid {
         Ok(paid) => {
-            claim
-                .finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid)
-                .await?;
+            if claim.has_key() {
+                claim
+                    .finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid)
+                    .await?;
+            }
             Ok(Json(paid).into_response())
         }
         Err(error) => {

@@ -68,7 +68,7 @@ pub struct WantedSeat {
 }
 
 refusals!(Refusals: openapi::BODY, &[
-    Code::Unauthenticated, Code::SessionNotFound, Code::SeatNotFound, Code::PriceTierNotFound, Code::SeatUnavailable, Code::EventServiceUnavailable,
+    Code::Unauthenticated, Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded, Code::SeatNotFound, Code::PriceTierNotFound, Code::SeatUnavailable, Code::EventServiceUnavailable,
     Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
 ]);
 
@@ -238,16 +238,10 @@ impl Draft {
 
 /// Step 1: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
 async fn check_availability(app: &App, draft: &Draft) -> Result<()> {
-    let Some(availability) = app
+    let availability = app
         .event_service
         .check_availability(draft.session_id, &draft.seat_ids)
-        .await?
-    else {
-        return Err(Error::refused(
-            Code::SessionNotFound,
-            format!("No session has the id {}.", draft.session_id),
-        ));
-    };
+        .await?;
     let Availability {
         seats,
         unknown_seat_ids,

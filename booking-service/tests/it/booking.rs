@@ -216,3 +216,34 @@ async fn a_customer_lists_their_own_newest_first_in_pages() {
     assert_eq!(cancelled["items"].as_array().unwrap().len(), 1);
     system.finish().await;
 }
+
+#[tokio::test]
+async fn seats_are_sold_only_while_their_session_is_on_sale() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let cases = [
+        ("sales_start = now() + interval '1 hour'", "sales_not_started"),
+        (
+            "sales_start = null, sales_end = now() - interval '1 hour'",
+            "sales_ended",
+        ),
+        (
+            "sales_end = null, start_time = now() - interval '1 minute', end_time = now() + interval '1 hour'",
+            "sales_ended",
+        ),
+        ("status = 'cancelled'", "session_cancelled"),
+    ];
+    for (change, code) in cases {
+        let sql = format!("update sessions set {change}");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(&system.event_db)
+            .await
+            .unwrap();
+        let problem = system.reserve(&sale, Uuid::now_v7(), &[0], 409).await;
+        assert_eq!(problem["code"], code, "{problem}");
+    }
+    let open = "update sessions set status = 'scheduled', sales_start = now() - interval '1 minute', start_time = now() + interval '1 hour', end_time = now() + interval '2 hours'";
+    sqlx::query(open).execute(&system.event_db).await.unwrap();
+    system.reserved(&sale, &[0]).await;
+    system.finish().await;
+}

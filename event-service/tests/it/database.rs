@@ -1,7 +1,8 @@
 //! The pool's safety net under dropped requests.
 
-use service_kit::database::{begin, lazy_pool};
-use service_kit::testing::database;
+use futures::future::join_all;
+use service_kit::database::{begin, connect, lazy_pool};
+use service_kit::testing::{database, empty_database};
 use sqlx::PgPool;
 
 /// A `begin` that is dropped while it is on its way must not leave its transaction to the next borrower, whose "committed"
@@ -42,4 +43,17 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
         dropped > 50,
         "only {dropped} begins were dropped half-way, so the test has tested nothing"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_start_together_bring_the_schema_up_to_date_once() {
+    let url = empty_database().await;
+    let replicas = (0..3).map(|_| connect(&url, "test", 2, &event_service::app::MIGRATIONS));
+    for pool in join_all(replicas).await {
+        let sessions: i64 = sqlx::query_scalar("select count(*) from sessions")
+            .fetch_one(&pool.unwrap())
+            .await
+            .unwrap();
+        assert_eq!(sessions, 0);
+    }
 }
