@@ -194,7 +194,7 @@ async fn take_lease(
     let taken = sqlx::query_scalar(
         "with leased as (
              update reservations set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
-             where id = $1 and user_id = $2 and status = 'active' and expiry_time > clock_timestamp()
+             where id = $1 and user_id = $2 and status || '' = 'active' and expiry_time > clock_timestamp()
              returning id, total_amount, currency
          )
          insert into payments (id, reservation_id, payment_id, amount, currency, status)
@@ -242,9 +242,9 @@ pub(crate) async fn conclude(
 
 async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let changed = sqlx::query(
-        "with declined as (update payments set status = 'declined', updated_at = now() where id = $2 and status = 'pending' returning reservation_id)
+        "with declined as (update payments set status = 'declined', updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
          update reservations set status = 'active', confirming_until = null, updated_at = now()
-         where id = $1 and status = 'confirming' and id in (select reservation_id from declined)",
+         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from declined)",
     )
     .bind(id)
     .bind(key)
@@ -260,9 +260,9 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId) -> Result
 async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let changed: Option<Changed> = sqlx::query_as(
-        "with paid as (update payments set status = 'captured', updated_at = now() where id = $2 and status = 'pending' returning reservation_id)
+        "with paid as (update payments set status = 'captured', updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
          update reservations set status = 'confirmed', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         where id = $1 and status = 'confirming' and id in (select reservation_id from paid)
+         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from paid)
          returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(id)
@@ -297,11 +297,11 @@ async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result
     let mut tx = database::begin(&app.db).await?;
     let changed: Option<Changed> = sqlx::query_as(
         "with lost as (
-             update payments set status = 'voided', updated_at = now() where id = $2 and status = 'pending' returning id, reservation_id, amount
+             update payments set status = 'voided', updated_at = now() where id = $2 and status || '' = 'pending' returning id, reservation_id, amount
          ),
          owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
          update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         where id = $1 and status = 'confirming' and id in (select reservation_id from lost)
+         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from lost)
          returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(id)

@@ -71,7 +71,7 @@ pub(crate) async fn cancel_reservation(
     let mut tx = database::begin(&app.db).await?;
     let changed: Option<Changed> = sqlx::query_as(
         "update reservations set status = 'cancelled', sequence = sequence + 1, updated_at = now()
-         where id = $1 and user_id = $2 and status = 'active' and expiry_time > clock_timestamp()
+         where id = $1 and user_id = $2 and status || '' = 'active' and expiry_time > clock_timestamp()
          returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(id)
@@ -143,7 +143,7 @@ async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<Book
     let expired: Vec<Changed> = sqlx::query_as(
         "with due as materialized (select id from reservations where id = any($1) order by id for update)
          update reservations r set status = 'expired', sequence = sequence + 1, updated_at = now()
-         from due where r.id = due.id and r.status = 'active' and r.expiry_time <= clock_timestamp()
+         from due where r.id = due.id and r.status || '' = 'active' and r.expiry_time <= clock_timestamp()
          returning r.id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(ids)

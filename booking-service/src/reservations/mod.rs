@@ -12,6 +12,9 @@
 //! Each arrow is one conditional update judged by this database's clock; of confirm, cancel and expire one wins and the others
 //! get the right error. `confirming` is a lease: while the payment provider is asked nobody else may end the reservation, and a
 //! lease that has run out is settled by asking the provider what became of the charge. Clients see it as `active`.
+//!
+//! Statements that look one row up by its id write `status || ''`: with the bare column the planner may take the partial index of
+//! that status instead of the key and read every active reservation for one (seen: 2.07 ms instead of 0.1 ms with 3,000 of them).
 
 pub mod confirm;
 pub mod create;
