@@ -63,15 +63,9 @@ struct Document;
 /// All routes, and the document that describes them.
 fn api(app: &App, health: Health) -> OpenApiRouter {
     OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
-        .routes(routes!(
-            price_tiers::create_price_tier,
-            price_tiers::list_price_tiers
-        ))
+        .routes(routes!(price_tiers::create_price_tier, price_tiers::list_price_tiers))
         .routes(routes!(price_tiers::get_price_tier))
-        .routes(routes!(
-            create::create_reservation,
-            reservations::list_reservations
-        ))
+        .routes(routes!(create::create_reservation, reservations::list_reservations))
         .routes(routes!(reservations::get_reservation, finish::cancel_reservation))
         .routes(routes!(confirm::confirm_reservation))
         .routes(routes!(tickets::list_tickets))
@@ -83,10 +77,7 @@ fn api(app: &App, health: Health) -> OpenApiRouter {
             "/api/v1/price-tiers",
             axum::routing::post(price_tiers::create_price_tier).get(price_tiers::list_price_tiers),
         )
-        .route(
-            "/api/v1/price-tiers/{id}",
-            axum::routing::get(price_tiers::get_price_tier),
-        )
+        .route("/api/v1/price-tiers/{id}", axum::routing::get(price_tiers::get_price_tier))
         .with_state(Arc::clone(app))
         .merge(health::routes(health))
 }
@@ -102,11 +93,7 @@ fn router(app: &App, health: Health) -> Router {
 /// None that depends on the environment: it is made from the defaults.
 pub fn document() -> anyhow::Result<utoipa::openapi::OpenApi> {
     let settings = Settings::read(SettingsReader::new(|_| None), 8001)?;
-    let app = Arc::new(Shared::new(
-        &settings,
-        database::lazy_pool(&settings.database_url, "openapi", 1)?,
-        "openapi",
-    )?);
+    let app = Arc::new(Shared::new(&settings, database::lazy_pool(&settings.database_url, "openapi", 1)?, "openapi")?);
     Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))).into_openapi())
 }
 
@@ -129,13 +116,7 @@ impl Shared {
 /// # Errors
 /// The database does not answer or can't be migrated.
 pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<App> {
-    let db = database::connect(
-        &settings.database_url,
-        name,
-        settings.database_connections_max,
-        &MIGRATIONS,
-    )
-    .await?;
+    let db = database::connect(&settings.database_url, name, settings.database_connections_max, &MIGRATIONS).await?;
     let app = Arc::new(Shared::new(settings, db, name)?);
     let (relay, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("outbox relay", async move {
@@ -155,23 +136,14 @@ pub fn serve(app: &App, listener: TcpListener, lifecycle: &Lifecycle) {
 ///
 /// # Errors
 /// The scheduler can't be started.
-pub async fn work(
-    app: &App,
-    settings: &Settings,
-    listener: TcpListener,
-    lifecycle: &Lifecycle,
-) -> anyhow::Result<()> {
+pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let schedule = Schedule {
         expiry: settings.expiry_interval,
         expiry_batch_size: settings.expiry_batch_size,
         reconcile: settings.reconcile_interval,
     };
     worker::start(app, schedule, lifecycle).await?;
-    server::serve(
-        lifecycle,
-        listener,
-        health::routes(health(app, "booking-worker")).into(),
-    );
+    server::serve(lifecycle, listener, health::routes(health(app, "booking-worker")).into());
     Ok(())
 }
 

@@ -66,31 +66,17 @@ impl EventClient {
             .tcp_nodelay(true)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build()?;
-        Ok(Self {
-            http,
-            base: base.trim_end_matches('/').to_owned(),
-        })
+        Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
     }
 
     /// Looks whether seats can be had.
     ///
     /// # Errors
     /// There is no such session, it is not on sale, or the Event Service does not answer.
-    pub async fn check_availability(
-        &self,
-        session: SessionId,
-        seats: &[SessionSeatId],
-    ) -> Result<Availability, Error> {
-        let request = CheckAvailabilityRequest {
-            session_seat_ids: seats.to_vec(),
-        };
-        let answer = self
-            .call(
-                Method::POST,
-                &format!("sessions/{session}/seats/check-availability"),
-                Some(&request),
-            )
-            .await;
+    pub async fn check_availability(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Availability, Error> {
+        let request = CheckAvailabilityRequest { session_seat_ids: seats.to_vec() };
+        let answer =
+            self.call(Method::POST, &format!("sessions/{session}/seats/check-availability"), Some(&request)).await;
         match answer.map_err(unavailable)? {
             Answer::Success(availability) => Ok(availability),
             // These are the client's to hear of, in the words of who knows the session.
@@ -111,17 +97,9 @@ impl EventClient {
     /// # Errors
     /// The Event Service does not answer.
     pub async fn pricing(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Pricing, Error> {
-        let list = seats
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
+        let list = seats.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let answer = self
-            .call::<Pricing>(
-                Method::GET,
-                &format!("sessions/{session}/pricing?session_seat_ids={list}"),
-                None::<&()>,
-            )
+            .call::<Pricing>(Method::GET, &format!("sessions/{session}/pricing?session_seat_ids={list}"), None::<&()>)
             .await;
         match answer.map_err(unavailable)? {
             Answer::Success(pricing) => Ok(pricing),
@@ -140,13 +118,8 @@ impl EventClient {
         seats: &[SessionSeatId],
         reserved_until: DateTime<Utc>,
     ) -> Result<ChangeOutcome, Error> {
-        let request = ReserveRequest {
-            reservation_id,
-            session_seat_ids: seats.to_vec(),
-            reserved_until,
-        };
-        self.change(&format!("sessions/{session}/seats/reserve"), &request)
-            .await
+        let request = ReserveRequest { reservation_id, session_seat_ids: seats.to_vec(), reserved_until };
+        self.change(&format!("sessions/{session}/seats/reserve"), &request).await
     }
 
     /// Frees what the reservation holds of the seats.
@@ -159,13 +132,8 @@ impl EventClient {
         reservation_id: ReservationId,
         seats: &[SessionSeatId],
     ) -> Result<(), Error> {
-        let request = SeatsOfReservation {
-            reservation_id,
-            session_seat_ids: seats.to_vec(),
-        };
-        self.change(&format!("sessions/{session}/seats/release"), &request)
-            .await
-            .map(drop)
+        let request = SeatsOfReservation { reservation_id, session_seat_ids: seats.to_vec() };
+        self.change(&format!("sessions/{session}/seats/release"), &request).await.map(drop)
     }
 
     /// Sells to the reservation the seats that it holds.
@@ -178,12 +146,8 @@ impl EventClient {
         reservation_id: ReservationId,
         seats: &[SessionSeatId],
     ) -> Result<ChangeOutcome, Error> {
-        let request = SeatsOfReservation {
-            reservation_id,
-            session_seat_ids: seats.to_vec(),
-        };
-        self.change(&format!("sessions/{session}/seats/confirm"), &request)
-            .await
+        let request = SeatsOfReservation { reservation_id, session_seat_ids: seats.to_vec() };
+        self.change(&format!("sessions/{session}/seats/confirm"), &request).await
     }
 
     /// A page of the holds that are due before `before`, oldest first.
@@ -197,16 +161,9 @@ impl EventClient {
         limit: u16,
     ) -> Result<OverdueHolds, Error> {
         let before = before.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-        let cursor = cursor
-            .map(|cursor| format!("&cursor={cursor}"))
-            .unwrap_or_default();
-        let answer = self
-            .call(
-                Method::GET,
-                &format!("holds/overdue?before={before}&limit={limit}{cursor}"),
-                None::<&()>,
-            )
-            .await;
+        let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+        let answer =
+            self.call(Method::GET, &format!("holds/overdue?before={before}&limit={limit}{cursor}"), None::<&()>).await;
         match answer.map_err(unavailable)? {
             Answer::Success(holds) => Ok(holds),
             Answer::Refused(problem) => Err(unexpected(&problem)),
@@ -218,24 +175,14 @@ impl EventClient {
     /// # Errors
     /// It can't, or does not answer.
     pub async fn ping(&self) -> anyhow::Result<()> {
-        self.http
-            .get(format!("{}/api/internal/health", self.base))
-            .send()
-            .await?
-            .error_for_status()?;
+        self.http.get(format!("{}/api/internal/health", self.base)).send().await?.error_for_status()?;
         Ok(())
     }
 
     async fn change(&self, path: &str, request: &impl Serialize) -> Result<ChangeOutcome, Error> {
-        match self
-            .call::<SeatsChanged>(Method::POST, path, Some(request))
-            .await
-            .map_err(unavailable)?
-        {
+        match self.call::<SeatsChanged>(Method::POST, path, Some(request)).await.map_err(unavailable)? {
             Answer::Success(_) => Ok(ChangeOutcome::Done),
-            Answer::Refused(problem)
-                if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) =>
-            {
+            Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
                 Ok(ChangeOutcome::Refused(problem.seats))
             }
             Answer::Refused(problem) => Err(unexpected(&problem)),
@@ -255,13 +202,7 @@ impl EventClient {
             .with_max_times(RETRIES);
         (|| self.try_once(method.clone(), path, body))
             .retry(pauses)
-            .notify(|error, _| {
-                tracing::debug!(
-                    error = format!("{error:#}"),
-                    path,
-                    "Asking the Event Service again"
-                )
-            })
+            .notify(|error, _| tracing::debug!(error = format!("{error:#}"), path, "Asking the Event Service again"))
             .await
     }
 
@@ -271,9 +212,7 @@ impl EventClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Answer<T>, Failure> {
-        let mut request = self
-            .http
-            .request(method, format!("{}/api/internal/{path}", self.base));
+        let mut request = self.http.request(method, format!("{}/api/internal/{path}", self.base));
         if let Some(id) = layers::request_id() {
             request = request.header(layers::REQUEST_ID, id);
         }
@@ -294,24 +233,16 @@ impl EventClient {
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             anyhow::bail!("the Event Service answered {status}");
         }
-        Ok(Answer::Refused(Box::new(
-            serde_json::from_slice(&bytes).context("the refusal is not a problem document")?,
-        )))
+        Ok(Answer::Refused(Box::new(serde_json::from_slice(&bytes).context("the refusal is not a problem document")?)))
     }
 }
 
 fn unavailable(cause: Failure) -> Error {
-    let detail = "Seats can't be looked at or held right now. What this call may have held is given back. Please try again.";
-    Error::Unavailable {
-        problem: Box::new(Problem::new(Code::EventServiceUnavailable, detail).retry_after(2)),
-        cause,
-    }
+    let detail =
+        "Seats can't be looked at or held right now. What this call may have held is given back. Please try again.";
+    Error::Unavailable { problem: Box::new(Problem::new(Code::EventServiceUnavailable, detail).retry_after(2)), cause }
 }
 
 fn unexpected(problem: &Problem) -> Error {
-    Error::Internal(anyhow::anyhow!(
-        "the Event Service refused with {}: {}",
-        problem.code,
-        problem.detail
-    ))
+    Error::Internal(anyhow::anyhow!("the Event Service refused with {}: {}", problem.code, problem.detail))
 }

@@ -39,10 +39,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
             return Ok(Self(None));
         };
         let key = value.to_str().unwrap_or_default().trim();
-        let key = key
-            .strip_prefix('"')
-            .and_then(|key| key.strip_suffix('"'))
-            .unwrap_or(key);
+        let key = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
         if key.is_empty() || key.chars().count() > KEY_CHARS_MAX {
             let detail = format!(
                 "must be 1 to {KEY_CHARS_MAX} visible ASCII characters; a fresh UUID for each new request will do"
@@ -85,13 +82,7 @@ pub async fn claim(
     attempt: Uuid,
     request: &impl Serialize,
 ) -> Result<Claimed> {
-    let mut claim = Claim {
-        user_id,
-        operation,
-        key: key.0,
-        attempt,
-        previous_attempt: None,
-    };
+    let mut claim = Claim { user_id, operation, key: key.0, attempt, previous_attempt: None };
     if claim.key.is_none() {
         return Ok(Claimed::Work(claim));
     }
@@ -105,8 +96,7 @@ pub async fn claim(
         return Err(in_flight());
     };
     if known != fingerprint {
-        let detail =
-            "This Idempotency-Key was used with another request. Use a fresh key for each new request.";
+        let detail = "This Idempotency-Key was used with another request. Use a fresh key for each new request.";
         return Err(Error::refused(Code::IdempotencyKeyReused, detail));
     }
     if let (Some(status), Some(answer)) = (status, answer) {
@@ -120,40 +110,26 @@ pub async fn claim(
 }
 
 fn in_flight() -> Error {
-    let detail =
-        "A request with this Idempotency-Key is at work. Repeat yours in a moment to get its answer.";
-    Problem::new(Code::IdempotencyKeyInFlight, detail)
-        .retry_after(1)
-        .into()
+    let detail = "A request with this Idempotency-Key is at work. Repeat yours in a moment to get its answer.";
+    Problem::new(Code::IdempotencyKeyInFlight, detail).retry_after(1).into()
 }
 
 fn replay(status: i16, answer: String) -> Result<Response> {
-    let status = u16::try_from(status)
-        .ok()
-        .and_then(|status| StatusCode::from_u16(status).ok())
-        .unwrap_or(StatusCode::OK);
+    let status =
+        u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK);
     let mut response = if status.is_success() {
-        (
-            status,
-            [(header::CONTENT_TYPE, "application/json")],
-            answer.clone(),
-        )
-            .into_response()
+        (status, [(header::CONTENT_TYPE, "application/json")], answer.clone()).into_response()
     } else {
         problem_response(serde_json::from_str(&answer).map_err(|error| Error::Internal(error.into()))?)
     };
     if status == StatusCode::CREATED {
-        let made: serde_json::Value =
-            serde_json::from_str(&answer).map_err(|error| Error::Internal(error.into()))?;
+        let made: serde_json::Value = serde_json::from_str(&answer).map_err(|error| Error::Internal(error.into()))?;
         let location = format!("/api/v1/reservations/{}", made["id"].as_str().unwrap_or_default());
-        response.headers_mut().insert(
-            header::LOCATION,
-            HeaderValue::from_str(&location).map_err(|error| Error::Internal(error.into()))?,
-        );
+        response
+            .headers_mut()
+            .insert(header::LOCATION, HeaderValue::from_str(&location).map_err(|error| Error::Internal(error.into()))?);
     }
-    response
-        .headers_mut()
-        .insert(REPLAYED, HeaderValue::from_static("true"));
+    response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     Ok(response)
 }
 
@@ -215,12 +191,7 @@ impl Claim {
     ///
     /// # Errors
     /// Another attempt has taken over, so the transaction must not be committed; or the database failed.
-    pub async fn finish(
-        &self,
-        tx: &mut PgConnection,
-        status: StatusCode,
-        answer: &impl Serialize,
-    ) -> Result<()> {
+    pub async fn finish(&self, tx: &mut PgConnection, status: StatusCode, answer: &impl Serialize) -> Result<()> {
         let answer = serde_json::to_string(answer).map_err(|error| Error::Internal(error.into()))?;
         if self.key.is_some() && !self.keep(tx, status.as_u16(), &answer).await? {
             return Err(in_flight());
@@ -236,10 +207,9 @@ impl Claim {
         let kept = match error {
             Error::Refused(problem) if is_final(problem.code) => {
                 match (serde_json::to_string(problem), db.acquire().await) {
-                    (Ok(answer), Ok(mut connection)) => self
-                        .keep(&mut connection, problem.status, &answer)
-                        .await
-                        .map(drop),
+                    (Ok(answer), Ok(mut connection)) => {
+                        self.keep(&mut connection, problem.status, &answer).await.map(drop)
+                    }
                     (_, Err(error)) => Err(error.into()),
                     (Err(error), _) => Err(Error::Internal(error.into())),
                 }
@@ -269,13 +239,7 @@ impl Claim {
 
     async fn give_back(&self, db: &PgPool) -> Result<()> {
         let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
-        sqlx::query(sql)
-            .bind(self.user_id)
-            .bind(self.operation)
-            .bind(&self.key)
-            .bind(self.attempt)
-            .execute(db)
-            .await?;
+        sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt).execute(db).await?;
         Ok(())
     }
 }
@@ -283,10 +247,7 @@ impl Claim {
 /// Whether a refusal answers the request for good. Those that tell of a passing state are not kept.
 fn is_final(code: Code) -> bool {
     code.status() < 500
-        && !matches!(
-            code,
-            Code::ConfirmationInProgress | Code::IdempotencyKeyInFlight | Code::IdempotencyKeyReused
-        )
+        && !matches!(code, Code::ConfirmationInProgress | Code::IdempotencyKeyInFlight | Code::IdempotencyKeyReused)
 }
 
 /// Deletes keys whose 24 hours are over. Returns how many.

@@ -41,10 +41,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         println!("{}", app::document()?.to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);
     }
-    let settings = Settings::read(
-        SettingsReader::from_env(),
-        if command == Command::Worker { 8002 } else { 8001 },
-    )?;
+    let settings = Settings::read(SettingsReader::from_env(), if command == Command::Worker { 8002 } else { 8001 })?;
     telemetry::init(&settings.common)?;
     match command {
         Command::Healthcheck => server::healthcheck(settings.common.listen.port()).await?,

@@ -108,20 +108,14 @@ pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<R
             ),
         }
     }
-    sqlx::query("update outbox set published_at = now() where id = any($1)")
-        .bind(&confirmed)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query("update outbox set published_at = now() where id = any($1)").bind(&confirmed).execute(&mut *tx).await?;
     if confirmed.len() < batch.len() {
         let all: Vec<Uuid> = batch.iter().map(|message| message.message_id).collect();
         let sql = "update outbox set tried_at = now() where id = any($1) and published_at is null";
         sqlx::query(sql).bind(all).execute(&mut *tx).await?;
     }
     tx.commit().await?;
-    Ok(Relayed {
-        published: confirmed.len(),
-        left: batch.len() - confirmed.len(),
-    })
+    Ok(Relayed { published: confirmed.len(), left: batch.len() - confirmed.len() })
 }
 
 impl Pending {
@@ -161,10 +155,7 @@ pub async fn relay(
             Ok(_) => PAUSE_AFTER_FAULT,
             Err(error) => {
                 if !faulty {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "Events can't be published; they wait in the outbox"
-                    );
+                    tracing::warn!(error = format!("{error:#}"), "Events can't be published; they wait in the outbox");
                 }
                 faulty = true;
                 PAUSE_AFTER_FAULT

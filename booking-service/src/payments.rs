@@ -57,17 +57,11 @@ impl PaymentProvider {
             return Ok(ChargeOutcome::Unknown);
         }
         let declined = means.starts_with(ALWAYS_DECLINED) || rand::random::<f64>() >= self.success_rate;
-        let state = self
-            .remember(key, amount, if declined { "declined" } else { "captured" })
-            .await?;
+        let state = self.remember(key, amount, if declined { "declined" } else { "captured" }).await?;
         if means.starts_with(CHARGED_WITHOUT_ANSWER) {
             return Ok(ChargeOutcome::Unknown);
         }
-        Ok(if state == "captured" {
-            ChargeOutcome::Captured
-        } else {
-            ChargeOutcome::Declined
-        })
+        Ok(if state == "captured" { ChargeOutcome::Captured } else { ChargeOutcome::Declined })
     }
 
     /// What became of the charge under this key. One that the provider never heard of is made impossible, so that a
@@ -77,11 +71,7 @@ impl PaymentProvider {
     /// The provider can't be reached.
     pub async fn settle_unknown(&self, key: PaymentId, amount: Money) -> anyhow::Result<ChargeOutcome> {
         let state = self.remember(key, amount, "voided").await?;
-        Ok(if state == "captured" {
-            ChargeOutcome::Captured
-        } else {
-            ChargeOutcome::Declined
-        })
+        Ok(if state == "captured" { ChargeOutcome::Captured } else { ChargeOutcome::Declined })
     }
 
     /// Gives money of a captured charge back, once for each key.

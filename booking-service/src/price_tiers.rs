@@ -79,10 +79,7 @@ pub(crate) async fn create_price_tier(
     .bind(new.description)
     .fetch_one(&app.db)
     .await?;
-    Ok(Created {
-        location: format!("/api/v1/admin/price-tiers/{}", tier.id),
-        body: tier,
-    })
+    Ok(Created { location: format!("/api/v1/admin/price-tiers/{}", tier.id), body: tier })
 }
 
 /// List price tiers, oldest first
@@ -111,11 +108,6 @@ pub(crate) async fn get_price_tier(
     State(app): State<App>,
     ApiPath(id): ApiPath<PriceTierId>,
 ) -> Result<Json<PriceTier>> {
-    let found = sqlx::query_as("select * from price_tiers where id = $1")
-        .bind(id)
-        .fetch_optional(&app.db)
-        .await?;
-    found
-        .map(Json)
-        .ok_or_else(|| Error::refused(Code::PriceTierNotFound, format!("No price tier has the id {id}.")))
+    let found = sqlx::query_as("select * from price_tiers where id = $1").bind(id).fetch_optional(&app.db).await?;
+    found.map(Json).ok_or_else(|| Error::refused(Code::PriceTierNotFound, format!("No price tier has the id {id}.")))
 }

@@ -76,18 +76,13 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
     let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);
     let old_enough = now + (app.rules.hold_interval() - grace).max(TimeDelta::zero());
-    let from = sweep.looked_until.map(|until| HoldCursor {
-        reserved_until: until - LATE_HOLD_MAX,
-        session_seat_id: Uuid::nil().into(),
-    });
+    let from = sweep
+        .looked_until
+        .map(|until| HoldCursor { reserved_until: until - LATE_HOLD_MAX, session_seat_id: Uuid::nil().into() });
     healed.add(walk(app, old_enough, from).await?);
     sweep.looked_until = Some(old_enough);
     if healed.released + healed.confirmed > 0 {
-        tracing::info!(
-            released = healed.released,
-            confirmed = healed.confirmed,
-            "Reconciliation put seats right"
-        );
+        tracing::info!(released = healed.released, confirmed = healed.confirmed, "Reconciliation put seats right");
     }
     Ok(healed)
 }
@@ -96,17 +91,13 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
 async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<HoldCursor>) -> Result<Healed> {
     let mut healed = Healed::default();
     loop {
-        let page = app
-            .event_service
-            .holds_before(before, cursor, HOLDS_PER_PAGE)
-            .await?;
+        let page = app.event_service.holds_before(before, cursor, HOLDS_PER_PAGE).await?;
         match settle_holds(app, &page.items).await {
             Ok(settled) => healed.add(settled),
             // A page that fails must not hide those behind it.
-            Err(error) => tracing::warn!(
-                error = format!("{:#}", anyhow::Error::from(error)),
-                "Some holds are not settled yet"
-            ),
+            Err(error) => {
+                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "Some holds are not settled yet")
+            }
         }
         cursor = page.next_cursor.and_then(|next| next.parse().ok());
         if cursor.is_none() {
@@ -143,31 +134,28 @@ pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
     owners.dedup();
     finish::expire_these(app, &owners).await?;
     finish::abandon_unwritten(app, holds).await?;
-    let states: HashMap<ReservationId, String> = sqlx::query_as::<_, (ReservationId, String)>(
-        "select id, status from reservations where id = any($1)",
+    let states: HashMap<ReservationId, String> =
+        sqlx::query_as::<_, (ReservationId, String)>("select id, status from reservations where id = any($1)")
+            .bind(&owners)
+            .fetch_all(&app.db)
+            .await?
+            .into_iter()
+            .collect();
+    let ticketed: HashSet<(ReservationId, SessionSeatId)> = sqlx::query_as(
+        "select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'",
     )
     .bind(&owners)
     .fetch_all(&app.db)
     .await?
     .into_iter()
     .collect();
-    let ticketed: HashSet<(ReservationId, SessionSeatId)> =
-        sqlx::query_as("select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'")
-            .bind(&owners)
-            .fetch_all(&app.db)
-            .await?
-            .into_iter()
-            .collect();
 
     let mut healed = Healed::default();
     for owner in owners {
         let own = holds.iter().filter(|hold| hold.reservation_id == owner);
         let (sold, mut free): (Vec<_>, Vec<_>) =
             own.partition(|hold| ticketed.contains(&(owner, hold.session_seat_id)));
-        if matches!(
-            states.get(&owner).map(String::as_str),
-            Some("active" | "confirming")
-        ) {
+        if matches!(states.get(&owner).map(String::as_str), Some("active" | "confirming")) {
             healed.left += free.len();
             free.clear();
         }
@@ -183,9 +171,7 @@ async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) 
     };
     let seats: Vec<SessionSeatId> = holds.iter().map(|hold| hold.session_seat_id).collect();
     if sold {
-        if let ChangeOutcome::Refused(conflicts) =
-            app.event_service.confirm(session_id, owner, &seats).await?
-        {
+        if let ChangeOutcome::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
             tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
             return Ok(0);
         }
@@ -228,12 +214,10 @@ pub async fn settle_refunds(app: &App) -> Result<usize> {
     let mut after = Uuid::nil();
     loop {
         // By id, so that one that fails is passed and not met again before the next round.
-        let sql = "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2";
-        let owed: Vec<(Uuid, PaymentId, Money)> = sqlx::query_as(sql)
-            .bind(after)
-            .bind(PAYMENTS_PER_BATCH)
-            .fetch_all(&app.db)
-            .await?;
+        let sql =
+            "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2";
+        let owed: Vec<(Uuid, PaymentId, Money)> =
+            sqlx::query_as(sql).bind(after).bind(PAYMENTS_PER_BATCH).fetch_all(&app.db).await?;
         let Some((last, ..)) = owed.last() else {
             return Ok(settled);
         };

@@ -71,8 +71,7 @@ impl SeatLocks {
     /// # Errors
     /// The URL is not one.
     pub fn new(url: &Secret) -> anyhow::Result<Self> {
-        let client =
-            Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
+        let client = Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
         // One quick try a command. The library's own ladder of retries would hold every command back for seconds.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
@@ -90,31 +89,18 @@ impl SeatLocks {
     }
 
     /// Locks all of `seats` for the reservation, or none.
-    pub async fn acquire(
-        &self,
-        session: SessionId,
-        seats: &[SessionSeatId],
-        owner: ReservationId,
-    ) -> LockOutcome {
+    pub async fn acquire(&self, session: SessionId, seats: &[SessionSeatId], owner: ReservationId) -> LockOutcome {
         let mut call = prepare(&self.acquire, session, seats, owner);
         call.arg(millis(FIRST_TTL));
         match self.run::<Vec<String>>(&call).await {
             Some(busy) if busy.is_empty() => LockOutcome::Acquired,
-            Some(busy) => {
-                LockOutcome::Busy(busy.iter().filter_map(|entry| parse_busy(entry, seats)).collect())
-            }
+            Some(busy) => LockOutcome::Busy(busy.iter().filter_map(|entry| parse_busy(entry, seats)).collect()),
             None => LockOutcome::GateOpen,
         }
     }
 
     /// Makes the locks last as long as the hold, once its reservation is written.
-    pub async fn extend(
-        &self,
-        session: SessionId,
-        seats: &[SessionSeatId],
-        owner: ReservationId,
-        hold_time: Duration,
-    ) {
+    pub async fn extend(&self, session: SessionId, seats: &[SessionSeatId], owner: ReservationId, hold_time: Duration) {
         let mut call = prepare(&self.extend, session, seats, owner);
         call.arg(millis(hold_time));
         self.run::<()>(&call).await;
@@ -122,8 +108,7 @@ impl SeatLocks {
 
     /// Takes the reservation's locks away; those of others stay. What can't be reached now ends by its time.
     pub async fn release(&self, session: SessionId, seats: &[SessionSeatId], owner: ReservationId) {
-        self.run::<()>(&prepare(&self.release, session, seats, owner))
-            .await;
+        self.run::<()>(&prepare(&self.release, session, seats, owner)).await;
     }
 
     /// Whether Redis answers.
@@ -141,11 +126,7 @@ impl SeatLocks {
     /// # Errors
     /// None.
     pub async fn watch(&self, stopping: CancellationToken) -> anyhow::Result<()> {
-        while stopping
-            .run_until_cancelled(tokio::time::sleep(PROBE_INTERVAL))
-            .await
-            .is_some()
-        {
+        while stopping.run_until_cancelled(tokio::time::sleep(PROBE_INTERVAL)).await.is_some() {
             if self.away.load(Ordering::Relaxed) && self.ping().await.is_ok() {
                 self.away.store(false, Ordering::Relaxed);
                 tracing::info!("Redis is back; seats are locked again");
@@ -166,10 +147,7 @@ impl SeatLocks {
             Err(error) => error.into(),
         };
         if !self.away.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "Redis is away; bookings go on without seat locks"
-            );
+            tracing::warn!(error = format!("{error:#}"), "Redis is away; bookings go on without seat locks");
         }
         None
     }

@@ -59,16 +59,12 @@ impl Settings {
     pub fn read(mut reader: SettingsReader, port: u16) -> Result<Self, SettingsError> {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         if !reader.or("MOCK_PAYMENT_ENABLED", true) {
-            reader.fault(
-                "MOCK_PAYMENT_ENABLED=false leaves no payment provider: this version has the mock one only",
-            );
+            reader.fault("MOCK_PAYMENT_ENABLED=false leaves no payment provider: this version has the mock one only");
         }
         let settings = Self {
             common: Common::read(&mut reader, port),
-            database_url: reader.secret(
-                "DATABASE_URL",
-                "postgres://booking_user:booking_password@localhost:5434/booking_db",
-            ),
+            database_url: reader
+                .secret("DATABASE_URL", "postgres://booking_user:booking_password@localhost:5434/booking_db"),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 2, 1000),
             redis_url: reader.secret("REDIS_URL", "redis://localhost:6379"),
             event_service_url: reader.or("EVENT_SERVICE_URL", "http://localhost:8000".to_owned()),

@@ -112,21 +112,9 @@ pub(crate) async fn list_tickets(
     if user_id != caller.user_id {
         return Ok(Json(Vec::new()));
     }
-    let sql = concat!(
-        "select ",
-        columns!(),
-        " from tickets where user_id = $1 order by id desc limit $2"
-    );
-    let tickets: Vec<Ticket> = sqlx::query_as(sql)
-        .bind(user_id)
-        .bind(LIST_MAX)
-        .fetch_all(&app.db)
-        .await?;
-    tickets
-        .into_iter()
-        .map(Ticket::with_qr_code)
-        .collect::<Result<_>>()
-        .map(Json)
+    let sql = concat!("select ", columns!(), " from tickets where user_id = $1 order by id desc limit $2");
+    let tickets: Vec<Ticket> = sqlx::query_as(sql).bind(user_id).bind(LIST_MAX).fetch_all(&app.db).await?;
+    tickets.into_iter().map(Ticket::with_qr_code).collect::<Result<_>>().map(Json)
 }
 
 /// Get one of the caller's tickets
@@ -152,11 +140,9 @@ pub(crate) async fn get_ticket_qr(
     let code = find(&app.db, id, caller.user_id).await?.qr()?;
     Ok(match query.format.unwrap_or(QrFormat::Png) {
         QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], png_of(&code)?).into_response(),
-        QrFormat::Svg => (
-            [(header::CONTENT_TYPE, "image/svg+xml")],
-            code.render::<svg::Color<'_>>().build(),
-        )
-            .into_response(),
+        QrFormat::Svg => {
+            ([(header::CONTENT_TYPE, "image/svg+xml")], code.render::<svg::Color<'_>>().build()).into_response()
+        }
     })
 }
 
@@ -176,11 +162,7 @@ pub(crate) async fn issue(
          returning ",
         columns!()
     );
-    let mut tickets: Vec<Ticket> = sqlx::query_as(sql)
-        .bind(ids)
-        .bind(reservation_id)
-        .fetch_all(tx)
-        .await?;
+    let mut tickets: Vec<Ticket> = sqlx::query_as(sql).bind(ids).bind(reservation_id).fetch_all(tx).await?;
     tickets.sort_by_key(|ticket| ticket.id);
     Ok(tickets)
 }
@@ -198,48 +180,26 @@ pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, user_id: UserId)
         "update tickets set status = 'refunded', updated_at = now() where id = $1 and user_id = $2 and status = 'active' returning ",
         columns!()
     );
-    Ok(sqlx::query_as(sql)
-        .bind(id)
-        .bind(user_id)
-        .fetch_optional(tx)
-        .await?)
+    Ok(sqlx::query_as(sql).bind(id).bind(user_id).fetch_optional(tx).await?)
 }
 
 /// The ticket, if it is this user's.
 pub(crate) async fn find(db: &PgPool, id: TicketId, user_id: UserId) -> Result<Ticket> {
-    let sql = concat!(
-        "select ",
-        columns!(),
-        " from tickets where id = $1 and user_id = $2"
-    );
-    let found = sqlx::query_as(sql)
-        .bind(id)
-        .bind(user_id)
-        .fetch_optional(db)
-        .await?;
-    found.ok_or_else(|| {
-        Error::refused(
-            Code::TicketNotFound,
-            format!("You have no ticket with the id {id}."),
-        )
-    })
+    let sql = concat!("select ", columns!(), " from tickets where id = $1 and user_id = $2");
+    let found = sqlx::query_as(sql).bind(id).bind(user_id).fetch_optional(db).await?;
+    found.ok_or_else(|| Error::refused(Code::TicketNotFound, format!("You have no ticket with the id {id}.")))
 }
 
 /// A reservation's tickets in the order of its items.
 pub(crate) async fn of_reservation(db: &PgPool, id: ReservationId) -> Result<Vec<Ticket>> {
-    let sql = concat!(
-        "select ",
-        columns!(),
-        " from tickets where reservation_id = $1 order by id"
-    );
+    let sql = concat!("select ", columns!(), " from tickets where reservation_id = $1 order by id");
     Ok(sqlx::query_as(sql).bind(id).fetch_all(db).await?)
 }
 
 impl Ticket {
     fn qr(&self) -> Result<QrCode> {
         let content = format!("TICKET:{}", self.id);
-        QrCode::with_error_correction_level(content, EcLevel::M)
-            .map_err(|error| Error::Internal(error.into()))
+        QrCode::with_error_correction_level(content, EcLevel::M).map_err(|error| Error::Internal(error.into()))
     }
 
     fn with_qr_code(mut self) -> Result<Self> {
@@ -255,11 +215,7 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
     let side = (dots + 2 * QUIET_ZONE_DOTS) * DOT_PIXELS;
     let colors = code.to_colors();
     let is_dark = |x: usize, y: usize| {
-        let dot = |pixel: usize| {
-            (pixel / DOT_PIXELS)
-                .checked_sub(QUIET_ZONE_DOTS)
-                .filter(|dot| *dot < dots)
-        };
+        let dot = |pixel: usize| (pixel / DOT_PIXELS).checked_sub(QUIET_ZONE_DOTS).filter(|dot| *dot < dots);
         matches!((dot(x), dot(y)), (Some(column), Some(row)) if colors[row * dots + column] == Color::Dark)
     };
     let mut pixels = vec![0xFF_u8; side.div_ceil(8) * side];
@@ -272,9 +228,7 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
     let mut encoder = png::Encoder::new(&mut image, side as u32, side as u32);
     encoder.set_color(png::ColorType::Grayscale);
     encoder.set_depth(png::BitDepth::One);
-    let written = encoder
-        .write_header()
-        .and_then(|mut writer| writer.write_image_data(&pixels));
+    let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels));
     written.map_err(|error| Error::Internal(error.into()))?;
     Ok(image)
 }

@@ -46,12 +46,7 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
     let (worker, stopping) = (Arc::clone(app), lifecycle.token().clone());
     lifecycle.spawn("expiry", async move {
         while expiry.next(&stopping).await {
-            bounded(
-                "expiry",
-                &stopping,
-                expire_all_due(&worker, schedule.expiry_batch_size),
-            )
-            .await;
+            bounded("expiry", &stopping, expire_all_due(&worker, schedule.expiry_batch_size)).await;
         }
         Ok(())
     });
@@ -89,22 +84,14 @@ async fn tick_every(scheduler: &JobScheduler, interval: Duration) -> anyhow::Res
         })?;
         scheduler.add(job).await?;
     }
-    Ok(Tick {
-        ticked,
-        interval,
-        missed: false,
-    })
+    Ok(Tick { ticked, interval, missed: false })
 }
 
 impl Tick {
     /// Waits for the next time to work; false when the process is to stop.
     async fn next(&mut self, stopping: &CancellationToken) -> bool {
         let scheduled = self.interval >= TICK_MIN;
-        let patience = if scheduled {
-            self.interval + TICK_LATE_MAX
-        } else {
-            self.interval
-        };
+        let patience = if scheduled { self.interval + TICK_LATE_MAX } else { self.interval };
         tokio::select! {
             () = stopping.cancelled() => return false,
             () = self.ticked.notified() => self.missed = false,
@@ -120,15 +107,8 @@ impl Tick {
 }
 
 async fn bounded(work: &'static str, stopping: &CancellationToken, doing: impl Future<Output = ()>) {
-    if let Some(Err(_)) = stopping
-        .run_until_cancelled(tokio::time::timeout(WORK_TIME_MAX, doing))
-        .await
-    {
-        tracing::error!(
-            work,
-            seconds = WORK_TIME_MAX.as_secs(),
-            "Cut off; it goes on at the next tick"
-        );
+    if let Some(Err(_)) = stopping.run_until_cancelled(tokio::time::timeout(WORK_TIME_MAX, doing)).await {
+        tracing::error!(work, seconds = WORK_TIME_MAX.as_secs(), "Cut off; it goes on at the next tick");
     }
 }
 
@@ -159,10 +139,7 @@ async fn heal(app: &App, sweep: &mut Sweep) {
         ("holds", reconcile::reconcile_once(app, sweep).await.map(drop)),
         ("payments", reconcile::settle_payments(app).await.map(drop)),
         ("refunds", reconcile::settle_refunds(app).await.map(drop)),
-        (
-            "idempotency keys",
-            idempotency::forget_old(&app.db).await.map(drop),
-        ),
+        ("idempotency keys", idempotency::forget_old(&app.db).await.map(drop)),
     ];
     for (part, outcome) in outcomes {
         if let Err(error) = outcome {

@@ -67,10 +67,7 @@ fn api(db: PgPool, health: Health) -> OpenApiRouter {
         .routes(routes!(internal_api::confirm_seats))
         .routes(routes!(internal_api::get_pricing))
         .routes(routes!(internal_api::list_overdue_holds))
-        .routes(routes!(
-            internal_api::get_internal_health,
-            internal_api::post_internal_health
-        ))
+        .routes(routes!(internal_api::get_internal_health, internal_api::post_internal_health))
         .with_state(db)
         .merge(health::routes(health))
 }
@@ -92,35 +89,28 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// # Errors
 /// The database does not answer or can't be migrated.
 pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let db = database::connect(
-        &settings.database_url,
-        "event-service",
-        settings.database_connections_max,
-        &MIGRATIONS,
-    )
-    .await?;
+    let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
+        .await?;
     let queue = ConsumedQueue {
         name: settings.queue,
         routing_keys: BookingEventType::ALL.map(BookingEventType::routing_key).to_vec(),
         up: Arc::new(AtomicBool::new(false)),
     };
     let consumer_up = Arc::clone(&queue.up);
-    let health = Health::new("event-service", env!("CARGO_PKG_VERSION"))
-        .needs_database(db.clone())
-        .uses("rabbitmq", move || {
+    let health = Health::new("event-service", env!("CARGO_PKG_VERSION")).needs_database(db.clone()).uses(
+        "rabbitmq",
+        move || {
             let up = consumer_up.load(Ordering::Relaxed);
             async move {
                 ensure!(up, "no consumer is registered at the broker");
                 Ok(())
             }
-        });
-    let consumer_db = db.clone();
-    let consumer = amqp::consume(
-        settings.broker,
-        queue,
-        lifecycle.token().clone(),
-        move |incoming| booking_consumer::handle(consumer_db.clone(), incoming),
+        },
     );
+    let consumer_db = db.clone();
+    let consumer = amqp::consume(settings.broker, queue, lifecycle.token().clone(), move |incoming| {
+        booking_consumer::handle(consumer_db.clone(), incoming)
+    });
     lifecycle.spawn("booking consumer", consumer);
     server::serve(lifecycle, listener, router(db, health));
     Ok(())

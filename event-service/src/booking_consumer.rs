@@ -34,8 +34,7 @@ pub async fn handle(db: PgPool, incoming: Arc<Incoming>) -> Verdict {
 }
 
 fn parse(incoming: &Incoming) -> anyhow::Result<BookingEvent> {
-    let event: BookingEvent =
-        serde_json::from_slice(&incoming.body).context("the body is not a booking event")?;
+    let event: BookingEvent = serde_json::from_slice(&incoming.body).context("the body is not a booking event")?;
     if event.schema_version > SCHEMA_VERSION {
         bail!(
             "schema version {} is newer than {SCHEMA_VERSION}: deploy the Event Service first, then send the message again",
@@ -71,21 +70,19 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
     seats.sort_unstable();
     seats.dedup();
     let applied = match event.event_type {
-        BookingEventType::Confirmed => {
-            match session_seats::confirm(&mut tx, event.reservation_id, &seats).await? {
-                ChangeOutcome::Done => Applied::Changed,
-                ChangeOutcome::Refused(conflicts) if heard_of_later(&mut tx, event).await? => {
-                    tracing::info!(reservation_id = %event.reservation_id, seats = conflicts.len(), "Confirmation came after what followed it");
-                    confirm_the_rest(&mut tx, event, &seats, &conflicts).await?
-                }
-                ChangeOutcome::Refused(conflicts) => {
-                    return Ok(Applied::Conflict(format!(
-                        "reservation {} is confirmed but does not hold {conflicts:?}",
-                        event.reservation_id
-                    )));
-                }
+        BookingEventType::Confirmed => match session_seats::confirm(&mut tx, event.reservation_id, &seats).await? {
+            ChangeOutcome::Done => Applied::Changed,
+            ChangeOutcome::Refused(conflicts) if heard_of_later(&mut tx, event).await? => {
+                tracing::info!(reservation_id = %event.reservation_id, seats = conflicts.len(), "Confirmation came after what followed it");
+                confirm_the_rest(&mut tx, event, &seats, &conflicts).await?
             }
-        }
+            ChangeOutcome::Refused(conflicts) => {
+                return Ok(Applied::Conflict(format!(
+                    "reservation {} is confirmed but does not hold {conflicts:?}",
+                    event.reservation_id
+                )));
+            }
+        },
         BookingEventType::Expired | BookingEventType::Cancelled => {
             session_seats::release(&mut tx, event.reservation_id, &seats).await?;
             Applied::Changed
@@ -110,10 +107,9 @@ async fn confirm_the_rest(
     let rest: Vec<_> = seats.iter().copied().filter(|id| !gone(id)).collect();
     match session_seats::confirm(tx, event.reservation_id, &rest).await? {
         ChangeOutcome::Done => Ok(Applied::Stale),
-        ChangeOutcome::Refused(conflicts) => Ok(Applied::Conflict(format!(
-            "reservation {} does not hold {conflicts:?}",
-            event.reservation_id
-        ))),
+        ChangeOutcome::Refused(conflicts) => {
+            Ok(Applied::Conflict(format!("reservation {} does not hold {conflicts:?}", event.reservation_id)))
+        }
     }
 }
 
@@ -132,11 +128,10 @@ async fn enter(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {
 }
 
 async fn heard_of_later(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {
-    let heard =
-        sqlx::query_scalar("select exists (select from inbox where reservation_id = $1 and sequence > $2)")
-            .bind(event.reservation_id)
-            .bind(event.sequence)
-            .fetch_one(tx)
-            .await?;
+    let heard = sqlx::query_scalar("select exists (select from inbox where reservation_id = $1 and sequence > $2)")
+        .bind(event.reservation_id)
+        .bind(event.sequence)
+        .fetch_one(tx)
+        .await?;
     Ok(heard)
 }

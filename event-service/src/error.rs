@@ -8,21 +8,14 @@ use shared_contracts::problem::{Code, FieldError};
 pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
     let refused = Error::refused;
     match broken_constraint(&error) {
-        Some("events_organizer_exists") => refused(
-            Code::OrganizerNotFound,
-            "No organizer has this organizer_id; create it first.",
-        ),
-        Some("halls_location_exists") => refused(
-            Code::LocationNotFound,
-            "No location has this id; create it first.",
-        ),
+        Some("events_organizer_exists") => {
+            refused(Code::OrganizerNotFound, "No organizer has this organizer_id; create it first.")
+        }
+        Some("halls_location_exists") => refused(Code::LocationNotFound, "No location has this id; create it first."),
         Some("seats_hall_exists" | "sessions_hall_exists") => {
             refused(Code::HallNotFound, "No hall has this hall_id; create it first.")
         }
-        Some("sessions_event_exists") => refused(
-            Code::EventNotFound,
-            "No event has this event_id; create it first.",
-        ),
+        Some("sessions_event_exists") => refused(Code::EventNotFound, "No event has this event_id; create it first."),
         Some("seats_labels_once") => refused(
             Code::SeatExists,
             "The hall already has a seat with this section, row_number and seat_number, or the list names one twice. No seat was made.",

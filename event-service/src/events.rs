@@ -86,10 +86,7 @@ pub(crate) async fn create_event(
     .fetch_one(&db)
     .await
     .map_err(of_constraint)?;
-    Ok(Created {
-        location: format!("/api/v1/events/{}", event.event_id),
-        body: event,
-    })
+    Ok(Created { location: format!("/api/v1/events/{}", event.event_id), body: event })
 }
 
 /// List events, oldest first
@@ -117,15 +114,7 @@ pub(crate) async fn list_events(
 /// Get an event
 #[utoipa::path(get, path = "/api/v1/events/{event_id}", tag = "2 Events", params(("event_id" = EventId, Path)),
     responses((status = 200, description = "The event", body = Event), GetRefusals))]
-pub(crate) async fn get_event(
-    State(db): State<PgPool>,
-    ApiPath(id): ApiPath<EventId>,
-) -> Result<Json<Event>> {
-    let found = sqlx::query_as("select * from events where event_id = $1")
-        .bind(id)
-        .fetch_optional(&db)
-        .await?;
-    found
-        .map(Json)
-        .ok_or_else(|| Error::refused(Code::EventNotFound, format!("No event has the id {id}.")))
+pub(crate) async fn get_event(State(db): State<PgPool>, ApiPath(id): ApiPath<EventId>) -> Result<Json<Event>> {
+    let found = sqlx::query_as("select * from events where event_id = $1").bind(id).fetch_optional(&db).await?;
+    found.map(Json).ok_or_else(|| Error::refused(Code::EventNotFound, format!("No event has the id {id}.")))
 }

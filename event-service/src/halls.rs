@@ -130,20 +130,16 @@ pub(crate) async fn create_hall(
     ApiPath(location_id): ApiPath<LocationId>,
     ApiJson(new): ApiJson<CreateHall>,
 ) -> Result<Created<Hall>> {
-    let hall: Hall = sqlx::query_as(
-        "insert into halls (hall_id, location_id, name, capacity) values ($1, $2, $3, $4) returning *",
-    )
-    .bind(HallId::new())
-    .bind(location_id)
-    .bind(new.name)
-    .bind(new.capacity)
-    .fetch_one(&db)
-    .await
-    .map_err(of_constraint)?;
-    Ok(Created {
-        location: format!("/api/v1/halls/{}", hall.hall_id),
-        body: hall,
-    })
+    let hall: Hall =
+        sqlx::query_as("insert into halls (hall_id, location_id, name, capacity) values ($1, $2, $3, $4) returning *")
+            .bind(HallId::new())
+            .bind(location_id)
+            .bind(new.name)
+            .bind(new.capacity)
+            .fetch_one(&db)
+            .await
+            .map_err(of_constraint)?;
+    Ok(Created { location: format!("/api/v1/halls/{}", hall.hall_id), body: hall })
 }
 
 /// List a location's halls, oldest first
@@ -154,22 +150,19 @@ pub(crate) async fn list_halls(
     ApiPath(location_id): ApiPath<LocationId>,
     ApiQuery(page): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<Hall>>> {
-    let rows: Vec<Hall> = sqlx::query_as(
-        "select * from halls where location_id = $3 and hall_id > $1 order by hall_id limit $2",
-    )
-    .bind(page.cursor.unwrap_or(Uuid::nil()))
-    .bind(page.rows_to_read())
-    .bind(location_id)
-    .fetch_all(&db)
-    .await?;
+    let rows: Vec<Hall> =
+        sqlx::query_as("select * from halls where location_id = $3 and hall_id > $1 order by hall_id limit $2")
+            .bind(page.cursor.unwrap_or(Uuid::nil()))
+            .bind(page.rows_to_read())
+            .bind(location_id)
+            .fetch_all(&db)
+            .await?;
     if rows.is_empty() {
         let known: bool = sqlx::query_scalar("select exists (select from locations where location_id = $1)")
             .bind(location_id)
             .fetch_one(&db)
             .await?;
-        known
-            .then_some(())
-            .ok_or_else(|| locations::not_found(location_id))?;
+        known.then_some(()).ok_or_else(|| locations::not_found(location_id))?;
     }
     Ok(Json(Page::from_rows(rows, &page, |row| row.hall_id.as_uuid())))
 }
@@ -178,10 +171,7 @@ pub(crate) async fn list_halls(
 #[utoipa::path(get, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", params(("hall_id" = HallId, Path)),
     responses((status = 200, description = "The hall", body = Hall), GetHallRefusals))]
 pub(crate) async fn get_hall(State(db): State<PgPool>, ApiPath(id): ApiPath<HallId>) -> Result<Json<Hall>> {
-    let found = sqlx::query_as("select * from halls where hall_id = $1")
-        .bind(id)
-        .fetch_optional(&db)
-        .await?;
+    let found = sqlx::query_as("select * from halls where hall_id = $1").bind(id).fetch_optional(&db).await?;
     found.map(Json).ok_or_else(|| not_found(id))
 }
 
@@ -197,15 +187,10 @@ pub(crate) async fn create_seat(
 ) -> Result<Created<Seat>> {
     let mut tx = database::begin(&db).await?;
     let seat_ids = insert_seats(&mut tx, hall_id, vec![new]).await?;
-    let seat: Seat = sqlx::query_as("select * from seats where seat_id = any($1)")
-        .bind(seat_ids)
-        .fetch_one(&mut *tx)
-        .await?;
+    let seat: Seat =
+        sqlx::query_as("select * from seats where seat_id = any($1)").bind(seat_ids).fetch_one(&mut *tx).await?;
     tx.commit().await?;
-    Ok(Created {
-        location: format!("/api/v1/halls/{hall_id}/seats"),
-        body: seat,
-    })
+    Ok(Created { location: format!("/api/v1/halls/{hall_id}/seats"), body: seat })
 }
 
 /// Create many seats at once, as a grid or as a list
@@ -256,19 +241,13 @@ impl CreateSeats {
             (Some(seats), None, None) => return Ok(seats),
             (None, Some(rows), Some(per_row)) => (rows, per_row),
             (None, Some(_), None) => {
-                return Err(Error::invalid(FieldError::at(
-                    "/seats_per_row",
-                    "is required for a grid",
-                )));
+                return Err(Error::invalid(FieldError::at("/seats_per_row", "is required for a grid")));
             }
             (None, None, Some(_)) => {
                 return Err(Error::invalid(FieldError::at("/rows", "is required for a grid")));
             }
             _ => {
-                return Err(Error::invalid(FieldError::at(
-                    "",
-                    "give either `seats`, or `rows` and `seats_per_row`",
-                )));
+                return Err(Error::invalid(FieldError::at("", "give either `seats`, or `rows` and `seats_per_row`")));
             }
         };
         if u64::from(rows) * u64::from(per_row) > SEATS_PER_CALL_MAX as u64 {
@@ -295,27 +274,21 @@ impl CreateSeats {
 
 /// Adds seats within the hall's capacity. The hall's row is locked first, so that two calls can't both find room for their own.
 async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateSeat>) -> Result<Vec<SeatId>> {
-    let capacity: Option<i32> =
-        sqlx::query_scalar("select capacity from halls where hall_id = $1 for no key update")
-            .bind(hall_id)
-            .fetch_optional(&mut *tx)
-            .await?;
-    let capacity = i64::from(capacity.ok_or_else(|| not_found(hall_id))?);
-    let present: i64 = sqlx::query_scalar("select count(*) from seats where hall_id = $1")
+    let capacity: Option<i32> = sqlx::query_scalar("select capacity from halls where hall_id = $1 for no key update")
         .bind(hall_id)
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?;
+    let capacity = i64::from(capacity.ok_or_else(|| not_found(hall_id))?);
+    let present: i64 =
+        sqlx::query_scalar("select count(*) from seats where hall_id = $1").bind(hall_id).fetch_one(&mut *tx).await?;
     if present + seats.len() as i64 > capacity {
-        let detail = format!(
-            "The hall has {present} of {capacity} seats; {} more do not fit. No seat was made.",
-            seats.len()
-        );
+        let detail =
+            format!("The hall has {present} of {capacity} seats; {} more do not fit. No seat was made.", seats.len());
         return Err(Error::refused(Code::HallFull, detail));
     }
     let seat_ids: Vec<SeatId> = seats.iter().map(|_| SeatId::new()).collect();
-    let column = |label: fn(&CreateSeat) -> &Label| -> Vec<&str> {
-        seats.iter().map(|seat| label(seat).as_str()).collect()
-    };
+    let column =
+        |label: fn(&CreateSeat) -> &Label| -> Vec<&str> { seats.iter().map(|seat| label(seat).as_str()).collect() };
     sqlx::query(
         "insert into seats (seat_id, hall_id, row_number, seat_number, section, seat_type, x, y)
          select seat_id, $1, row_number, seat_number, section, seat_type, x, y
@@ -326,12 +299,7 @@ async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateS
     .bind(&seat_ids)
     .bind(column(|seat| &seat.row_number))
     .bind(column(|seat| &seat.seat_number))
-    .bind(
-        seats
-            .iter()
-            .map(|seat| seat.section.as_deref())
-            .collect::<Vec<_>>(),
-    )
+    .bind(seats.iter().map(|seat| seat.section.as_deref()).collect::<Vec<_>>())
     .bind(seats.iter().map(|seat| seat.seat_type).collect::<Vec<_>>())
     .bind(seats.iter().map(|seat| seat.x).collect::<Vec<_>>())
     .bind(seats.iter().map(|seat| seat.y).collect::<Vec<_>>())

@@ -11,9 +11,8 @@ use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
-    Availability, CheckAvailabilityRequest, HoldCursor, OverdueHolds, Pricing, ReserveRequest,
-    SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged,
-    SeatsOfReservation,
+    Availability, CheckAvailabilityRequest, HoldCursor, OverdueHolds, Pricing, ReserveRequest, SEATS_PER_CALL_MAX,
+    SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsOfReservation,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
@@ -45,10 +44,8 @@ pub(crate) async fn check_availability(
     let mut connection = db.acquire().await?;
     sessions::must_be_on_sale(&mut connection, session_id).await?;
     let looks = session_seats::look(&mut connection, session_id, &wanted).await?;
-    let unknown_seat_ids: Vec<_> = wanted
-        .into_iter()
-        .filter(|id| !looks.iter().any(|look| look.session_seat_id == *id))
-        .collect();
+    let unknown_seat_ids: Vec<_> =
+        wanted.into_iter().filter(|id| !looks.iter().any(|look| look.session_seat_id == *id)).collect();
     let seats: Vec<_> = looks
         .into_iter()
         .map(|look| SeatAvailability {
@@ -58,10 +55,7 @@ pub(crate) async fn check_availability(
             overdue: look.overdue,
         })
         .collect();
-    let taken = seats
-        .iter()
-        .filter(|seat| !seat.available)
-        .map(|seat| seat.session_seat_id);
+    let taken = seats.iter().filter(|seat| !seat.available).map(|seat| seat.session_seat_id);
     let unavailable_seat_ids: Vec<_> = taken.chain(unknown_seat_ids.iter().copied()).collect();
     Ok(Json(Availability {
         available: unavailable_seat_ids.is_empty(),
@@ -83,14 +77,9 @@ pub(crate) async fn reserve_seats(
 ) -> Result<Json<SeatsChanged>> {
     let seats = as_set(request.session_seat_ids);
     let mut connection = db.acquire().await?;
-    let outcome = session_seats::reserve(
-        &mut connection,
-        session_id,
-        request.reservation_id,
-        &seats,
-        request.reserved_until,
-    )
-    .await?;
+    let outcome =
+        session_seats::reserve(&mut connection, session_id, request.reservation_id, &seats, request.reserved_until)
+            .await?;
     answer(outcome, request.reservation_id, seats)
 }
 
@@ -106,12 +95,8 @@ pub(crate) async fn release_seats(
     ApiJson(request): ApiJson<SeatsOfReservation>,
 ) -> Result<Json<SeatsChanged>> {
     let seats = as_set(request.session_seat_ids);
-    let session_seat_ids =
-        session_seats::release(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
-    Ok(Json(SeatsChanged {
-        reservation_id: request.reservation_id,
-        session_seat_ids,
-    }))
+    let session_seat_ids = session_seats::release(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
+    Ok(Json(SeatsChanged { reservation_id: request.reservation_id, session_seat_ids }))
 }
 
 /// Sell the seats that a reservation holds: all or none
@@ -134,24 +119,15 @@ fn answer(
     session_seat_ids: Vec<SessionSeatId>,
 ) -> Result<Json<SeatsChanged>> {
     match outcome {
-        ChangeOutcome::Done => Ok(Json(SeatsChanged {
-            reservation_id,
-            session_seat_ids,
-        })),
+        ChangeOutcome::Done => Ok(Json(SeatsChanged { reservation_id, session_seat_ids })),
         ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
     }
 }
 
 fn refusal(conflicts: Vec<SeatConflict>) -> Error {
     let (code, detail) = match conflicts.iter().any(|conflict| conflict.status.is_none()) {
-        true => (
-            Code::SeatNotFound,
-            "The seats without a status do not exist in this session. No seat was changed.",
-        ),
-        false => (
-            Code::SeatUnavailable,
-            "The seats listed are not free for this reservation. No seat was changed.",
-        ),
+        true => (Code::SeatNotFound, "The seats without a status do not exist in this session. No seat was changed."),
+        false => (Code::SeatUnavailable, "The seats listed are not free for this reservation. No seat was changed."),
     };
     Problem::new(code, detail).with_seats(conflicts).into()
 }
@@ -183,22 +159,16 @@ pub(crate) async fn get_pricing(
     let (base_price, currency) = session.ok_or_else(|| sessions::not_found(session_id))?;
     let labelled = match query.session_seat_ids {
         None => {
-            let all = "select session_seat_id, price, row_number, seat_number from session_seats join seats using (seat_id)
+            let all =
+                "select session_seat_id, price, row_number, seat_number from session_seats join seats using (seat_id)
                        where session_id = $1 order by seat_id";
-            sqlx::query_as(all)
-                .bind(session_id)
-                .fetch_all(&mut *connection)
-                .await?
+            sqlx::query_as(all).bind(session_id).fetch_all(&mut *connection).await?
         }
         Some(list) => {
             let some = "select session_seat_id, price, row_number, seat_number
                         from (select * from session_seats where session_seat_id = any($1) offset 0) ss join seats using (seat_id)
                         where session_id = $2";
-            sqlx::query_as(some)
-                .bind(parse_list(&list)?)
-                .bind(session_id)
-                .fetch_all(&mut *connection)
-                .await?
+            sqlx::query_as(some).bind(parse_list(&list)?).bind(session_id).fetch_all(&mut *connection).await?
         }
     };
     let seats = labelled
@@ -210,23 +180,14 @@ pub(crate) async fn get_pricing(
             seat_number,
         })
         .collect();
-    Ok(Json(Pricing {
-        session_id,
-        base_price,
-        currency,
-        seats,
-    }))
+    Ok(Json(Pricing { session_id, base_price, currency, seats }))
 }
 
 fn parse_list(list: &str) -> Result<Vec<SessionSeatId>> {
     let fault = |detail: String| Error::invalid(FieldError::parameter("session_seat_ids", detail));
     let ids: Vec<SessionSeatId> = list
         .split(',')
-        .map(|id| {
-            id.trim()
-                .parse()
-                .map_err(|error| fault(format!("{id:?} is not a UUID: {error}")))
-        })
+        .map(|id| id.trim().parse().map_err(|error| fault(format!("{id:?} is not a UUID: {error}"))))
         .collect::<Result<_>>()?;
     if ids.len() > SEATS_PER_CALL_MAX {
         return Err(fault(format!("names more than {SEATS_PER_CALL_MAX} seats")));
@@ -263,18 +224,10 @@ pub(crate) async fn list_overdue_holds(
     }
     let after = query.cursor.as_deref().map(str::parse).transpose();
     let after = after.map_err(|error| Error::invalid(FieldError::parameter("cursor", error)))?;
-    let items =
-        session_seats::holds_before(&mut *db.acquire().await?, query.before, after, i64::from(limit)).await?;
-    let next_cursor = items
-        .last()
-        .filter(|_| items.len() == usize::from(limit))
-        .map(|last| {
-            HoldCursor {
-                reserved_until: last.reserved_until,
-                session_seat_id: last.session_seat_id,
-            }
-            .to_string()
-        });
+    let items = session_seats::holds_before(&mut *db.acquire().await?, query.before, after, i64::from(limit)).await?;
+    let next_cursor = items.last().filter(|_| items.len() == usize::from(limit)).map(|last| {
+        HoldCursor { reserved_until: last.reserved_until, session_seat_id: last.session_seat_id }.to_string()
+    });
     Ok(Json(OverdueHolds { items, next_cursor }))
 }
 
@@ -293,10 +246,7 @@ refusals!(HealthRefusals: &[]);
     responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
 pub(crate) async fn get_internal_health(State(db): State<PgPool>) -> Result<Json<InternalHealth>> {
     sqlx::query("select 1").execute(&db).await?;
-    Ok(Json(InternalHealth {
-        status: "healthy",
-        service: "event-service",
-    }))
+    Ok(Json(InternalHealth { status: "healthy", service: "event-service" }))
 }
 
 /// Whether the seat API can do its work, for callers that only post

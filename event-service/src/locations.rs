@@ -57,10 +57,7 @@ pub(crate) async fn create_location(
     ApiJson(new): ApiJson<CreateLocation>,
 ) -> Result<Created<Location>> {
     if new.timezone.parse::<chrono_tz::Tz>().is_err() {
-        return Err(Error::invalid(FieldError::at(
-            "/timezone",
-            "is not an IANA time zone like Europe/Berlin",
-        )));
+        return Err(Error::invalid(FieldError::at("/timezone", "is not an IANA time zone like Europe/Berlin")));
     }
     let location: Location = sqlx::query_as(
         "insert into locations (location_id, name, address, city, country, timezone) values ($1, $2, $3, $4, $5, $6) returning *",
@@ -73,10 +70,7 @@ pub(crate) async fn create_location(
     .bind(new.timezone)
     .fetch_one(&db)
     .await?;
-    Ok(Created {
-        location: format!("/api/v1/locations/{}", location.location_id),
-        body: location,
-    })
+    Ok(Created { location: format!("/api/v1/locations/{}", location.location_id), body: location })
 }
 
 /// List locations, oldest first
@@ -92,22 +86,14 @@ pub(crate) async fn list_locations(
             .bind(page.rows_to_read())
             .fetch_all(&db)
             .await?;
-    Ok(Json(Page::from_rows(rows, &page, |row| {
-        row.location_id.as_uuid()
-    })))
+    Ok(Json(Page::from_rows(rows, &page, |row| row.location_id.as_uuid())))
 }
 
 /// Get a location
 #[utoipa::path(get, path = "/api/v1/locations/{location_id}", tag = "3 Locations", params(("location_id" = LocationId, Path)),
     responses((status = 200, description = "The location", body = Location), GetRefusals))]
-pub(crate) async fn get_location(
-    State(db): State<PgPool>,
-    ApiPath(id): ApiPath<LocationId>,
-) -> Result<Json<Location>> {
-    let found = sqlx::query_as("select * from locations where location_id = $1")
-        .bind(id)
-        .fetch_optional(&db)
-        .await?;
+pub(crate) async fn get_location(State(db): State<PgPool>, ApiPath(id): ApiPath<LocationId>) -> Result<Json<Location>> {
+    let found = sqlx::query_as("select * from locations where location_id = $1").bind(id).fetch_optional(&db).await?;
     found.map(Json).ok_or_else(|| not_found(id))
 }
 

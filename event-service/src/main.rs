@@ -52,11 +52,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             lifecycle.stop_on_signal()?;
             let listener = server::listen(settings.common.listen).await?;
             // A stop does not wait for a database that is still starting.
-            lifecycle
-                .token()
-                .run_until_cancelled(app::run(settings, listener, &lifecycle))
-                .await
-                .transpose()?;
+            lifecycle.token().run_until_cancelled(app::run(settings, listener, &lifecycle)).await.transpose()?;
             return Ok(lifecycle.finished().await);
         }
     }

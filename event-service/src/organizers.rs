@@ -61,10 +61,7 @@ pub(crate) async fn create_organizer(
     .bind(new.contact_phone)
     .fetch_one(&db)
     .await?;
-    Ok(Created {
-        location: format!("/api/v1/organizers/{}", organizer.organizer_id),
-        body: organizer,
-    })
+    Ok(Created { location: format!("/api/v1/organizers/{}", organizer.organizer_id), body: organizer })
 }
 
 /// List organizers, oldest first
@@ -80,9 +77,7 @@ pub(crate) async fn list_organizers(
             .bind(page.rows_to_read())
             .fetch_all(&db)
             .await?;
-    Ok(Json(Page::from_rows(rows, &page, |row| {
-        row.organizer_id.as_uuid()
-    })))
+    Ok(Json(Page::from_rows(rows, &page, |row| row.organizer_id.as_uuid())))
 }
 
 /// Get an organizer
@@ -92,11 +87,6 @@ pub(crate) async fn get_organizer(
     State(db): State<PgPool>,
     ApiPath(id): ApiPath<OrganizerId>,
 ) -> Result<Json<Organizer>> {
-    let found = sqlx::query_as("select * from organizers where organizer_id = $1")
-        .bind(id)
-        .fetch_optional(&db)
-        .await?;
-    found
-        .map(Json)
-        .ok_or_else(|| Error::refused(Code::OrganizerNotFound, format!("No organizer has the id {id}.")))
+    let found = sqlx::query_as("select * from organizers where organizer_id = $1").bind(id).fetch_optional(&db).await?;
+    found.map(Json).ok_or_else(|| Error::refused(Code::OrganizerNotFound, format!("No organizer has the id {id}.")))
 }

@@ -86,19 +86,11 @@ pub(crate) async fn get_seat_map(
     // Seats after version: a change in between then shows in the seats, and in the version of the next answer.
     let seats = seats_of(&mut connection, session_id).await?;
     drop(connection);
-    let body = serde_json::to_vec(&SeatMap {
-        session_id,
-        hall_id,
-        version,
-        seats,
-    })
-    .map_err(|error| Error::Internal(error.into()))?;
+    let body = serde_json::to_vec(&SeatMap { session_id, hall_id, version, seats })
+        .map_err(|error| Error::Internal(error.into()))?;
     // Of the content, not of the version: changes can become visible in another order than they were numbered.
     let etag = format!("\"{:x}\"", Sha256::digest(&body));
-    let cached = [
-        (header::ETAG, etag.clone()),
-        (header::CACHE_CONTROL, "no-cache".to_owned()),
-    ];
+    let cached = [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, "no-cache".to_owned())];
     if asked_for_newer_than(&headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, cached).into_response());
     }

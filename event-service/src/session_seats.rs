@@ -47,11 +47,7 @@ struct SeatState {
 ///
 /// # Errors
 /// The database failed.
-pub async fn create_for_session(
-    tx: &mut PgConnection,
-    session_id: SessionId,
-    base_price: Money,
-) -> Result<u64> {
+pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, base_price: Money) -> Result<u64> {
     // The ids are made here and not by the server, which has no UUIDv7 before version 18.
     let seats: Vec<Uuid> = sqlx::query_scalar(
         "select seat_id from seats join sessions using (hall_id) where session_id = $1 order by seat_id",
@@ -117,9 +113,7 @@ pub async fn reserve(
     .fetch_all(connection)
     .await?;
     let is_held = |state: &SeatState| state.changed || state.reservation_id == Some(reservation_id);
-    Ok(all_or_refused(seats, &states, is_held, |state| {
-        !is_held(state) && state.status != SeatStatus::Available
-    }))
+    Ok(all_or_refused(seats, &states, is_held, |state| !is_held(state) && state.status != SeatStatus::Available))
 }
 
 /// Frees what the reservation holds of `seats` and returns those. A sold seat, or another's, is left alone.
@@ -220,22 +214,13 @@ fn all_or_refused(
     if states.len() == seats.len() && states.iter().all(is_done) {
         return ChangeOutcome::Done;
     }
-    let unknown = seats
-        .iter()
-        .filter(|id| !states.iter().any(|state| state.session_seat_id == **id));
-    let unknown = unknown.map(|id| SeatConflict {
-        session_seat_id: *id,
-        status: None,
-        overdue_reservation_id: None,
+    let unknown = seats.iter().filter(|id| !states.iter().any(|state| state.session_seat_id == **id));
+    let unknown = unknown.map(|id| SeatConflict { session_seat_id: *id, status: None, overdue_reservation_id: None });
+    let taken = states.iter().filter(|state| stopped_it(state)).map(|state| SeatConflict {
+        session_seat_id: state.session_seat_id,
+        status: Some(state.status),
+        overdue_reservation_id: state.reservation_id.filter(|_| state.overdue),
     });
-    let taken = states
-        .iter()
-        .filter(|state| stopped_it(state))
-        .map(|state| SeatConflict {
-            session_seat_id: state.session_seat_id,
-            status: Some(state.status),
-            overdue_reservation_id: state.reservation_id.filter(|_| state.overdue),
-        });
     ChangeOutcome::Refused(unknown.chain(taken).collect())
 }
 

@@ -131,10 +131,7 @@ pub(crate) async fn create_session(
     }
     let session = find(&mut tx, session_id).await?;
     tx.commit().await?;
-    Ok(Created {
-        location: format!("/api/v1/sessions/{session_id}"),
-        body: session,
-    })
+    Ok(Created { location: format!("/api/v1/sessions/{session_id}"), body: session })
 }
 
 /// List sessions with their free seats, oldest first
@@ -200,40 +197,26 @@ struct SalesWindow {
 }
 
 /// Refuses a session that does not exist or is not on sale at this moment: cancelled, before its sales, after them, or begun.
-pub(crate) async fn must_be_on_sale(
-    connection: &mut sqlx::PgConnection,
-    session_id: SessionId,
-) -> Result<()> {
+pub(crate) async fn must_be_on_sale(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Result<()> {
     let found: Option<SalesWindow> = sqlx::query_as(
         "select status, sales_start as opens, least(start_time, sales_end) as closes, now() as now from sessions where session_id = $1",
     )
     .bind(session_id)
     .fetch_optional(connection)
     .await?;
-    let SalesWindow {
-        status,
-        opens,
-        closes,
-        now,
-    } = found.ok_or_else(|| not_found(session_id))?;
+    let SalesWindow { status, opens, closes, now } = found.ok_or_else(|| not_found(session_id))?;
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     match opens {
-        _ if status == SessionStatus::Cancelled => Err(Error::refused(
-            Code::SessionCancelled,
-            "This session does not take place; choose another.",
-        )),
+        _ if status == SessionStatus::Cancelled => {
+            Err(Error::refused(Code::SessionCancelled, "This session does not take place; choose another."))
+        }
         Some(opens) if now < opens => {
-            let detail = format!(
-                "Seats of this session are sold from {} until {}.",
-                time(opens),
-                time(closes)
-            );
+            let detail = format!("Seats of this session are sold from {} until {}.", time(opens), time(closes));
             Err(Error::refused(Code::SalesNotStarted, detail))
         }
-        _ if now >= closes => Err(Error::refused(
-            Code::SalesEnded,
-            format!("Seats of this session were sold until {}.", time(closes)),
-        )),
+        _ if now >= closes => {
+            Err(Error::refused(Code::SalesEnded, format!("Seats of this session were sold until {}.", time(closes))))
+        }
         _ => Ok(()),
     }
 }

@@ -28,10 +28,7 @@ impl Settings {
         let mut reader = SettingsReader::from_env();
         let settings = Self {
             common: Common::read(&mut reader, 8000),
-            database_url: reader.secret(
-                "DATABASE_URL",
-                "postgres://postgres:postgres@localhost:5433/event_service",
-            ),
+            database_url: reader.secret("DATABASE_URL", "postgres://postgres:postgres@localhost:5433/event_service"),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 1, 1000),
             broker: Broker {
                 url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),

@@ -73,17 +73,9 @@ impl Broker {
     }
 
     async fn declare_exchange(&self, channel: &Channel) -> anyhow::Result<()> {
-        let durable = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         channel
-            .exchange_declare(
-                self.exchange.as_str().into(),
-                ExchangeKind::Topic,
-                durable,
-                FieldTable::default(),
-            )
+            .exchange_declare(self.exchange.as_str().into(), ExchangeKind::Topic, durable, FieldTable::default())
             .await
             .with_context(|| format!("can't declare exchange {}", self.exchange))
     }
@@ -126,11 +118,7 @@ impl Publisher {
     /// A publisher; it does not connect yet. `name` shows in the broker's management page and as `app_id`.
     #[must_use]
     pub fn new(broker: Broker, name: &'static str) -> Self {
-        Self {
-            broker,
-            name,
-            link: Mutex::new(None),
-        }
+        Self { broker, name, link: Mutex::new(None) }
     }
 
     /// Makes the connection unless there is one.
@@ -139,9 +127,10 @@ impl Publisher {
     /// The broker can't be reached.
     pub async fn connect_if_needed(&self) -> anyhow::Result<()> {
         let mut link = self.link.lock().await;
-        if !link.as_ref().is_some_and(|(connection, channel)| {
-            connection.status().connected() && channel.status().connected()
-        }) {
+        if !link
+            .as_ref()
+            .is_some_and(|(connection, channel)| connection.status().connected() && channel.status().connected())
+        {
             *link = None;
             *link = Some(self.connect().await?);
         }
@@ -171,9 +160,8 @@ impl Publisher {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             anyhow::Ok(channel)
         };
-        let channel = tokio::time::timeout(CONNECT_TIME_MAX, set_up)
-            .await
-            .context("the broker opened no channel in time")??;
+        let channel =
+            tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker opened no channel in time")??;
         Ok((connection, channel))
     }
 
@@ -181,10 +169,7 @@ impl Publisher {
         let mut confirms = Vec::with_capacity(batch.len());
         for message in batch {
             // `mandatory`: an unroutable message comes back instead of vanishing.
-            let options = BasicPublishOptions {
-                mandatory: true,
-                ..BasicPublishOptions::default()
-            };
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let exchange = self.broker.exchange.as_str().into();
             confirms.push(
                 channel
@@ -213,10 +198,7 @@ impl Publisher {
     fn properties(&self, message: &Outgoing) -> BasicProperties {
         let mut headers = FieldTable::default();
         if let Some(traceparent) = &message.traceparent {
-            headers.insert(
-                "traceparent".into(),
-                AMQPValue::LongString(traceparent.as_str().into()),
-            );
+            headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.as_str().into()));
         }
         BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
@@ -295,11 +277,7 @@ pub async fn consume<F: Future<Output = Verdict>>(
                 retry_in_ms = delay.as_millis(),
                 "RabbitMQ consumer lost; it will come back"
             );
-            if stopping
-                .run_until_cancelled(tokio::time::sleep(delay))
-                .await
-                .is_none()
-            {
+            if stopping.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
                 return Ok(());
             }
             if was_up {
@@ -334,36 +312,24 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
             .await?;
         anyhow::Ok((channel, aside, consumer))
     };
-    let (channel, aside, consumer) = tokio::time::timeout(CONNECT_TIME_MAX, set_up)
-        .await
-        .context("the broker declared nothing in time")??;
+    let (channel, aside, consumer) =
+        tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker declared nothing in time")??;
     queue.up.store(true, Ordering::Relaxed);
-    tracing::info!(
-        queue = queue.name,
-        consumer_tag = tag,
-        "RabbitMQ consumer started"
-    );
+    tracing::info!(queue = queue.name, consumer_tag = tag, "RabbitMQ consumer started");
 
     let deliveries = futures::StreamExt::take_until(consumer, stopping.cancelled());
     deliveries
         .map_err(anyhow::Error::from)
-        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| {
-            settle(delivery, queue, &aside, stopping, handle)
-        })
+        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &aside, stopping, handle))
         .await?;
     if !stopping.is_cancelled() {
         bail!("the broker ended the consumer, as it does when the queue is deleted");
     }
     let farewell = async {
-        channel
-            .basic_cancel(tag.as_str().into(), BasicCancelOptions::default())
-            .await?;
+        channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
         connection.close(200, "stopping".into()).await
     };
-    if !matches!(
-        tokio::time::timeout(FAREWELL_TIME_MAX, farewell).await,
-        Ok(Ok(()))
-    ) {
+    if !matches!(tokio::time::timeout(FAREWELL_TIME_MAX, farewell).await, Ok(Ok(()))) {
         tracing::info!("The broker did not answer the farewell");
     }
     Ok(())
@@ -371,10 +337,7 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
 
 async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue) -> anyhow::Result<()> {
     broker.declare_exchange(channel).await?;
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let quorum = || HashMap::from([("x-queue-type", AMQPValue::LongString("quorum".into()))]);
     let dead_letters = queue.dead_letters();
     let table = |arguments: HashMap<&str, AMQPValue>| -> FieldTable {
@@ -384,24 +347,16 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
             .collect::<std::collections::BTreeMap<_, _>>()
             .into()
     };
-    channel
-        .queue_declare(dead_letters.as_str().into(), durable, table(quorum()))
-        .await?;
+    channel.queue_declare(dead_letters.as_str().into(), durable, table(quorum())).await?;
 
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
     // The broker keeps a message here until the dead letter queue has confirmed it; that needs the overflow policy beside it.
-    arguments.insert(
-        "x-dead-letter-strategy",
-        AMQPValue::LongString("at-least-once".into()),
-    );
+    arguments.insert("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into()));
     arguments.insert("x-overflow", AMQPValue::LongString("reject-publish".into()));
     // The default exchange routes by queue name, so the dead letter queue needs no exchange of its own.
     arguments.insert("x-dead-letter-exchange", AMQPValue::LongString("".into()));
-    arguments.insert(
-        "x-dead-letter-routing-key",
-        AMQPValue::LongString(dead_letters.into()),
-    );
+    arguments.insert("x-dead-letter-routing-key", AMQPValue::LongString(dead_letters.into()));
     channel
         .queue_declare(queue.name.as_str().into(), durable, table(arguments))
         .await
@@ -428,15 +383,8 @@ async fn settle<F: Future<Output = Verdict>>(
     stopping: &CancellationToken,
     handle: &impl Fn(Arc<Incoming>) -> F,
 ) -> anyhow::Result<()> {
-    let incoming = Arc::new(Incoming {
-        routing_key: delivery.routing_key.to_string(),
-        body: delivery.data.clone(),
-    });
-    tracing::info!(
-        routing_key = incoming.routing_key,
-        redelivered = delivery.redelivered,
-        "Received message"
-    );
+    let incoming = Arc::new(Incoming { routing_key: delivery.routing_key.to_string(), body: delivery.data.clone() });
+    tracing::info!(routing_key = incoming.routing_key, redelivered = delivery.redelivered, "Received message");
     let mut delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(10))
@@ -465,11 +413,7 @@ async fn settle<F: Future<Output = Verdict>>(
             routing_key = incoming.routing_key,
             "Message not handled yet"
         );
-        if stopping
-            .run_until_cancelled(tokio::time::sleep(delay))
-            .await
-            .is_none()
-        {
+        if stopping.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
             return Ok(()); // Not acknowledged: the broker gives it to another consumer, or to the next run.
         }
     }
@@ -486,26 +430,10 @@ async fn set_aside(
     tracing::error!(error = reason, routing_key = %delivery.routing_key, "Message set aside in the dead letter queue");
     let mut headers = delivery.properties.headers().clone().unwrap_or_default();
     headers.insert("x-reason".into(), AMQPValue::LongString(LongString::from(reason)));
-    headers.insert(
-        "x-original-routing-key".into(),
-        AMQPValue::LongString(delivery.routing_key.as_str().into()),
-    );
-    let options = BasicPublishOptions {
-        mandatory: true,
-        ..BasicPublishOptions::default()
-    };
-    let properties = delivery
-        .properties
-        .clone()
-        .with_headers(headers)
-        .with_delivery_mode(PERSISTENT);
-    let confirm = aside.basic_publish(
-        "".into(),
-        queue.dead_letters().into(),
-        options,
-        &delivery.data,
-        properties,
-    );
+    headers.insert("x-original-routing-key".into(), AMQPValue::LongString(delivery.routing_key.as_str().into()));
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(PERSISTENT);
+    let confirm = aside.basic_publish("".into(), queue.dead_letters().into(), options, &delivery.data, properties);
     let confirmed = tokio::time::timeout(PUBLISH_TIME_MAX, async { confirm.await?.await })
         .await
         .context("the broker gave no confirm in time")??;

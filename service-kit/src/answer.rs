@@ -16,11 +16,6 @@ pub struct Created<T> {
 
 impl<T: Serialize> IntoResponse for Created<T> {
     fn into_response(self) -> Response {
-        (
-            StatusCode::CREATED,
-            [(header::LOCATION, self.location)],
-            Json(self.body),
-        )
-            .into_response()
+        (StatusCode::CREATED, [(header::LOCATION, self.location)], Json(self.body)).into_response()
     }
 }

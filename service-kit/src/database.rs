@@ -18,11 +18,8 @@ const START_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Limits that the server enforces on our connections, so that none can hold a lock for ever:
 /// a statement's time (the longest, 100,000 seats in one call, needs about 3 s), the wait for a lock, an idle transaction.
-const SERVER_LIMITS: [(&str, &str); 3] = [
-    ("statement_timeout", "15s"),
-    ("lock_timeout", "2s"),
-    ("idle_in_transaction_session_timeout", "10s"),
-];
+const SERVER_LIMITS: [(&str, &str); 3] =
+    [("statement_timeout", "15s"), ("lock_timeout", "2s"), ("idle_in_transaction_session_timeout", "10s")];
 
 /// The pool of a service that starts: waits for the server to answer, then brings the schema up to date.
 ///
@@ -39,14 +36,18 @@ pub async fn connect(
     // On a connection of its own, without the limits that are meant for requests.
     let options = base_options(url, application)?;
     let mut connection = (|| PgConnection::connect_with(&options))
-        .retry(ExponentialBuilder::default().with_max_delay(Duration::from_secs(2)).with_total_delay(Some(START_TIME_MAX)).without_max_times())
-        .notify(|error, delay| tracing::warn!(%error, retry_in_ms = delay.as_millis(), "The database does not answer yet"))
+        .retry(
+            ExponentialBuilder::default()
+                .with_max_delay(Duration::from_secs(2))
+                .with_total_delay(Some(START_TIME_MAX))
+                .without_max_times(),
+        )
+        .notify(
+            |error, delay| tracing::warn!(%error, retry_in_ms = delay.as_millis(), "The database does not answer yet"),
+        )
         .await
         .context("the database of DATABASE_URL does not answer; is it running, and are user and password right?")?;
-    migrator
-        .run(&mut connection)
-        .await
-        .context("the database schema can't be brought up to date")?;
+    migrator.run(&mut connection).await.context("the database schema can't be brought up to date")?;
     connection.close().await?;
     lazy_pool(url, application, connections_max)
 }
@@ -87,9 +88,7 @@ pub async fn begin(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error>
         reason = "this is the one place; the task ends by itself within the pool's time limits"
     )]
     let beginning = tokio::spawn(async move { pool.begin().await });
-    beginning
-        .await
-        .unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed))
+    beginning.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed))
 }
 
 /// Whether this error says that the database could not be reached or was too busy, so that trying again may help.
@@ -104,11 +103,7 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         // 08 connection, 53 out of resources, 57 operator intervention (shutdown, statement time-out), 55P03 lock
         // time-out, 40 serialization and deadlock, 25P03 idle transaction ended.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            ["08", "53", "57", "40"]
-                .iter()
-                .any(|class| code.starts_with(class))
-                || code == "55P03"
-                || code == "25P03"
+            ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03" || code == "25P03"
         }),
         _ => false,
     }

@@ -104,21 +104,13 @@ impl IntoResponse for Error {
 /// The answer for a problem: status, content type, `Retry-After`, and the request's id as its instance.
 #[must_use]
 pub fn problem_response(mut problem: Problem) -> Response {
-    problem.instance = layers::request_id()
-        .and_then(|id| id.parse().ok())
-        .map(|id: uuid::Uuid| format!("urn:uuid:{id}"));
+    problem.instance =
+        layers::request_id().and_then(|id| id.parse().ok()).map(|id: uuid::Uuid| format!("urn:uuid:{id}"));
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
-    let mut response = (
-        status,
-        [(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE))],
-        body,
-    )
-        .into_response();
+    let mut response = (status, [(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE))], body).into_response();
     if let Some(seconds) = problem.retry_after_seconds {
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }

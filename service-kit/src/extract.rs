@@ -77,31 +77,20 @@ impl<T: DeserializeOwned + ToSchema + Default + 'static, S: Send + Sync> FromReq
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(content_type) = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-    else {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
         return false;
     };
-    let essence = content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
-    Bytes::from_request(request, state)
-        .await
-        .map_err(|rejection| match rejection {
-            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => Error::refused(
-                Code::BodyTooLarge,
-                "The body is larger than this call takes; split it into several calls.",
-            ),
-            _ => Error::refused(Code::BadRequest, "The body broke off before its end."),
-        })
+    Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            Error::refused(Code::BodyTooLarge, "The body is larger than this call takes; split it into several calls.")
+        }
+        _ => Error::refused(Code::BadRequest, "The body broke off before its end."),
+    })
 }
 
 fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
@@ -110,12 +99,7 @@ fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
     let mut faults = Vec::new();
     clean(&mut value, &mut String::new(), &mut faults);
     let validator = validator_of::<T>().map_err(Error::Internal)?;
-    faults.extend(
-        validator
-            .iter_errors(&value)
-            .take(FAULTS_MAX)
-            .flat_map(|error| faults_of(&error)),
-    );
+    faults.extend(validator.iter_errors(&value).take(FAULTS_MAX).flat_map(|error| faults_of(&error)));
     if !faults.is_empty() {
         faults.truncate(FAULTS_MAX);
         return Err(Problem::validation(faults).into());
@@ -123,11 +107,7 @@ fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let pointer = error.path().to_string().replace(['.', '['], "/").replace(']', "");
         Error::invalid(FieldError::at(
-            if pointer == "/" {
-                String::new()
-            } else {
-                format!("/{pointer}")
-            },
+            if pointer == "/" { String::new() } else { format!("/{pointer}") },
             error.inner().to_string(),
         ))
     })
@@ -173,10 +153,7 @@ fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
     match error.kind() {
         ValidationErrorKind::Required { property } => {
             let name = property.as_str().unwrap_or_default();
-            vec![FieldError::at(
-                format!("{pointer}/{}", escaped(name)),
-                "is required",
-            )]
+            vec![FieldError::at(format!("{pointer}/{}", escaped(name)), "is required")]
         }
         // An optional member is "null or this": what is wrong with "this" is what the client wants to hear.
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
@@ -188,19 +165,12 @@ fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
             });
             match of_right_type {
                 Some(branch) => branch.iter().flat_map(faults_of).collect(),
-                None => vec![FieldError::at(
-                    pointer,
-                    "has none of the forms that are allowed here",
-                )],
+                None => vec![FieldError::at(pointer, "has none of the forms that are allowed here")],
             }
         }
         _ => {
             let said = error.to_string();
-            let detail = if said.chars().count() > QUOTE_CHARS_MAX {
-                error.masked().to_string()
-            } else {
-                said
-            };
+            let detail = if said.chars().count() > QUOTE_CHARS_MAX { error.masked().to_string() } else { said };
             vec![FieldError::at(pointer, detail)]
         }
     }
@@ -229,10 +199,7 @@ fn validator_of<T: ToSchema + 'static>() -> anyhow::Result<Arc<Validator>> {
         .map_err(|error| anyhow::anyhow!("{error}"))
         .with_context(|| format!("the schema of {} can't be compiled", T::name()))?;
     let validator = Arc::new(validator);
-    VALIDATORS
-        .write()
-        .map_err(|_| poisoned())?
-        .insert(TypeId::of::<T>(), Arc::clone(&validator));
+    VALIDATORS.write().map_err(|_| poisoned())?.insert(TypeId::of::<T>(), Arc::clone(&validator));
     Ok(validator)
 }
 
@@ -245,16 +212,12 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ApiPath
             Err(rejection) => rejection,
         };
         let PathRejection::FailedToDeserializePathParams(failure) = &rejection else {
-            return Err(Error::Internal(anyhow::anyhow!(
-                "the route has no path parameters: {rejection}"
-            )));
+            return Err(Error::Internal(anyhow::anyhow!("the route has no path parameters: {rejection}")));
         };
         let (name, detail) = match failure.kind() {
-            ErrorKind::ParseErrorAtKey {
-                key,
-                value,
-                expected_type,
-            } => (key.clone(), format!("{value:?} is not of type {expected_type}")),
+            ErrorKind::ParseErrorAtKey { key, value, expected_type } => {
+                (key.clone(), format!("{value:?} is not of type {expected_type}"))
+            }
             ErrorKind::DeserializeError { key, value, message } => {
                 (key.clone(), format!("{value:?} can't be used: {message}"))
             }
@@ -269,14 +232,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        Query::try_from_uri(&parts.uri)
-            .map(|Query(value)| Self(value))
-            .map_err(|rejection| {
-                let said = std::error::Error::source(&rejection)
-                    .map_or_else(|| rejection.to_string(), ToString::to_string);
-                let (name, detail) = said.split_once(": ").unwrap_or(("query", &said));
-                Error::invalid(FieldError::parameter(name, detail))
-            })
+        Query::try_from_uri(&parts.uri).map(|Query(value)| Self(value)).map_err(|rejection| {
+            let said = std::error::Error::source(&rejection).map_or_else(|| rejection.to_string(), ToString::to_string);
+            let (name, detail) = said.split_once(": ").unwrap_or(("query", &said));
+            Error::invalid(FieldError::parameter(name, detail))
+        })
     }
 }
 
@@ -306,11 +266,7 @@ mod tests {
 
     fn faults(body: &str) -> Vec<String> {
         match parse::<Order>(body.as_bytes()) {
-            Err(Error::Refused(problem)) => problem
-                .errors
-                .into_iter()
-                .filter_map(|error| error.pointer)
-                .collect(),
+            Err(Error::Refused(problem)) => problem.errors.into_iter().filter_map(|error| error.pointer).collect(),
             other => panic!("expected a refusal, got {other:?}"),
         }
     }
@@ -325,8 +281,7 @@ mod tests {
     #[test]
     fn strings_are_trimmed_before_they_are_measured() {
         let order: Order =
-            parse(br#"{"name":"  abc  ","count":1,"lines":[{"id":"019ac1c0-0000-7000-8000-000000000001"}]}"#)
-                .unwrap();
+            parse(br#"{"name":"  abc  ","count":1,"lines":[{"id":"019ac1c0-0000-7000-8000-000000000001"}]}"#).unwrap();
         assert_eq!((order.name.as_str(), order.lines.len()), ("abc", 1));
         assert_eq!(order.lines[0].id.get_version_num(), 7);
     }
@@ -338,9 +293,7 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_not_a_validation_fault() {
-        let Err(Error::Refused(problem)) = parse::<Order>(b"{") else {
-            panic!("accepted")
-        };
+        let Err(Error::Refused(problem)) = parse::<Order>(b"{") else { panic!("accepted") };
         assert_eq!(problem.code, Code::MalformedJson);
     }
 }

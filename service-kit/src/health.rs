@@ -77,11 +77,7 @@ impl Health {
     /// A process without parts.
     #[must_use]
     pub fn new(service: &'static str, version: &'static str) -> Self {
-        Self {
-            service,
-            version,
-            checks: Vec::new(),
-        }
+        Self { service, version, checks: Vec::new() }
     }
 
     /// Adds a part that the service can't work without.
@@ -119,26 +115,16 @@ impl Health {
         needed: bool,
         probe: impl Fn() -> F + Send + Sync + 'static,
     ) -> Self {
-        self.checks.push(Check {
-            name,
-            needed,
-            probe: Arc::new(move || Box::pin(probe())),
-        });
+        self.checks.push(Check { name, needed, probe: Arc::new(move || Box::pin(probe())) });
         self
     }
 
     async fn report(&self) -> HealthReport {
         let outcomes = join_all(self.checks.iter().map(async |check| {
-            let outcome = tokio::time::timeout(CHECK_TIME_MAX, (check.probe)())
-                .await
-                .map_err(anyhow::Error::from)
-                .flatten();
+            let outcome =
+                tokio::time::timeout(CHECK_TIME_MAX, (check.probe)()).await.map_err(anyhow::Error::from).flatten();
             if let Err(error) = &outcome {
-                tracing::debug!(
-                    part = check.name,
-                    error = format!("{error:#}"),
-                    "A part does not answer"
-                );
+                tracing::debug!(part = check.name, error = format!("{error:#}"), "A part does not answer");
             }
             (check, outcome.is_ok())
         }))
@@ -154,12 +140,7 @@ impl Health {
             .into_iter()
             .map(|(check, up)| (check.name, if up { PartStatus::Up } else { PartStatus::Down }))
             .collect();
-        HealthReport {
-            status,
-            service: self.service,
-            version: self.version,
-            checks,
-        }
+        HealthReport { status, service: self.service, version: self.version, checks }
     }
 }
 
@@ -181,11 +162,7 @@ pub fn routes(health: Health) -> OpenApiRouter {
 ))]
 async fn get_health(State(health): State<Health>) -> (StatusCode, Json<HealthReport>) {
     let report = health.report().await;
-    let code = if report.status == Status::Unhealthy {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    };
+    let code = if report.status == Status::Unhealthy { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (code, Json(report))
 }
 

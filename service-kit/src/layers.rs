@@ -51,10 +51,7 @@ pub fn request_id() -> Option<String> {
 /// The trace context that came with the request that is being handled.
 #[must_use]
 pub fn traceparent() -> Option<String> {
-    CONTEXT
-        .try_with(|context| context.traceparent.clone())
-        .ok()
-        .flatten()
+    CONTEXT.try_with(|context| context.traceparent.clone()).ok().flatten()
 }
 
 /// Wraps a service's finished router.
@@ -67,36 +64,21 @@ pub fn wrap(router: Router, lifecycle: &Lifecycle) -> Router {
 }
 
 async fn no_such_path(uri: Uri) -> Error {
-    Error::refused(
-        Code::NotFound,
-        format!(
-            "There is nothing at {}; the paths are listed at /docs.",
-            uri.path()
-        ),
-    )
+    Error::refused(Code::NotFound, format!("There is nothing at {}; the paths are listed at /docs.", uri.path()))
 }
 
 async fn no_such_method(method: Method, uri: Uri) -> Error {
-    Error::refused(
-        Code::MethodNotAllowed,
-        format!("{method} is not a method of {}; see /docs.", uri.path()),
-    )
+    Error::refused(Code::MethodNotAllowed, format!("{method} is not a method of {}; see /docs.", uri.path()))
 }
 
 async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
     let context = RequestContext::of(request.headers());
     let request_id = context.request_id.clone();
     let method = request.method().clone();
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("-", |path| path.as_str())
-        .to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or("-", |path| path.as_str()).to_owned();
     let span = tracing::info_span!("request", %method, route, request_id);
 
-    let work = CONTEXT
-        .scope(context, caught(next.run(request)))
-        .instrument(span.clone());
+    let work = CONTEXT.scope(context, caught(next.run(request))).instrument(span.clone());
     let answer = async {
         if method.is_safe() {
             work.await
@@ -108,15 +90,13 @@ async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next
                 .unwrap_or_else(|error| Error::Internal(error).into_response())
         }
     };
-    let mut response = tokio::time::timeout(REQUEST_TIME_MAX, answer)
-        .await
-        .unwrap_or_else(|_| {
-            let detail = format!(
-                "No answer within {} s. The call may still take effect; look before you repeat it.",
-                REQUEST_TIME_MAX.as_secs()
-            );
-            Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(5)).into_response()
-        });
+    let mut response = tokio::time::timeout(REQUEST_TIME_MAX, answer).await.unwrap_or_else(|_| {
+        let detail = format!(
+            "No answer within {} s. The call may still take effect; look before you repeat it.",
+            REQUEST_TIME_MAX.as_secs()
+        );
+        Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(5)).into_response()
+    });
 
     span.in_scope(|| log(&response));
     if let Ok(value) = HeaderValue::from_str(&request_id) {
@@ -126,25 +106,19 @@ async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next
 }
 
 async fn caught(answer: impl Future<Output = Response>) -> Response {
-    AssertUnwindSafe(answer)
-        .catch_unwind()
-        .await
-        .unwrap_or_else(|panic| {
-            let said = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned());
-            Error::Internal(anyhow::anyhow!("panic: {}", said.unwrap_or_default())).into_response()
-        })
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        Error::Internal(anyhow::anyhow!("panic: {}", said.unwrap_or_default())).into_response()
+    })
 }
 
 /// The one log line of a request; causes are written here and nowhere else.
 fn log(response: &Response) {
     let status = response.status().as_u16();
-    let cause = response
-        .extensions()
-        .get::<Cause>()
-        .map(|cause| format!("{:#}", cause.0));
+    let cause = response.extensions().get::<Cause>().map(|cause| format!("{:#}", cause.0));
     match status {
         503 => tracing::warn!(status, cause, "Request turned away"),
         500.. => tracing::error!(status, cause, "Request failed"),

@@ -63,11 +63,9 @@ impl Lifecycle {
             }
             match outcome {
                 Ok(Ok(())) => tracing::error!(task = name, "A task ended before its time; the process stops"),
-                Ok(Err(error)) => tracing::error!(
-                    task = name,
-                    error = format!("{error:#}"),
-                    "A task failed; the process stops"
-                ),
+                Ok(Err(error)) => {
+                    tracing::error!(task = name, error = format!("{error:#}"), "A task failed; the process stops")
+                }
                 Err(error) => tracing::error!(task = name, %error, "A task panicked; the process stops"),
             }
             lifecycle.crashed.store(true, Ordering::Relaxed);
@@ -76,10 +74,7 @@ impl Lifecycle {
     }
 
     /// Runs a piece of work to its end, whoever still waits for its answer; a stop waits for it.
-    pub fn spawn_work<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<T> {
+    pub fn spawn_work<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.tracker.spawn(work)
     }
 
@@ -93,8 +88,7 @@ impl Lifecycle {
     /// # Errors
     /// The signal handlers can't be installed.
     pub fn stop_on_signal(&self) -> anyhow::Result<()> {
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let lifecycle = self.clone();
         self.tracker.spawn(async move {
             tokio::select! {
@@ -111,9 +105,7 @@ impl Lifecycle {
     pub async fn finished(&self) -> ExitCode {
         self.token.cancelled().await;
         self.tracker.close();
-        let drained = tokio::time::timeout(DRAIN_TIME_MAX, self.tracker.wait())
-            .await
-            .is_ok();
+        let drained = tokio::time::timeout(DRAIN_TIME_MAX, self.tracker.wait()).await.is_ok();
         if !drained {
             tracing::error!(
                 tasks = self.tracker.len(),
@@ -123,11 +115,7 @@ impl Lifecycle {
         }
         let clean = drained && !self.crashed.load(Ordering::Relaxed);
         tracing::info!(clean, "Stopped");
-        if clean {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 

@@ -13,18 +13,10 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 /// What any call that takes a JSON body may answer.
-pub const BODY: &[Code] = &[
-    Code::MalformedJson,
-    Code::BodyTooLarge,
-    Code::UnsupportedMediaType,
-    Code::ValidationFailed,
-];
+pub const BODY: &[Code] =
+    &[Code::MalformedJson, Code::BodyTooLarge, Code::UnsupportedMediaType, Code::ValidationFailed];
 /// What any call may answer.
-const ALWAYS: &[Code] = &[
-    Code::InternalError,
-    Code::DatabaseUnavailable,
-    Code::DeadlineExceeded,
-];
+const ALWAYS: &[Code] = &[Code::InternalError, Code::DatabaseUnavailable, Code::DeadlineExceeded];
 
 /// Declares a type that stands for a set of problems in `#[utoipa::path(responses(...))]`.
 #[macro_export]
@@ -50,33 +42,18 @@ pub fn responses_for(groups: &[&[Code]]) -> BTreeMap<String, RefOr<Response>> {
             codes.push(*code);
         }
     }
-    by_status
-        .into_iter()
-        .map(|(status, codes)| (status.to_string(), RefOr::T(response_for(&codes))))
-        .collect()
+    by_status.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(response_for(&codes)))).collect()
 }
 
 fn response_for(codes: &[Code]) -> Response {
-    let description = codes
-        .iter()
-        .map(|code| format!("`{code}`: {}", code.title()))
-        .collect::<Vec<_>>()
-        .join("; ");
+    let description = codes.iter().map(|code| format!("`{code}`: {}", code.title())).collect::<Vec<_>>().join("; ");
     let examples = codes.iter().map(|code| {
         let example = serde_json::to_value(Problem::new(*code, code.title())).unwrap_or_default();
-        (
-            code.to_string(),
-            RefOr::T(ExampleBuilder::new().value(Some(example)).build()),
-        )
+        (code.to_string(), RefOr::T(ExampleBuilder::new().value(Some(example)).build()))
     });
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(Problem::name())))
-        .examples_from_iter(examples)
-        .build();
-    ResponseBuilder::new()
-        .description(description)
-        .content(CONTENT_TYPE, content)
-        .build()
+    let content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).examples_from_iter(examples).build();
+    ResponseBuilder::new().description(description).content(CONTENT_TYPE, content).build()
 }
 
 /// The components that every service's document needs.
@@ -88,8 +65,7 @@ struct UserHeader;
 
 impl Modify for UserHeader {
     fn modify(&self, document: &mut OpenApi) {
-        let header =
-            ApiKeyValue::with_description("X-User-ID", "The acting user's id: any UUID, for local trials");
+        let header = ApiKeyValue::with_description("X-User-ID", "The acting user's id: any UUID, for local trials");
         if let Some(components) = document.components.as_mut() {
             components.add_security_scheme("user_id", SecurityScheme::ApiKey(ApiKey::Header(header)));
         }
@@ -109,8 +85,6 @@ pub fn pages(document: OpenApi) -> Router {
         .try_it_out_enabled(true)
         .display_request_duration(true)
         .filter(true);
-    let swagger = SwaggerUi::new("/docs")
-        .url("/openapi.json", document)
-        .config(config);
+    let swagger = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
     Router::from(swagger).route("/", get(async || Redirect::temporary("/docs/")))
 }

@@ -55,9 +55,7 @@ pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router) {
 /// It is not, or does not answer within two seconds.
 pub async fn healthcheck(port: u16) -> anyhow::Result<()> {
     let url = format!("http://127.0.0.1:{port}/health/ready");
-    let client = reqwest::Client::builder()
-        .timeout(Duration::from_secs(2))
-        .build()?;
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
     client.get(url).send().await?.error_for_status()?;
     Ok(())
 }

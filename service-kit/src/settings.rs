@@ -49,19 +49,13 @@ impl SettingsReader {
     /// Reads the process's environment.
     #[must_use]
     pub fn from_env() -> Self {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "this is the one place that reads the environment"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
         Self::new(|name| std::env::var(name).ok())
     }
 
     /// Reads from `lookup`; for tests.
     pub fn new(lookup: impl Fn(&str) -> Option<String> + 'static) -> Self {
-        Self {
-            lookup: Box::new(lookup),
-            faults: Vec::new(),
-        }
+        Self { lookup: Box::new(lookup), faults: Vec::new() }
     }
 
     /// A setting that may be absent. An empty one counts as absent, as compose files set it so.
@@ -70,8 +64,7 @@ impl SettingsReader {
             return match std::fs::read_to_string(&path) {
                 Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
                 Err(error) => {
-                    self.faults
-                        .push(format!("{name}_FILE names {path}, which can't be read: {error}"));
+                    self.faults.push(format!("{name}_FILE names {path}, which can't be read: {error}"));
                     None
                 }
             };
@@ -106,8 +99,7 @@ impl SettingsReader {
         if value >= min && value <= max {
             return value;
         }
-        self.faults
-            .push(format!("{name}={value} must lie between {min} and {max}"));
+        self.faults.push(format!("{name}={value} must lie between {min} and {max}"));
         default
     }
 
@@ -131,11 +123,7 @@ impl SettingsReader {
     /// # Errors
     /// All faults found, in the order of reading.
     pub fn finish<T>(self, settings: T) -> Result<T, SettingsError> {
-        if self.faults.is_empty() {
-            Ok(settings)
-        } else {
-            Err(SettingsError(self.faults))
-        }
+        if self.faults.is_empty() { Ok(settings) } else { Err(SettingsError(self.faults)) }
     }
 }
 
@@ -190,14 +178,10 @@ impl Common {
         let mode = reader.or("AUTH_MODE", "header".to_owned());
         let environment = reader.or("ENVIRONMENT", "development".to_owned());
         if mode != "header" {
-            reader.fault(format!(
-                "AUTH_MODE={mode} is not known; this version knows header"
-            ));
+            reader.fault(format!("AUTH_MODE={mode} is not known; this version knows header"));
         }
         if mode == "header" && environment == "production" {
-            reader.fault(
-                "AUTH_MODE=header believes any X-User-ID and must not run with ENVIRONMENT=production",
-            );
+            reader.fault("AUTH_MODE=header believes any X-User-ID and must not run with ENVIRONMENT=production");
         }
     }
 }
@@ -207,31 +191,17 @@ mod tests {
     use super::*;
 
     fn reader(pairs: &'static [(&'static str, &'static str)]) -> SettingsReader {
-        SettingsReader::new(|name| {
-            pairs
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| (*value).into())
-        })
+        SettingsReader::new(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into()))
     }
 
     #[test]
     fn all_faults_are_reported_at_once() {
-        let mut reader = reader(&[
-            ("PORT", "eighty"),
-            ("LOG_FORMAT", "xml"),
-            ("RATE", "2"),
-            ("ENVIRONMENT", "production"),
-        ]);
+        let mut reader =
+            reader(&[("PORT", "eighty"), ("LOG_FORMAT", "xml"), ("RATE", "2"), ("ENVIRONMENT", "production")]);
         Common::read(&mut reader, 8000);
         reader.within("RATE", 0.5, 0.0, 1.0);
         let error = reader.finish(()).unwrap_err().to_string();
-        for part in [
-            "PORT=eighty",
-            "LOG_FORMAT=xml",
-            "RATE=2",
-            "ENVIRONMENT=production",
-        ] {
+        for part in ["PORT=eighty", "LOG_FORMAT=xml", "RATE=2", "ENVIRONMENT=production"] {
             assert!(error.contains(part), "{part} is missing in: {error}");
         }
     }
@@ -247,22 +217,13 @@ mod tests {
     fn a_secret_is_never_printed() {
         let mut reader = reader(&[("KEY", "hunter2")]);
         let secret = reader.secret("KEY", "");
-        assert_eq!(
-            (secret.reveal(), format!("{secret:?}")),
-            ("hunter2", "***".into())
-        );
+        assert_eq!((secret.reveal(), format!("{secret:?}")), ("hunter2", "***".into()));
     }
 
     #[test]
     fn a_file_that_can_not_be_read_is_a_fault() {
         let mut reader = reader(&[("KEY_FILE", "/nonexistent/key")]);
         assert_eq!(reader.optional("KEY"), None);
-        assert!(
-            reader
-                .finish(())
-                .unwrap_err()
-                .to_string()
-                .contains("/nonexistent/key")
-        );
+        assert!(reader.finish(()).unwrap_err().to_string().contains("/nonexistent/key"));
     }
 }

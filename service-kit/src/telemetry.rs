@@ -7,8 +7,8 @@ use tracing_subscriber::fmt;
 
 use crate::settings::{Common, LogFormat};
 
-/// Libraries whose everyday notices would drown ours; a directive in `LOG_LEVEL` can bring them back.
-const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn";
+/// Libraries whose notices would drown ours, or say again what we say with its consequence; a directive in `LOG_LEVEL` can bring them back.
+const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn,lapin=off";
 
 /// Starts logging for this process. A second call, as tests make, changes nothing.
 ///
@@ -17,17 +17,9 @@ const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn";
 pub fn init(common: &Common) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(format!("{QUIET},{}", common.log_level))
         .map_err(|error| anyhow::anyhow!("LOG_LEVEL={} can't be used: {error}", common.log_level))?;
-    let builder = fmt()
-        .with_env_filter(filter)
-        .with_target(true)
-        .with_ansi(std::io::stdout().is_terminal());
+    let builder = fmt().with_env_filter(filter).with_target(true).with_ansi(std::io::stdout().is_terminal());
     let outcome = match common.log_format {
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
         LogFormat::Pretty => builder.try_init(),
     };
     if outcome.is_err() {
@@ -38,7 +30,5 @@ pub fn init(common: &Common) -> anyhow::Result<()> {
 
 /// Says loudly what a reader of the log must know about who may call.
 pub fn warn_of_header_authentication() {
-    tracing::warn!(
-        "AUTH_MODE=header: anyone may act as anyone by the X-User-ID header; for local trials only"
-    );
+    tracing::warn!("AUTH_MODE=header: anyone may act as anyone by the X-User-ID header; for local trials only");
 }

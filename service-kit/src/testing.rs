@@ -46,17 +46,11 @@ pub async fn database(prefix: &str, migrator: &Migrator) -> Secret {
     let fingerprint = migrator
         .iter()
         .flat_map(|migration| migration.checksum.iter())
-        .fold(0_u64, |sum, byte| {
-            sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
-        });
+        .fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
     let template = format!("template_{prefix}_{fingerprint:x}");
     // Tests run in processes of their own: the first one makes the template and the others wait for it.
     let lock = fingerprint as i64;
-    sqlx::query("select pg_advisory_lock($1)")
-        .bind(lock)
-        .execute(&mut connection)
-        .await
-        .expect("lock");
+    sqlx::query("select pg_advisory_lock($1)").bind(lock).execute(&mut connection).await.expect("lock");
     let made: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(&template)
         .fetch_one(&mut connection)
@@ -65,31 +59,14 @@ pub async fn database(prefix: &str, migrator: &Migrator) -> Secret {
     if !made {
         let fresh = unique("making");
         create_database(&mut connection, &format!("create database {fresh}")).await;
-        let mut database = admin
-            .clone()
-            .database(&fresh)
-            .connect()
-            .await
-            .expect("the new database");
+        let mut database = admin.clone().database(&fresh).connect().await.expect("the new database");
         migrator.run(&mut database).await.expect("migrations");
         database.close().await.expect("close");
-        create_database(
-            &mut connection,
-            &format!("alter database {fresh} rename to {template}"),
-        )
-        .await;
+        create_database(&mut connection, &format!("alter database {fresh} rename to {template}")).await;
     }
     let name = unique(prefix);
-    create_database(
-        &mut connection,
-        &format!("create database {name} template {template}"),
-    )
-    .await;
-    sqlx::query("select pg_advisory_unlock($1)")
-        .bind(lock)
-        .execute(&mut connection)
-        .await
-        .expect("unlock");
+    create_database(&mut connection, &format!("create database {name} template {template}")).await;
+    sqlx::query("select pg_advisory_unlock($1)").bind(lock).execute(&mut connection).await.expect("unlock");
     connection.close().await.expect("close");
     Secret::from(admin.database(&name).to_url_lossy().as_str())
 }
@@ -104,10 +81,7 @@ pub async fn empty_database() -> Secret {
 }
 
 async fn create_database(connection: &mut PgConnection, sql: &str) {
-    connection
-        .execute(AssertSqlSafe(sql.to_owned()))
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 /// Waits until `condition` holds; panics with `what` when it does not within `time_max`.
@@ -121,10 +95,7 @@ pub fn wait_until<F: Future<Output = bool>>(
     async move {
         let begun = Instant::now();
         while !condition().await {
-            assert!(
-                begun.elapsed() < time_max,
-                "waited {time_max:?} in vain until {what} ({caller})"
-            );
+            assert!(begun.elapsed() < time_max, "waited {time_max:?} in vain until {what} ({caller})");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         begun.elapsed()
@@ -163,11 +134,7 @@ impl ChaosProxy {
 
     /// A proxy to the server of a URL, and the URL with the proxy's address in its place.
     pub async fn in_front_of(url: &str) -> (Self, String) {
-        let authority = url
-            .split("://")
-            .nth(1)
-            .and_then(|rest| rest.split('/').next())
-            .expect("a URL");
+        let authority = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).expect("a URL");
         let target = authority.rsplit('@').next().expect("host and port");
         let proxy = Self::to(target).await;
         let through = url.replacen(target, &proxy.address.to_string(), 1);

@@ -32,12 +32,7 @@ pub enum BookingEventType {
 
 impl BookingEventType {
     /// Every type: what the Event Service's queue is bound to.
-    pub const ALL: [Self; 4] = [
-        Self::Confirmed,
-        Self::Expired,
-        Self::Cancelled,
-        Self::TicketRefunded,
-    ];
+    pub const ALL: [Self; 4] = [Self::Confirmed, Self::Expired, Self::Cancelled, Self::TicketRefunded];
 
     /// The type's name on the wire.
     #[must_use]
@@ -92,10 +87,7 @@ mod tests {
     #[test]
     fn the_event_type_is_its_routing_key() {
         for event_type in BookingEventType::ALL {
-            assert_eq!(
-                serde_json::to_value(event_type).unwrap(),
-                event_type.routing_key()
-            );
+            assert_eq!(serde_json::to_value(event_type).unwrap(), event_type.routing_key());
         }
     }
 }

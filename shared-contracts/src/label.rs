@@ -103,10 +103,7 @@ mod tests {
 
     #[test]
     fn labels_are_trimmed_and_bounded() {
-        assert_eq!(
-            serde_json::from_str::<Label>("\" 12b \"").unwrap().as_str(),
-            "12b"
-        );
+        assert_eq!(serde_json::from_str::<Label>("\" 12b \"").unwrap().as_str(), "12b");
         for bad in ["\"\"", "\"   \"", "\"12345678901234567\"", "1.5", "true", "null"] {
             assert!(serde_json::from_str::<Label>(bad).is_err(), "{bad} was accepted");
         }

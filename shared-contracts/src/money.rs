@@ -167,9 +167,7 @@ impl<'de> Deserialize<'de> for Currency {
         if code.len() == 3 && code.bytes().all(|b| b.is_ascii_uppercase()) {
             Ok(Self(code))
         } else {
-            Err(D::Error::custom(
-                "a currency is an ISO 4217 code of three capital letters, like USD",
-            ))
+            Err(D::Error::custom("a currency is an ISO 4217 code of three capital letters, like USD"))
         }
     }
 }
@@ -189,9 +187,7 @@ impl ToSchema for Currency {}
 
 /// Writes `text` into the JSON as the number it is: a float would lose the trailing zero of `100.00`.
 fn raw_number<S: Serializer>(text: String, serializer: S) -> Result<S::Ok, S::Error> {
-    RawValue::from_string(text)
-        .map_err(serde::ser::Error::custom)?
-        .serialize(serializer)
+    RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
 }
 
 struct DecimalVisitor;
@@ -230,13 +226,9 @@ mod tests {
 
     #[test]
     fn money_is_written_as_a_number_with_two_decimals() {
-        for (read, written) in [
-            ("100", "100.00"),
-            ("0.1", "0.10"),
-            ("0", "0.00"),
-            ("\"7.5\"", "7.50"),
-            ("9999999999.99", "9999999999.99"),
-        ] {
+        for (read, written) in
+            [("100", "100.00"), ("0.1", "0.10"), ("0", "0.00"), ("\"7.5\"", "7.50"), ("9999999999.99", "9999999999.99")]
+        {
             assert_eq!(serde_json::to_string(&money(read)).unwrap(), written);
         }
     }
@@ -258,45 +250,27 @@ mod tests {
 
     #[test]
     fn a_tier_price_rounds_halves_up() {
-        let times = |price: &str, factor: &str| {
-            money(price)
-                .times(serde_json::from_str(factor).unwrap())
-                .unwrap()
-                .to_string()
-        };
+        let times =
+            |price: &str, factor: &str| money(price).times(serde_json::from_str(factor).unwrap()).unwrap().to_string();
         assert_eq!(times("100", "1.5"), "150.00");
         assert_eq!(times("0.05", "0.5"), "0.03");
         assert_eq!(times("33.33", "0.3333"), "11.11");
-        assert!(
-            money("9999999999.99")
-                .times(serde_json::from_str("2").unwrap())
-                .is_none()
-        );
+        assert!(money("9999999999.99").times(serde_json::from_str("2").unwrap()).is_none());
     }
 
     #[test]
     fn a_sum_is_exact_and_bounded() {
-        assert_eq!(
-            Money::total([money("0.10"), money("0.20")]).unwrap().to_string(),
-            "0.30"
-        );
+        assert_eq!(Money::total([money("0.10"), money("0.20")]).unwrap().to_string(), "0.30");
         assert_eq!(Money::total([]).unwrap(), Money::ZERO);
         assert!(Money::total([money("9999999999.99"), money("0.01")]).is_none());
     }
 
     #[test]
     fn a_multiplier_keeps_one_decimal_at_least() {
-        let written =
-            |json: &str| serde_json::to_string(&serde_json::from_str::<Multiplier>(json).unwrap()).unwrap();
-        assert_eq!(
-            (written("1"), written("1.0"), written("2.25")),
-            ("1.0".into(), "1.0".into(), "2.25".into())
-        );
+        let written = |json: &str| serde_json::to_string(&serde_json::from_str::<Multiplier>(json).unwrap()).unwrap();
+        assert_eq!((written("1"), written("1.0"), written("2.25")), ("1.0".into(), "1.0".into(), "2.25".into()));
         for bad in ["0", "-1", "1000.1", "0.00001"] {
-            assert!(
-                serde_json::from_str::<Multiplier>(bad).is_err(),
-                "{bad} was accepted"
-            );
+            assert!(serde_json::from_str::<Multiplier>(bad).is_err(), "{bad} was accepted");
         }
     }
 }

@@ -66,14 +66,7 @@ impl<T> Page<T> {
     pub fn from_rows(mut rows: Vec<T>, query: &PageQuery, id_of: impl Fn(&T) -> Uuid) -> Self {
         let more = rows.len() > query.limit();
         rows.truncate(query.limit());
-        let next_cursor = if more {
-            rows.last().map(|row| id_of(row).to_string())
-        } else {
-            None
-        };
-        Self {
-            items: rows,
-            next_cursor,
-        }
+        let next_cursor = if more { rows.last().map(|row| id_of(row).to_string()) } else { None };
+        Self { items: rows, next_cursor }
     }
 }

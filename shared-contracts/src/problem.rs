@@ -149,20 +149,12 @@ pub struct FieldError {
 impl FieldError {
     /// A fault in the body.
     pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self {
-            pointer: Some(pointer.into()),
-            parameter: None,
-            detail: detail.into(),
-        }
+        Self { pointer: Some(pointer.into()), parameter: None, detail: detail.into() }
     }
 
     /// A fault of a path or query parameter or a header.
     pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self {
-            pointer: None,
-            parameter: Some(name.into()),
-            detail: detail.into(),
-        }
+        Self { pointer: None, parameter: Some(name.into()), detail: detail.into() }
     }
 }
 
@@ -214,17 +206,10 @@ impl Problem {
     /// `422` with every fault found.
     #[must_use]
     pub fn validation(errors: Vec<FieldError>) -> Self {
-        let faults = if errors.len() == 1 {
-            "1 fault".into()
-        } else {
-            format!("{} faults", errors.len())
-        };
+        let faults = if errors.len() == 1 { "1 fault".into() } else { format!("{} faults", errors.len()) };
         Self {
             errors,
-            ..Self::new(
-                Code::ValidationFailed,
-                format!("The request has {faults}; `errors` lists all of them."),
-            )
+            ..Self::new(Code::ValidationFailed, format!("The request has {faults}; `errors` lists all of them."))
         }
     }
 
@@ -237,10 +222,7 @@ impl Problem {
     /// The same problem, telling when to try again.
     #[must_use]
     pub fn retry_after(self, seconds: u32) -> Self {
-        Self {
-            retry_after_seconds: Some(seconds),
-            ..self
-        }
+        Self { retry_after_seconds: Some(seconds), ..self }
     }
 }
 

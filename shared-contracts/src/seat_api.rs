@@ -160,12 +160,7 @@ pub struct HoldCursor {
 
 impl std::fmt::Display for HoldCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}_{}",
-            self.reserved_until.timestamp_micros(),
-            self.session_seat_id
-        )
+        write!(f, "{}_{}", self.reserved_until.timestamp_micros(), self.session_seat_id)
     }
 }
 

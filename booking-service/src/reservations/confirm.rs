@@ -74,27 +74,19 @@ pub(crate) async fn confirm_reservation(
     OptionalJson(body): OptionalJson<ConfirmReservation>,
 ) -> Result<Response> {
     let attempt = PaymentId::new();
-    let claim = match idempotency::claim(
-        &app.db,
-        caller.user_id,
-        "confirm_reservation",
-        key,
-        attempt.as_uuid(),
-        &(id, &body),
-    )
-    .await?
-    {
-        Claimed::Work(claim) => claim,
-        Claimed::Answer(answer) => return Ok(answer),
-    };
+    let claim =
+        match idempotency::claim(&app.db, caller.user_id, "confirm_reservation", key, attempt.as_uuid(), &(id, &body))
+            .await?
+        {
+            Claimed::Work(claim) => claim,
+            Claimed::Answer(answer) => return Ok(answer),
+        };
     // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
     let paid = pay(&app, caller.user_id, id, attempt, body.payment_id.as_deref()).await;
     match paid {
         Ok(paid) => {
             if claim.has_key() {
-                claim
-                    .finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid)
-                    .await?;
+                claim.finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid).await?;
             }
             Ok(Json(paid).into_response())
         }
@@ -123,10 +115,7 @@ async fn pay(
     });
     let concluded = conclude(app, id, key, outcome)
         .await
-        .map_err(|error| Error::Unavailable {
-            problem: Box::new(unknown_charge()),
-            cause: error.into(),
-        })?;
+        .map_err(|error| Error::Unavailable { problem: Box::new(unknown_charge()), cause: error.into() })?;
     match concluded {
         Concluded::Paid(tickets) => Ok(answer(find(&app.db, id, user_id).await?, key, tickets)),
         Concluded::NotCharged => Err(declined()),
@@ -141,23 +130,18 @@ async fn pay(
 }
 
 async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<ConfirmedReservation> {
-    let (status, expired): (StoredStatus, bool) = sqlx::query_as(
-        "select status, expiry_time <= now() from reservations where id = $1 and user_id = $2",
-    )
-    .bind(id)
-    .bind(user_id)
-    .fetch_optional(&app.db)
-    .await?
-    .ok_or_else(|| not_found(id))?;
+    let (status, expired): (StoredStatus, bool) =
+        sqlx::query_as("select status, expiry_time <= now() from reservations where id = $1 and user_id = $2")
+            .bind(id)
+            .bind(user_id)
+            .fetch_optional(&app.db)
+            .await?
+            .ok_or_else(|| not_found(id))?;
     match status {
         StoredStatus::Confirmed => {
             let sql = "select id from payments where reservation_id = $1 and status = 'captured'";
             let key = sqlx::query_scalar(sql).bind(id).fetch_one(&app.db).await?;
-            Ok(answer(
-                find(&app.db, id, user_id).await?,
-                key,
-                tickets::of_reservation(&app.db, id).await?,
-            ))
+            Ok(answer(find(&app.db, id, user_id).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
         StoredStatus::Active if !expired => Err(declined()),
         status => Err(refusal(status)),
@@ -165,12 +149,7 @@ async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<Co
 }
 
 fn answer(reservation: Reservation, payment_id: PaymentId, tickets: Vec<Ticket>) -> ConfirmedReservation {
-    ConfirmedReservation {
-        reservation,
-        payment_status: "completed".into(),
-        payment_id,
-        tickets,
-    }
+    ConfirmedReservation { reservation, payment_status: "completed".into(), payment_id, tickets }
 }
 
 fn declined() -> Error {
@@ -250,11 +229,7 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId) -> Result
     .bind(key)
     .execute(&app.db)
     .await?;
-    Ok(if changed.rows_affected() == 1 {
-        Concluded::NotCharged
-    } else {
-        Concluded::ByOthers
-    })
+    Ok(if changed.rows_affected() == 1 { Concluded::NotCharged } else { Concluded::ByOthers })
 }
 
 async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
@@ -327,10 +302,7 @@ async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result
 ///
 /// # Errors
 /// The database failed.
-pub(crate) async fn take_over_leases(
-    app: &App,
-    limit: i64,
-) -> Result<Vec<(ReservationId, PaymentId, Money)>> {
+pub(crate) async fn take_over_leases(app: &App, limit: i64) -> Result<Vec<(ReservationId, PaymentId, Money)>> {
     let taken = sqlx::query_as(
         "with stuck as materialized (
              select id from reservations where status = 'confirming' and confirming_until < now()

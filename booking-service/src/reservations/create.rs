@@ -26,9 +26,7 @@ use service_kit::database::{self, broken_constraint};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
 use service_kit::{openapi, refusals};
-use shared_contracts::ids::{
-    PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId,
-};
+use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
@@ -87,25 +85,13 @@ pub(crate) async fn create_reservation(
 ) -> Result<Response> {
     validate(&wanted, app.rules.seats_max)?;
     let id = ReservationId::new();
-    let claim = match idempotency::claim(
-        &app.db,
-        caller.user_id,
-        "create_reservation",
-        key,
-        id.as_uuid(),
-        &wanted,
-    )
-    .await?
-    {
-        Claimed::Work(claim) => claim,
-        Claimed::Answer(answer) => return Ok(answer),
-    };
+    let claim =
+        match idempotency::claim(&app.db, caller.user_id, "create_reservation", key, id.as_uuid(), &wanted).await? {
+            Claimed::Work(claim) => claim,
+            Claimed::Answer(answer) => return Ok(answer),
+        };
     match book(&app, id, caller.user_id, wanted, &claim).await {
-        Ok(body) => Ok(Created {
-            location: format!("/api/v1/reservations/{}", body.id),
-            body,
-        }
-        .into_response()),
+        Ok(body) => Ok(Created { location: format!("/api/v1/reservations/{}", body.id), body }.into_response()),
         Err(error) => {
             claim.refused(&app.db, &error).await;
             Err(error)
@@ -129,22 +115,16 @@ async fn book(
     lock_seats(app, &draft).await?;
     let booked = hold_and_write(app, &draft, claim).await;
     if booked.is_ok() {
-        app.locks
-            .extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time)
-            .await;
+        app.locks.extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time).await;
     } else {
-        app.locks
-            .release(draft.session_id, &draft.seat_ids, draft.id)
-            .await;
+        app.locks.release(draft.session_id, &draft.seat_ids, draft.id).await;
     }
     booked
 }
 
 /// Frees what an attempt left that died under the same Idempotency-Key. Its reservation was not written, or its answer would be kept.
 async fn give_up(app: &App, draft: &Draft, dead: ReservationId) -> Result<()> {
-    app.event_service
-        .release(draft.session_id, dead, &draft.seat_ids)
-        .await?;
+    app.event_service.release(draft.session_id, dead, &draft.seat_ids).await?;
     app.locks.release(draft.session_id, &draft.seat_ids, dead).await;
     Ok(())
 }
@@ -167,28 +147,15 @@ fn validate(wanted: &CreateReservation, seats_max: usize) -> Result<()> {
     if wanted.seats.len() > seats_max {
         faults.push(FieldError::at(
             "/seats",
-            format!(
-                "names {} seats; one reservation takes {seats_max} at most",
-                wanted.seats.len()
-            ),
+            format!("names {} seats; one reservation takes {seats_max} at most", wanted.seats.len()),
         ));
     }
     for (index, seat) in wanted.seats.iter().enumerate() {
-        if wanted.seats[..index]
-            .iter()
-            .any(|earlier| earlier.session_seat_id == seat.session_seat_id)
-        {
-            faults.push(FieldError::at(
-                format!("/seats/{index}/session_seat_id"),
-                "is named twice",
-            ));
+        if wanted.seats[..index].iter().any(|earlier| earlier.session_seat_id == seat.session_seat_id) {
+            faults.push(FieldError::at(format!("/seats/{index}/session_seat_id"), "is named twice"));
         }
     }
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(Problem::validation(faults).into())
-    }
+    if faults.is_empty() { Ok(()) } else { Err(Problem::validation(faults).into()) }
 }
 
 impl Draft {
@@ -211,10 +178,7 @@ impl Draft {
         .bind(wanted.session_id)
         .fetch_all(&app.db)
         .await?;
-        let multipliers: HashMap<_, _> = found
-            .iter()
-            .map(|(_, id, multiplier)| (*id, *multiplier))
-            .collect();
+        let multipliers: HashMap<_, _> = found.iter().map(|(_, id, multiplier)| (*id, *multiplier)).collect();
         let unknown = tier_ids.iter().find(|id| !multipliers.contains_key(id));
         let (Some((booking_time, ..)), None) = (found.first(), unknown) else {
             let id = unknown.map(ToString::to_string).unwrap_or_default();
@@ -238,36 +202,19 @@ impl Draft {
 
 /// Step 1: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
 async fn check_availability(app: &App, draft: &Draft) -> Result<()> {
-    let availability = app
-        .event_service
-        .check_availability(draft.session_id, &draft.seat_ids)
-        .await?;
-    let Availability {
-        seats,
-        unknown_seat_ids,
-        ..
-    } = availability;
+    let availability = app.event_service.check_availability(draft.session_id, &draft.seat_ids).await?;
+    let Availability { seats, unknown_seat_ids, .. } = availability;
     if !unknown_seat_ids.is_empty() {
         return Err(seats_not_found(unknown_seat_ids));
     }
     let taken = seats.iter().filter(|seat| !seat.available && !seat.overdue);
-    let taken: Vec<_> = taken
-        .map(|seat| conflict(seat.session_seat_id, Some(seat.status)))
-        .collect();
-    if taken.is_empty() {
-        Ok(())
-    } else {
-        Err(seats_unavailable(taken))
-    }
+    let taken: Vec<_> = taken.map(|seat| conflict(seat.session_seat_id, Some(seat.status))).collect();
+    if taken.is_empty() { Ok(()) } else { Err(seats_unavailable(taken)) }
 }
 
 /// Step 2: the gate. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
-    let LockOutcome::Busy(busy) = app
-        .locks
-        .acquire(draft.session_id, &draft.seat_ids, draft.id)
-        .await
-    else {
+    let LockOutcome::Busy(busy) = app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await else {
         return Ok(());
     };
     // The Event Service has just called the seats free. Either another booking is on its way there, or a lock outlived its
@@ -283,28 +230,16 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
         for owner in ended {
             app.locks.release(draft.session_id, &draft.seat_ids, owner).await;
         }
-        if !matches!(
-            app.locks
-                .acquire(draft.session_id, &draft.seat_ids, draft.id)
-                .await,
-            LockOutcome::Busy(_)
-        ) {
+        if !matches!(app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await, LockOutcome::Busy(_)) {
             return Ok(());
         }
     }
-    Err(seats_unavailable(
-        busy.into_iter()
-            .map(|(seat, _)| conflict(seat, Some(SeatStatus::Reserved)))
-            .collect(),
-    ))
+    Err(seats_unavailable(busy.into_iter().map(|(seat, _)| conflict(seat, Some(SeatStatus::Reserved))).collect()))
 }
 
 /// Steps 3 to 5.
 async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
-    let pricing = app
-        .event_service
-        .pricing(draft.session_id, &draft.seat_ids)
-        .await?;
+    let pricing = app.event_service.pricing(draft.session_id, &draft.seat_ids).await?;
     let order = price(draft, &pricing)?;
     reserve(app, draft).await?;
     let error = match write(&app.db, draft, order, claim).await {
@@ -334,18 +269,14 @@ struct PricedOrder {
 
 /// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
 fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
-    let prices: HashMap<SessionSeatId, &SeatPrice> = pricing
-        .seats
-        .iter()
-        .map(|price| (price.session_seat_id, price))
-        .collect();
+    let prices: HashMap<SessionSeatId, &SeatPrice> =
+        pricing.seats.iter().map(|price| (price.session_seat_id, price)).collect();
     let mut items = Vec::with_capacity(draft.seats.len());
     let mut faults = Vec::new();
     for (index, seat) in draft.seats.iter().enumerate() {
-        let (Some(price), Some(multiplier)) = (
-            prices.get(&seat.session_seat_id),
-            draft.multipliers.get(&seat.price_tier_id),
-        ) else {
+        let (Some(price), Some(multiplier)) =
+            (prices.get(&seat.session_seat_id), draft.multipliers.get(&seat.price_tier_id))
+        else {
             return Err(seats_not_found(vec![seat.session_seat_id]));
         };
         let labels = [
@@ -381,16 +312,9 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
         return Err(Problem::validation(faults).into());
     }
     let Some(total_amount) = Money::total(items.iter().map(|item| item.final_price)) else {
-        return Err(Error::invalid(FieldError::at(
-            "/seats",
-            "cost more together than can be charged",
-        )));
+        return Err(Error::invalid(FieldError::at("/seats", "cost more together than can be charged")));
     };
-    Ok(PricedOrder {
-        items,
-        total_amount,
-        currency: pricing.currency.clone(),
-    })
+    Ok(PricedOrder { items, total_amount, currency: pricing.currency.clone() })
 }
 
 /// Step 4: the Event Service decides. Undo: [`release`].
@@ -422,10 +346,7 @@ async fn reserve(app: &App, draft: &Draft) -> Result<()> {
 }
 
 async fn ask_to_reserve(app: &App, draft: &Draft) -> Result<ChangeOutcome> {
-    let outcome = app
-        .event_service
-        .reserve(draft.session_id, draft.id, &draft.seat_ids, draft.expiry_time)
-        .await;
+    let outcome = app.event_service.reserve(draft.session_id, draft.id, &draft.seat_ids, draft.expiry_time).await;
     if outcome.is_err() {
         // No answer means unknown, not "no": the seats may be held.
         release(app, draft).await;
@@ -434,11 +355,7 @@ async fn ask_to_reserve(app: &App, draft: &Draft) -> Result<ChangeOutcome> {
 }
 
 async fn release(app: &App, draft: &Draft) {
-    if let Err(error) = app
-        .event_service
-        .release(draft.session_id, draft.id, &draft.seat_ids)
-        .await
-    {
+    if let Err(error) = app.event_service.release(draft.session_id, draft.id, &draft.seat_ids).await {
         tracing::warn!(%error, reservation_id = %draft.id, "Seats may stay held until reconciliation frees them");
     }
 }
@@ -457,11 +374,7 @@ async fn write(db: &PgPool, draft: &Draft, order: PricedOrder, claim: &Claim) ->
 }
 
 async fn insert(connection: &mut PgConnection, draft: &Draft, order: PricedOrder) -> Result<Reservation> {
-    let PricedOrder {
-        items,
-        total_amount,
-        currency,
-    } = order;
+    let PricedOrder { items, total_amount, currency } = order;
     let time_max = TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX);
     let inserted = sqlx::query_as(
         "with made as (
@@ -526,27 +439,15 @@ async fn insert(connection: &mut PgConnection, draft: &Draft, order: PricedOrder
 }
 
 fn conflict(session_seat_id: SessionSeatId, status: Option<SeatStatus>) -> SeatConflict {
-    SeatConflict {
-        session_seat_id,
-        status,
-        overdue_reservation_id: None,
-    }
+    SeatConflict { session_seat_id, status, overdue_reservation_id: None }
 }
 
 fn refusal(conflicts: Vec<SeatConflict>) -> Error {
-    let unknown: Vec<_> = conflicts
-        .iter()
-        .filter(|seat| seat.status.is_none())
-        .map(|seat| seat.session_seat_id)
-        .collect();
+    let unknown: Vec<_> =
+        conflicts.iter().filter(|seat| seat.status.is_none()).map(|seat| seat.session_seat_id).collect();
     if unknown.is_empty() {
         // Whose hold it is stays between the services.
-        seats_unavailable(
-            conflicts
-                .into_iter()
-                .map(|seat| conflict(seat.session_seat_id, seat.status))
-                .collect(),
-        )
+        seats_unavailable(conflicts.into_iter().map(|seat| conflict(seat.session_seat_id, seat.status)).collect())
     } else {
         seats_not_found(unknown)
     }
@@ -563,5 +464,10 @@ fn seats_unavailable(seats: Vec<SeatConflict>) -> Error {
 
 fn seats_not_found(ids: Vec<SessionSeatId>) -> Error {
     let seats = ids.into_iter().map(|id| conflict(id, None)).collect();
-    Problem::new(Code::SeatNotFound, "The seats listed do not exist in this session, so none was reserved. Take the ids from its seat map.").with_seats(seats).into()
+    Problem::new(
+        Code::SeatNotFound,
+        "The seats listed do not exist in this session, so none was reserved. Take the ids from its seat map.",
+    )
+    .with_seats(seats)
+    .into()
 }

@@ -12,9 +12,7 @@ use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
 use service_kit::refusals;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
-use shared_contracts::ids::{
-    MessageId, PaymentId, ReservationId, SessionId, SessionSeatId, TicketId, UserId,
-};
+use shared_contracts::ids::{MessageId, PaymentId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
 use sqlx::{FromRow, PgConnection};
@@ -90,11 +88,7 @@ pub(crate) async fn cancel_reservation(
     outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
     tx.commit().await?;
     // The event frees the seats in any case; this frees them before the customer hears of it.
-    if let Err(error) = app
-        .event_service
-        .release(event.session_id, id, &event.session_seat_ids)
-        .await
-    {
+    if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
         tracing::info!(%error, "The cancelled seats are freed by the event");
     }
     announce_end(&app, &event).await;
@@ -110,10 +104,7 @@ pub(crate) async fn cancel_reservation(
 pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
     let due = "select id from reservations where status = 'active' and expiry_time <= now() order by expiry_time limit $1 for update skip locked";
     let mut tx = database::begin(&app.db).await?;
-    let ids: Vec<ReservationId> = sqlx::query_scalar(due)
-        .bind(i64::from(limit))
-        .fetch_all(&mut *tx)
-        .await?;
+    let ids: Vec<ReservationId> = sqlx::query_scalar(due).bind(i64::from(limit)).fetch_all(&mut *tx).await?;
     if ids.is_empty() {
         return Ok(0);
     }
@@ -156,11 +147,7 @@ async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<Book
     let events: Vec<BookingEvent> = expired
         .iter()
         .map(|changed| BookingEvent {
-            session_seat_ids: seats
-                .iter()
-                .filter(|(owner, _)| *owner == changed.id)
-                .map(|(_, seat)| *seat)
-                .collect(),
+            session_seat_ids: seats.iter().filter(|(owner, _)| *owner == changed.id).map(|(_, seat)| *seat).collect(),
             ..changed.event(BookingEventType::Expired)
         })
         .collect();
@@ -206,10 +193,7 @@ pub(crate) async fn refund_ticket(
         let ticket = tickets::find(&app.db, id, caller.user_id).await?;
         return match ticket.status {
             tickets::TicketStatus::Refunded => Ok(Json(ticket)),
-            _ => Err(Error::refused(
-                Code::TicketUsed,
-                "A ticket that has been used can't be given back.",
-            )),
+            _ => Err(Error::refused(Code::TicketUsed, "A ticket that has been used can't be given back.")),
         };
     };
     let changed: Changed = sqlx::query_as(
@@ -253,16 +237,15 @@ pub(super) async fn settle_now(app: &App, refund: Uuid, charge: PaymentId, amoun
 /// After the commit: the event may leave, and the seats need no lock any more.
 pub(super) async fn announce_end(app: &App, event: &BookingEvent) {
     app.outbox_nudge.notify_one();
-    app.locks
-        .release(event.session_id, &event.session_seat_ids, event.reservation_id)
-        .await;
+    app.locks.release(event.session_id, &event.session_seat_ids, event.reservation_id).await;
 }
 
 pub(super) async fn seats_of(
     tx: &mut PgConnection,
     ids: &[ReservationId],
 ) -> Result<Vec<(ReservationId, SessionSeatId)>> {
-    let sql = "select reservation_id, session_seat_id from reservation_items where reservation_id = any($1) order by id";
+    let sql =
+        "select reservation_id, session_seat_id from reservation_items where reservation_id = any($1) order by id";
     Ok(sqlx::query_as(sql).bind(ids).fetch_all(tx).await?)
 }
 
@@ -279,33 +262,22 @@ async fn why_not_active(app: &App, user_id: UserId, id: ReservationId) -> Result
 
 pub(super) fn refusal(status: StoredStatus) -> Error {
     let (code, detail) = match status {
-        StoredStatus::Active | StoredStatus::Expired => (
-            Code::ReservationExpired,
-            "Its time is over and its seats are on sale again. Reserve anew.",
-        ),
-        StoredStatus::Confirming => (
-            Code::ConfirmationInProgress,
-            "A payment for it is under way. Look at the reservation in a moment.",
-        ),
-        StoredStatus::Confirmed => (
-            Code::ReservationConfirmed,
-            "It is paid. Give its tickets back instead.",
-        ),
-        StoredStatus::Cancelled => (
-            Code::ReservationCancelled,
-            "It was cancelled and its seats are on sale again. Reserve anew.",
-        ),
-        StoredStatus::Refunded => (
-            Code::ReservationRefunded,
-            "Its tickets were given back and its seats are on sale again. Reserve anew.",
-        ),
+        StoredStatus::Active | StoredStatus::Expired => {
+            (Code::ReservationExpired, "Its time is over and its seats are on sale again. Reserve anew.")
+        }
+        StoredStatus::Confirming => {
+            (Code::ConfirmationInProgress, "A payment for it is under way. Look at the reservation in a moment.")
+        }
+        StoredStatus::Confirmed => (Code::ReservationConfirmed, "It is paid. Give its tickets back instead."),
+        StoredStatus::Cancelled => {
+            (Code::ReservationCancelled, "It was cancelled and its seats are on sale again. Reserve anew.")
+        }
+        StoredStatus::Refunded => {
+            (Code::ReservationRefunded, "Its tickets were given back and its seats are on sale again. Reserve anew.")
+        }
     };
     let problem = Problem::new(code, detail);
-    if status == StoredStatus::Confirming {
-        problem.retry_after(2).into()
-    } else {
-        problem.into()
-    }
+    if status == StoredStatus::Confirming { problem.retry_after(2).into() } else { problem.into() }
 }
 
 impl Changed {

@@ -28,9 +28,7 @@ use service_kit::auth::Caller;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiPath, ApiQuery};
 use service_kit::refusals;
-use shared_contracts::ids::{
-    PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId,
-};
+use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
@@ -168,11 +166,8 @@ pub(crate) async fn list_reservations(
 /// The reservation, if it is this user's.
 pub(crate) async fn find(db: &PgPool, id: ReservationId, user_id: UserId) -> Result<Reservation> {
     let sql = format!("select {COLUMNS} from reservations where id = $1 and user_id = $2");
-    let found: Option<Reservation> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(id)
-        .bind(user_id)
-        .fetch_optional(db)
-        .await?;
+    let found: Option<Reservation> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).bind(user_id).fetch_optional(db).await?;
     let mut found = [found.ok_or_else(|| not_found(id))?];
     add_items(db, &mut found).await?;
     let [reservation] = found;
@@ -194,10 +189,7 @@ async fn add_items(db: &PgPool, reservations: &mut [Reservation]) -> Result<()> 
             .fetch_all(db)
             .await?;
     for owned in items {
-        if let Some(reservation) = reservations
-            .iter_mut()
-            .find(|reservation| reservation.id == owned.reservation_id)
-        {
+        if let Some(reservation) = reservations.iter_mut().find(|reservation| reservation.id == owned.reservation_id) {
             reservation.items.push(owned.item);
         }
     }
@@ -206,8 +198,5 @@ async fn add_items(db: &PgPool, reservations: &mut [Reservation]) -> Result<()> 
 
 /// The answer for an id that is unknown or another user's: the two can't be told apart.
 pub(crate) fn not_found(id: ReservationId) -> Error {
-    Error::refused(
-        Code::ReservationNotFound,
-        format!("You have no reservation with the id {id}."),
-    )
+    Error::refused(Code::ReservationNotFound, format!("You have no reservation with the id {id}."))
 }

@@ -24,10 +24,7 @@ async fn a_reservation_holds_its_seats_at_the_tiers_price() {
     let mut shown = system.get(&location, user, 200).await;
     shown["time_remaining_seconds"] = made["time_remaining_seconds"].clone();
     assert_eq!(shown, made, "what was answered is not what is kept");
-    assert_eq!(
-        system.statuses(&sale.session).await,
-        ["reserved", "available", "reserved"]
-    );
+    assert_eq!(system.statuses(&sale.session).await, ["reserved", "available", "reserved"]);
     assert_eq!(system.lock_owner(&sale, 0).await, Some(text_of(&made, "id")));
     system.finish().await;
 }
@@ -40,15 +37,9 @@ async fn a_taken_seat_is_refused_by_name_and_takes_none_of_the_others() {
     let refused = system.reserve(&sale, Uuid::now_v7(), &[0, 1, 2], 409).await;
     assert_eq!(
         (&refused["code"], &refused["seats"]),
-        (
-            &json!("seat_unavailable"),
-            &json!([{ "session_seat_id": sale.seats[1], "status": "reserved" }])
-        )
+        (&json!("seat_unavailable"), &json!([{ "session_seat_id": sale.seats[1], "status": "reserved" }]))
     );
-    assert_eq!(
-        system.statuses(&sale.session).await,
-        ["available", "reserved", "available"]
-    );
+    assert_eq!(system.statuses(&sale.session).await, ["available", "reserved", "available"]);
     assert_eq!(system.lock_owner(&sale, 0).await, None);
     system.finish().await;
 }
@@ -63,45 +54,19 @@ async fn unknown_things_are_named() {
         order
     };
     let cases = [
-        (
-            order(|order, id| order["session_id"] = id.into()),
-            "session_not_found",
-        ),
-        (
-            order(|order, id| order["seats"][0]["session_seat_id"] = id.into()),
-            "seat_not_found",
-        ),
-        (
-            order(|order, id| order["seats"][0]["price_tier_id"] = id.into()),
-            "price_tier_not_found",
-        ),
+        (order(|order, id| order["session_id"] = id.into()), "session_not_found"),
+        (order(|order, id| order["seats"][0]["session_seat_id"] = id.into()), "seat_not_found"),
+        (order(|order, id| order["seats"][0]["price_tier_id"] = id.into()), "price_tier_not_found"),
     ];
     for (body, code) in cases {
-        let response = system
-            .call(
-                reqwest::Method::POST,
-                "/api/v1/reservations",
-                Uuid::now_v7(),
-                Some(&body),
-            )
-            .await;
+        let response = system.call(reqwest::Method::POST, "/api/v1/reservations", Uuid::now_v7(), Some(&body)).await;
         assert_eq!(answer(response, 404).await["code"], code);
     }
     let tier = json!({ "name": "Other", "base_multiplier": 1, "session_id": Uuid::now_v7() });
-    let response = system
-        .call(
-            reqwest::Method::POST,
-            "/api/v1/price-tiers",
-            Uuid::now_v7(),
-            Some(&tier),
-        )
-        .await;
+    let response = system.call(reqwest::Method::POST, "/api/v1/price-tiers", Uuid::now_v7(), Some(&tier)).await;
     let mut foreign = sale.clone();
     foreign.tier = text_of(&answer(response, 201).await, "id");
-    assert_eq!(
-        system.reserve(&foreign, Uuid::now_v7(), &[0], 404).await["code"],
-        "price_tier_not_found"
-    );
+    assert_eq!(system.reserve(&foreign, Uuid::now_v7(), &[0], 404).await["code"], "price_tier_not_found");
     assert_eq!(system.statuses(&sale.session).await, ["available"]);
     system.finish().await;
 }
@@ -113,27 +78,11 @@ async fn an_order_that_contradicts_the_seat_map_is_refused() {
     let mut order = sale.order(&[0, 1]);
     order["seats"][1]["row_number"] = "9".into();
     order["seats"][0]["seat_number"] = "2".into();
-    let response = system
-        .call(
-            reqwest::Method::POST,
-            "/api/v1/reservations",
-            Uuid::now_v7(),
-            Some(&order),
-        )
-        .await;
+    let response = system.call(reqwest::Method::POST, "/api/v1/reservations", Uuid::now_v7(), Some(&order)).await;
     let problem = answer(response, 422).await;
-    let pointers: Vec<_> = problem["errors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|error| error["pointer"].clone())
-        .collect();
+    let pointers: Vec<_> = problem["errors"].as_array().unwrap().iter().map(|error| error["pointer"].clone()).collect();
     assert_eq!(pointers, ["/seats/0/seat_number", "/seats/1/row_number"]);
-    assert_eq!(
-        system.lock_owner(&sale, 0).await,
-        None,
-        "a refused order left a lock"
-    );
+    assert_eq!(system.lock_owner(&sale, 0).await, None, "a refused order left a lock");
 
     assert_eq!(
         system.reserve(&sale, Uuid::now_v7(), &[0, 0], 422).await["errors"][0]["pointer"],
@@ -141,10 +90,7 @@ async fn an_order_that_contradicts_the_seat_map_is_refused() {
     );
     let many = system.sale(11).await;
     let all: Vec<usize> = (0..11).collect();
-    assert_eq!(
-        system.reserve(&many, Uuid::now_v7(), &all, 422).await["errors"][0]["pointer"],
-        "/seats"
-    );
+    assert_eq!(system.reserve(&many, Uuid::now_v7(), &all, 422).await["errors"][0]["pointer"], "/seats");
     system.reserve(&many, Uuid::now_v7(), &all[..10], 201).await;
     system.finish().await;
 }
@@ -156,23 +102,12 @@ async fn nobody_sees_anothers_reservation() {
     let (id, owner) = system.reserved(&sale, &[0]).await;
     let stranger = Uuid::now_v7();
     let path = format!("/api/v1/reservations/{id}");
-    assert_eq!(
-        system.get(&path, stranger, 404).await["code"],
-        "reservation_not_found"
-    );
+    assert_eq!(system.get(&path, stranger, 404).await["code"], "reservation_not_found");
     system.confirm(&id, stranger, None, 404).await;
     system.cancel(&id, stranger, 404).await;
-    assert_eq!(
-        system.get("/api/v1/reservations", stranger, 200).await["items"],
-        json!([])
-    );
+    assert_eq!(system.get("/api/v1/reservations", stranger, 200).await["items"], json!([]));
     system.get(&path, owner, 200).await;
-    let anonymous = system
-        .http
-        .get(format!("{}{path}", system.booking_base))
-        .send()
-        .await
-        .unwrap();
+    let anonymous = system.http.get(format!("{}{path}", system.booking_base)).send().await.unwrap();
     assert_eq!(answer(anonymous, 401).await["code"], "unauthenticated");
     system.finish().await;
 }
@@ -190,29 +125,15 @@ async fn a_customer_lists_their_own_newest_first_in_pages() {
     let (mut seen, mut path) = (Vec::new(), "/api/v1/reservations?limit=2".to_owned());
     loop {
         let page = system.get(&path, user, 200).await;
-        seen.extend(
-            page["items"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|item| text_of(item, "id")),
-        );
-        assert!(
-            page["items"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .all(|item| item["items"].as_array().unwrap().len() == 1)
-        );
+        seen.extend(page["items"].as_array().unwrap().iter().map(|item| text_of(item, "id")));
+        assert!(page["items"].as_array().unwrap().iter().all(|item| item["items"].as_array().unwrap().len() == 1));
         let Some(cursor) = page["next_cursor"].as_str() else {
             break;
         };
         path = format!("/api/v1/reservations?limit=2&cursor={cursor}");
     }
     assert_eq!(seen, made);
-    let cancelled = system
-        .get("/api/v1/reservations?status=cancelled", user, 200)
-        .await;
+    let cancelled = system.get("/api/v1/reservations?status=cancelled", user, 200).await;
     assert_eq!(cancelled["items"].as_array().unwrap().len(), 1);
     system.finish().await;
 }
@@ -223,10 +144,7 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
     let sale = system.sale(1).await;
     let cases = [
         ("sales_start = now() + interval '1 hour'", "sales_not_started"),
-        (
-            "sales_start = null, sales_end = now() - interval '1 hour'",
-            "sales_ended",
-        ),
+        ("sales_start = null, sales_end = now() - interval '1 hour'", "sales_ended"),
         (
             "sales_end = null, start_time = now() - interval '1 minute', end_time = now() + interval '1 hour'",
             "sales_ended",
@@ -235,10 +153,7 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
     ];
     for (change, code) in cases {
         let sql = format!("update sessions set {change}");
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .execute(&system.event_db)
-            .await
-            .unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&system.event_db).await.unwrap();
         let problem = system.reserve(&sale, Uuid::now_v7(), &[0], 409).await;
         assert_eq!(problem["code"], code, "{problem}");
     }

@@ -10,14 +10,8 @@ async fn a_cancelled_reservation_frees_its_seats_before_it_answers() {
     assert_eq!(system.cancel(&id, user, 200).await["status"], "cancelled");
     assert_eq!(system.statuses(&sale.session).await, ["available", "available"]);
     assert_eq!(system.lock_owner(&sale, 0).await, None);
-    assert_eq!(
-        system.cancel(&id, user, 409).await["code"],
-        "reservation_cancelled"
-    );
-    assert_eq!(
-        system.confirm(&id, user, None, 409).await["code"],
-        "reservation_cancelled"
-    );
+    assert_eq!(system.cancel(&id, user, 409).await["code"], "reservation_cancelled");
+    assert_eq!(system.confirm(&id, user, None, 409).await["code"], "reservation_cancelled");
     system.reserved(&sale, &[0, 1]).await;
     system.finish().await;
 }
@@ -28,9 +22,6 @@ async fn a_paid_reservation_can_not_be_cancelled() {
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
-    assert_eq!(
-        system.cancel(&id, user, 409).await["code"],
-        "reservation_confirmed"
-    );
+    assert_eq!(system.cancel(&id, user, 409).await["code"], "reservation_confirmed");
     system.finish().await;
 }

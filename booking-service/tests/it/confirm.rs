@@ -12,59 +12,26 @@ async fn paying_makes_tickets_and_sells_the_seats_by_message() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     let (id, user) = system.reserved(&sale, &[0, 1]).await;
-    let paid = system
-        .confirm(&id, user, Some(json!({ "payment_id": "pay_demo" })), 200)
-        .await;
+    let paid = system.confirm(&id, user, Some(json!({ "payment_id": "pay_demo" })), 200).await;
     assert_eq!(
-        (
-            &paid["status"],
-            &paid["payment_status"],
-            paid["tickets"].as_array().unwrap().len()
-        ),
+        (&paid["status"], &paid["payment_status"], paid["tickets"].as_array().unwrap().len()),
         (&json!("confirmed"), &json!("completed"), 2)
     );
     system.seats_become(&sale, &["sold", "sold", "available"]).await;
 
-    let tickets = system
-        .get(&format!("/api/v1/tickets/user/{user}"), user, 200)
-        .await;
+    let tickets = system.get(&format!("/api/v1/tickets/user/{user}"), user, 200).await;
     assert_eq!(tickets.as_array().unwrap().len(), 2);
     assert!(text_of(&tickets[0], "qr_code").starts_with("data:image/png;base64,iVBOR"));
     let ticket = text_of(&paid["tickets"][0], "id");
-    let image = system
-        .call(
-            reqwest::Method::GET,
-            &format!("/api/v1/tickets/{ticket}/qr"),
-            user,
-            None,
-        )
-        .await;
+    let image = system.call(reqwest::Method::GET, &format!("/api/v1/tickets/{ticket}/qr"), user, None).await;
     assert_eq!(image.headers()["content-type"], "image/png");
     assert_eq!(&image.bytes().await.unwrap()[..8], b"\x89PNG\r\n\x1a\n");
-    let image = system
-        .call(
-            reqwest::Method::GET,
-            &format!("/api/v1/tickets/{ticket}/qr?format=svg"),
-            user,
-            None,
-        )
-        .await;
+    let image = system.call(reqwest::Method::GET, &format!("/api/v1/tickets/{ticket}/qr?format=svg"), user, None).await;
     assert!(image.text().await.unwrap().contains("<svg"));
     let stranger = Uuid::now_v7();
-    system
-        .get(&format!("/api/v1/tickets/{ticket}"), stranger, 404)
-        .await;
-    assert_eq!(
-        system
-            .get(&format!("/api/v1/tickets/user/{user}"), stranger, 200)
-            .await,
-        json!([])
-    );
-    assert_eq!(
-        system.lock_owner(&sale, 0).await,
-        None,
-        "a sold seat needs no lock"
-    );
+    system.get(&format!("/api/v1/tickets/{ticket}"), stranger, 404).await;
+    assert_eq!(system.get(&format!("/api/v1/tickets/user/{user}"), stranger, 200).await, json!([]));
+    assert_eq!(system.lock_owner(&sale, 0).await, None, "a sold seat needs no lock");
     system.finish().await;
 }
 
@@ -75,16 +42,8 @@ async fn repeating_gives_the_same_answer_and_charges_once() {
     let (id, user) = system.reserved(&sale, &[0]).await;
     let first = system.confirm(&id, user, None, 200).await;
     assert_eq!(system.confirm(&id, user, None, 200).await, first);
-    assert_eq!(
-        system
-            .confirm(&id, user, Some(json!({ "payment_id": "pay_decline" })), 200)
-            .await,
-        first
-    );
-    assert_eq!(
-        system.count("select count(*) from mock_provider_charges").await,
-        1
-    );
+    assert_eq!(system.confirm(&id, user, Some(json!({ "payment_id": "pay_decline" })), 200).await, first);
+    assert_eq!(system.count("select count(*) from mock_provider_charges").await, 1);
     system.finish().await;
 }
 
@@ -96,14 +55,8 @@ async fn thirty_confirmations_at_once_charge_once() {
     let path = format!("/api/v1/reservations/{id}/confirm");
     let answers = join_all((0..30).map(|_| system.call(reqwest::Method::POST, &path, user, None))).await;
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status().as_u16()).collect();
-    assert!(
-        statuses.iter().all(|status| [200, 409].contains(status)) && statuses.contains(&200),
-        "{statuses:?}"
-    );
-    assert_eq!(
-        system.count("select count(*) from mock_provider_charges").await,
-        1
-    );
+    assert!(statuses.iter().all(|status| [200, 409].contains(status)) && statuses.contains(&200), "{statuses:?}");
+    assert_eq!(system.count("select count(*) from mock_provider_charges").await, 1);
     assert_eq!(system.count("select count(*) from tickets").await, 2);
     system.finish().await;
 }
@@ -113,14 +66,9 @@ async fn a_declined_payment_keeps_the_hold_and_may_be_tried_again() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
-    let declined = system
-        .confirm(&id, user, Some(json!({ "payment_id": "pay_decline_1" })), 402)
-        .await;
+    let declined = system.confirm(&id, user, Some(json!({ "payment_id": "pay_decline_1" })), 402).await;
     assert_eq!(declined["code"], "payment_declined");
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "active"
-    );
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "active");
     system.confirm(&id, user, None, 200).await;
     system.finish().await;
 }
@@ -131,48 +79,16 @@ async fn a_charge_whose_answer_was_lost_ends_in_a_ticket() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
-    let unknown = system
-        .confirm(
-            &id,
-            user,
-            Some(json!({ "payment_id": "pay_timeout_charged" })),
-            503,
-        )
-        .await;
-    assert_eq!(
-        (&unknown["code"], unknown["retry_after_seconds"].is_u64()),
-        (&json!("payment_unavailable"), true)
-    );
-    assert_eq!(
-        system.confirm(&id, user, None, 409).await["code"],
-        "confirmation_in_progress"
-    );
-    assert_eq!(
-        system.cancel(&id, user, 409).await["code"],
-        "confirmation_in_progress"
-    );
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "active"
-    );
-    assert_eq!(
-        reconcile::settle_payments(&system.app).await.unwrap(),
-        0,
-        "a running lease was settled"
-    );
+    let unknown = system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_charged" })), 503).await;
+    assert_eq!((&unknown["code"], unknown["retry_after_seconds"].is_u64()), (&json!("payment_unavailable"), true));
+    assert_eq!(system.confirm(&id, user, None, 409).await["code"], "confirmation_in_progress");
+    assert_eq!(system.cancel(&id, user, 409).await["code"], "confirmation_in_progress");
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "active");
+    assert_eq!(reconcile::settle_payments(&system.app).await.unwrap(), 0, "a running lease was settled");
     end_lease(&system).await;
     assert_eq!(reconcile::settle_payments(&system.app).await.unwrap(), 1);
-    assert_eq!(
-        system.confirm(&id, user, None, 200).await["tickets"]
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
-    assert_eq!(
-        system.count("select count(*) from mock_provider_charges").await,
-        1
-    );
+    assert_eq!(system.confirm(&id, user, None, 200).await["tickets"].as_array().unwrap().len(), 1);
+    assert_eq!(system.count("select count(*) from mock_provider_charges").await, 1);
     system.finish().await;
 }
 
@@ -182,21 +98,11 @@ async fn a_charge_that_never_arrived_gives_the_reservation_back() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
-    system
-        .confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_lost" })), 503)
-        .await;
+    system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_lost" })), 503).await;
     end_lease(&system).await;
     assert_eq!(reconcile::settle_payments(&system.app).await.unwrap(), 1);
-    assert_eq!(
-        system
-            .count("select count(*) from mock_provider_charges where state = 'voided'")
-            .await,
-        1
-    );
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "active"
-    );
+    assert_eq!(system.count("select count(*) from mock_provider_charges where state = 'voided'").await, 1);
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "active");
     system.confirm(&id, user, None, 200).await;
     system.finish().await;
 }
@@ -207,30 +113,16 @@ async fn a_payment_under_way_does_not_expire() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
-    system
-        .confirm(
-            &id,
-            user,
-            Some(json!({ "payment_id": "pay_timeout_charged" })),
-            503,
-        )
-        .await;
+    system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_charged" })), 503).await;
     sqlx::query("update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour'")
         .execute(&system.app.db)
         .await
         .unwrap();
-    assert_eq!(
-        booking_service::reservations::finish::expire_due(&system.app, 100)
-            .await
-            .unwrap(),
-        0
-    );
+    assert_eq!(booking_service::reservations::finish::expire_due(&system.app, 100).await.unwrap(), 0);
     // Nor does someone who wants its seats end it, although the hold is past its time.
     let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";
     sqlx::query(past).execute(&system.event_db).await.unwrap();
-    let settled = reconcile::reconcile_once(&system.app, &mut reconcile::Sweep::default())
-        .await
-        .unwrap();
+    let settled = reconcile::reconcile_once(&system.app, &mut reconcile::Sweep::default()).await.unwrap();
     assert_eq!((settled.released, settled.confirmed), (0, 0));
     system.reserve(&sale, Uuid::now_v7(), &[0], 409).await;
     end_lease(&system).await;
@@ -240,12 +132,10 @@ async fn a_payment_under_way_does_not_expire() {
 }
 
 async fn end_lease(system: &System) {
-    sqlx::query(
-        "update reservations set confirming_until = now() - interval '1 second' where status = 'confirming'",
-    )
-    .execute(&system.app.db)
-    .await
-    .unwrap();
+    sqlx::query("update reservations set confirming_until = now() - interval '1 second' where status = 'confirming'")
+        .execute(&system.app.db)
+        .await
+        .unwrap();
 }
 
 /// Must not happen; if it does all the same, the last net catches it: nobody pays for a seat that another has, and nothing hangs.
@@ -261,21 +151,10 @@ async fn who_paid_for_a_seat_that_another_has_a_ticket_for_gets_the_money_back()
         .execute(&system.app.db)
         .await
         .unwrap();
-    assert_eq!(
-        system.confirm(&id, user, None, 409).await["code"],
-        "seat_unavailable"
-    );
+    assert_eq!(system.confirm(&id, user, None, 409).await["code"], "seat_unavailable");
     assert_eq!(system.count("select count(*) from mock_provider_refunds r join mock_provider_charges c on r.idempotency_key = c.idempotency_key and r.amount = c.amount").await, 1);
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "expired"
-    );
-    assert_eq!(
-        system
-            .count("select count(*) from refunds where status = 'settled'")
-            .await,
-        1
-    );
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "expired");
+    assert_eq!(system.count("select count(*) from refunds where status = 'settled'").await, 1);
 }
 
 #[tokio::test]
@@ -284,10 +163,8 @@ async fn events_carry_money_with_two_decimals() {
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
-    let payload: String = sqlx::query_scalar("select payload::text from outbox")
-        .fetch_one(&system.app.db)
-        .await
-        .unwrap();
+    let payload: String =
+        sqlx::query_scalar("select payload::text from outbox").fetch_one(&system.app.db).await.unwrap();
     assert!(payload.contains("\"amount\": 100.00"), "{payload}");
     system.finish().await;
 }

@@ -14,12 +14,7 @@ use uuid::Uuid;
 use crate::support::System;
 
 async fn spawn_process(system: &System) -> (Child, String) {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let settings = &system.settings;
     let child = Command::new(env!("CARGO_BIN_EXE_booking-service"))
         .arg("serve")
@@ -37,10 +32,7 @@ async fn spawn_process(system: &System) -> (Child, String) {
     let base = format!("http://127.0.0.1:{port}");
     let http = Client::builder().build().unwrap();
     wait_until("the process is ready", Duration::from_secs(20), async || {
-        http.get(format!("{base}/health/ready"))
-            .send()
-            .await
-            .is_ok_and(|response| response.status() == 200)
+        http.get(format!("{base}/health/ready")).send().await.is_ok_and(|response| response.status() == 200)
     })
     .await;
     (child, base)
@@ -55,37 +47,22 @@ async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
     let (mut process, base) = spawn_process(&system).await;
     let http = Client::builder().build().unwrap();
     let buyers = (0..200).map(|buyer| {
-        let request = http
-            .post(format!("{base}/api/v1/reservations"))
-            .header("x-user-id", Uuid::now_v7().to_string());
+        let request = http.post(format!("{base}/api/v1/reservations")).header("x-user-id", Uuid::now_v7().to_string());
         let request = request.json(&sale.order(&[buyer * 2, buyer * 2 + 1]));
-        async move {
-            request
-                .send()
-                .await
-                .is_ok_and(|response| response.status() == 201)
-        }
+        async move { request.send().await.is_ok_and(|response| response.status() == 201) }
     });
     let killer = async {
-        wait_until(
-            "some bookings are done and others are not",
-            Duration::from_secs(20),
-            async || system.count("select count(*) from reservations").await >= 20,
-        )
+        wait_until("some bookings are done and others are not", Duration::from_secs(20), async || {
+            system.count("select count(*) from reservations").await >= 20
+        })
         .await;
         process.kill().await.unwrap();
     };
     let (answers, ()) = tokio::join!(join_all(buyers), killer);
     let told = answers.into_iter().filter(|told| *told).count() as i64;
     let written = system.count("select count(*) from reservations").await;
-    assert!(
-        written >= told,
-        "{told} were told 201, {written} reservations exist"
-    );
-    assert!(
-        written < 200,
-        "the process died too late for this test to have tested anything"
-    );
+    assert!(written >= told, "{told} were told 201, {written} reservations exist");
+    assert!(written < 200, "the process died too late for this test to have tested anything");
 
     let (_process, _) = spawn_process(&system).await;
     // Once the unwritten bookings are too old to be written, one round of reconciliation frees what they held.
@@ -100,18 +77,9 @@ async fn a_process_that_is_told_to_stop_exits_cleanly() {
     let system = System::start().await;
     let (mut process, _) = spawn_process(&system).await;
     let id = process.id().unwrap().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &id])
-            .status()
-            .await
-            .unwrap()
-            .success()
-    );
-    let status = tokio::time::timeout(Duration::from_secs(20), process.wait())
-        .await
-        .expect("it stops in time")
-        .unwrap();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    let status =
+        tokio::time::timeout(Duration::from_secs(20), process.wait()).await.expect("it stops in time").unwrap();
     assert!(status.success(), "{status}");
     system.finish().await;
 }

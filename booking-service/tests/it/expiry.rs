@@ -28,30 +28,19 @@ async fn the_worker_puts_an_unpaid_seat_back_on_sale_within_two_seconds() {
         expiry_batch_size: 100,
         reconcile: Duration::from_secs(60),
     };
-    worker::start(&system.app, schedule, &system.lifecycle)
-        .await
-        .unwrap();
+    worker::start(&system.app, schedule, &system.lifecycle).await.unwrap();
     let sale = system.sale(1).await;
     let begun = Instant::now();
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.seats_become(&sale, &["available"]).await;
     let after_expiry = begun.elapsed().saturating_sub(hold_time);
     assert!(after_expiry < Duration::from_secs(2), "it took {after_expiry:?}");
-    assert_eq!(
-        system.confirm(&id, user, None, 410).await["code"],
-        "reservation_expired"
-    );
+    assert_eq!(system.confirm(&id, user, None, 410).await["code"], "reservation_expired");
     assert_eq!(system.cancel(&id, user, 410).await["code"], "reservation_expired");
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "expired"
-    );
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "expired");
     system.reserved(&sale, &[0]).await;
     wait_until("the second hold ends too", SOON, async || {
-        system
-            .count("select count(*) from reservations where status = 'expired'")
-            .await
-            == 2
+        system.count("select count(*) from reservations where status = 'expired'").await == 2
     })
     .await;
     system.finish().await;
@@ -63,16 +52,9 @@ async fn without_a_worker_a_buyer_who_wants_an_expired_seat_gets_it() {
     let sale = system.sale(2).await;
     let (old, old_user) = system.reserved(&sale, &[0, 1]).await;
     let_time_pass(&system).await;
-    assert_eq!(
-        system.statuses(&sale.session).await,
-        ["reserved", "reserved"],
-        "a clock freed a seat"
-    );
+    assert_eq!(system.statuses(&sale.session).await, ["reserved", "reserved"], "a clock freed a seat");
     let (_, _) = system.reserved(&sale, &[0]).await;
-    assert_eq!(
-        system.confirm(&old, old_user, None, 410).await["code"],
-        "reservation_expired"
-    );
+    assert_eq!(system.confirm(&old, old_user, None, 410).await["code"], "reservation_expired");
     system.seats_become(&sale, &["reserved", "available"]).await;
     system.finish().await;
 }
@@ -83,18 +65,9 @@ async fn a_late_confirmation_is_told_so_even_before_the_worker_came() {
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     let_time_pass(&system).await;
-    assert_eq!(
-        system.confirm(&id, user, None, 410).await["code"],
-        "reservation_expired"
-    );
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "expired"
-    );
-    assert_eq!(
-        system.count("select count(*) from mock_provider_charges").await,
-        0
-    );
+    assert_eq!(system.confirm(&id, user, None, 410).await["code"], "reservation_expired");
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "expired");
+    assert_eq!(system.count("select count(*) from mock_provider_charges").await, 0);
     assert_eq!(expire_due(&system.app, 100).await.unwrap(), 1);
     system.seats_become(&sale, &["available"]).await;
     system.finish().await;
@@ -126,12 +99,7 @@ async fn several_workers_share_the_due_ones_and_end_each_once() {
     // Each may find nothing while the others hold the last rows; what is left is nobody's.
     let ended: usize = join_all(workers).await.into_iter().sum();
     assert_eq!(ended, 40);
-    assert_eq!(
-        system
-            .count("select count(*) from outbox where event_type = 'reservation.expired'")
-            .await,
-        40
-    );
+    assert_eq!(system.count("select count(*) from outbox where event_type = 'reservation.expired'").await, 40);
     let buyer = Uuid::now_v7();
     system.seats_become(&sale, &["available"; 40]).await;
     system.reserve(&sale, buyer, &[7], 201).await;

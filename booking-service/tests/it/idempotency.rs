@@ -9,16 +9,8 @@ use uuid::Uuid;
 use crate::support::{Sale, System, answer, text_of};
 
 async fn post(system: &System, path: &str, user: Uuid, key: &str, body: &Value) -> Response {
-    let request = system
-        .http
-        .request(Method::POST, format!("{}{path}", system.booking_base));
-    request
-        .header("x-user-id", user.to_string())
-        .header("idempotency-key", key)
-        .json(body)
-        .send()
-        .await
-        .unwrap()
+    let request = system.http.request(Method::POST, format!("{}{path}", system.booking_base));
+    request.header("x-user-id", user.to_string()).header("idempotency-key", key).json(body).send().await.unwrap()
 }
 
 async fn reserve(system: &System, sale: &Sale, user: Uuid, key: &str, seats: &[usize]) -> Response {
@@ -26,10 +18,7 @@ async fn reserve(system: &System, sale: &Sale, user: Uuid, key: &str, seats: &[u
 }
 
 fn is_replayed(response: &Response) -> bool {
-    response
-        .headers()
-        .get("idempotency-replayed")
-        .is_some_and(|value| value == "true")
+    response.headers().get("idempotency-replayed").is_some_and(|value| value == "true")
 }
 
 #[tokio::test]
@@ -46,10 +35,7 @@ async fn a_repeated_reservation_is_the_same_one() {
     assert!(is_replayed(&again));
     assert_eq!(again.headers()["location"], location);
     assert_eq!(answer(again, 201).await, made);
-    assert_eq!(
-        answer(reserve(&system, &sale, user, "key-1", &[1]).await, 422).await["code"],
-        "idempotency_key_reused"
-    );
+    assert_eq!(answer(reserve(&system, &sale, user, "key-1", &[1]).await, 422).await["code"], "idempotency_key_reused");
     let other = reserve(&system, &sale, Uuid::now_v7(), "key-1", &[1]).await;
     assert!(!is_replayed(&other), "keys of two users met");
     answer(other, 201).await;
@@ -71,10 +57,7 @@ async fn fifty_twins_at_once_make_one_reservation() {
         }
     }
     ids.dedup();
-    assert_eq!(
-        (ids.len(), system.count("select count(*) from reservations").await),
-        (1, 1)
-    );
+    assert_eq!((ids.len(), system.count("select count(*) from reservations").await), (1, 1));
     system.finish().await;
 }
 
@@ -84,10 +67,7 @@ async fn a_refusal_is_kept_and_an_outage_is_not() {
     let sale = system.sale(2).await;
     let user = Uuid::now_v7();
     let (blocking, owner) = system.reserved(&sale, &[0]).await;
-    assert_eq!(
-        answer(reserve(&system, &sale, user, "late", &[0]).await, 409).await["code"],
-        "seat_unavailable"
-    );
+    assert_eq!(answer(reserve(&system, &sale, user, "late", &[0]).await, 409).await["code"], "seat_unavailable");
     system.cancel(&blocking, owner, 200).await;
     let again = reserve(&system, &sale, user, "late", &[0]).await;
     assert!(is_replayed(&again));
@@ -125,10 +105,7 @@ async fn a_dead_attempt_is_taken_over() {
         answer(reserve(&system, &sale, user, "dead", &[0]).await, 409).await["code"],
         "idempotency_key_in_flight"
     );
-    sqlx::query("update idempotency_keys set locked_until = now()")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
+    sqlx::query("update idempotency_keys set locked_until = now()").execute(&system.app.db).await.unwrap();
     answer(reserve(&system, &sale, user, "dead", &[0]).await, 201).await;
     system.finish().await;
 }
@@ -144,11 +121,7 @@ async fn a_repeated_payment_gets_the_same_answer_even_when_it_was_declined() {
     let again = post(&system, &path, user, "try-1", &declined).await;
     assert!(is_replayed(&again));
     answer(again, 402).await;
-    assert_eq!(
-        system.count("select count(*) from payments").await,
-        1,
-        "a repeated payment was asked for twice"
-    );
+    assert_eq!(system.count("select count(*) from payments").await, 1, "a repeated payment was asked for twice");
     assert_eq!(
         answer(post(&system, &path, user, "try-1", &json!({})).await, 422).await["code"],
         "idempotency_key_reused"

@@ -4,9 +4,6 @@ use service_kit::testing::assert_matches_file;
 
 #[tokio::test]
 async fn the_document_is_the_one_in_review() {
-    let document = booking_service::app::document()
-        .unwrap()
-        .to_pretty_json()
-        .unwrap();
+    let document = booking_service::app::document().unwrap().to_pretty_json().unwrap();
     assert_matches_file(&document, concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
 }

@@ -20,23 +20,14 @@ async fn without_a_broker_the_client_gets_its_ticket_and_the_seat_is_sold_later(
             system.to_broker.freeze()
         }
         let begun = Instant::now();
-        assert_eq!(
-            system.confirm(&id, user, None, 200).await["tickets"]
-                .as_array()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(system.confirm(&id, user, None, 200).await["tickets"].as_array().unwrap().len(), 1);
         assert!(
             begun.elapsed() < Duration::from_secs(1),
             "{fault}: the client waited {:?} for the broker",
             begun.elapsed()
         );
         assert_eq!(system.statuses(&sale.session).await[seat], "reserved");
-        assert_eq!(
-            system.reserve(&sale, Uuid::now_v7(), &[seat], 409).await["code"],
-            "seat_unavailable"
-        );
+        assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[seat], 409).await["code"], "seat_unavailable");
         system.to_broker.heal();
         wait_until("the seat is sold", Duration::from_secs(40), async || {
             system.statuses(&sale.session).await[seat] == "sold"
@@ -67,10 +58,7 @@ async fn without_redis_booking_works_and_soon_as_fast() {
         }
         assert!(slow <= 1, "{fault}: {slow} bookings waited for Redis");
         system.to_redis.heal();
-        wait_until("Redis is used again", SOON, async || {
-            system.app.locks.ping().await.is_ok()
-        })
-        .await;
+        wait_until("Redis is used again", SOON, async || system.app.locks.ping().await.is_ok()).await;
     }
     // The watch looks every half second; then seats are locked again.
     wait_until("seats are locked again", SOON, async || {
@@ -92,15 +80,8 @@ async fn a_stale_lock_is_taken_down_by_who_meets_it() {
     system.to_redis.cut();
     system.cancel(&id, user, 200).await;
     system.to_redis.heal();
-    assert_eq!(
-        system.lock_owner(&sale, 0).await,
-        Some(id),
-        "the lock is stale, as this test needs it"
-    );
-    wait_until("Redis is used again", SOON, async || {
-        system.app.locks.ping().await.is_ok()
-    })
-    .await;
+    assert_eq!(system.lock_owner(&sale, 0).await, Some(id), "the lock is stale, as this test needs it");
+    wait_until("Redis is used again", SOON, async || system.app.locks.ping().await.is_ok()).await;
     system.reserved(&sale, &[0]).await;
     system.finish().await;
 }
@@ -123,26 +104,14 @@ async fn without_the_event_service_nothing_is_held_and_the_rest_works_on() {
             (&problem["code"], problem["retry_after_seconds"].is_u64()),
             (&json!("event_service_unavailable"), true)
         );
-        assert!(
-            begun.elapsed() < Duration::from_secs(5),
-            "{fault}: the client waited {:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < Duration::from_secs(5), "{fault}: the client waited {:?}", begun.elapsed());
     }
     system.confirm(&id, user, None, 200).await;
-    assert_eq!(
-        system.cancel(&other, other_user, 200).await["status"],
-        "cancelled"
-    );
+    assert_eq!(system.cancel(&other, other_user, 200).await["status"], "cancelled");
     let health = system.get("/health", user, 200).await;
-    assert_eq!(
-        (&health["status"], &health["checks"]["event_service"]),
-        (&json!("degraded"), &json!("down"))
-    );
+    assert_eq!((&health["status"], &health["checks"]["event_service"]), (&json!("degraded"), &json!("down")));
     system.to_event_service.heal();
-    system
-        .seats_become(&sale, &["sold", "available", "available"])
-        .await;
+    system.seats_become(&sale, &["sold", "available", "available"]).await;
     system.reserved(&sale, &[2]).await;
     system.finish().await;
 }

@@ -17,26 +17,9 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
     let url = service_kit::settings::Secret::from(service_kit::testing::server("TEST_RABBITMQ_URL").as_str());
-    let nowhere = Publisher::new(
-        Broker {
-            url,
-            exchange: unique("nowhere"),
-        },
-        "test",
-    );
-    assert_eq!(
-        relay_batch(&system.app.db, &nowhere).await.unwrap(),
-        Relayed {
-            published: 0,
-            left: 1
-        }
-    );
-    assert_eq!(
-        system
-            .count("select count(*) from outbox where published_at is null")
-            .await,
-        1
-    );
+    let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere") }, "test");
+    assert_eq!(relay_batch(&system.app.db, &nowhere).await.unwrap(), Relayed { published: 0, left: 1 });
+    assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
     system.to_broker.heal();
     system.seats_become(&sale, &["sold"]).await;
     system.finish().await;
@@ -50,10 +33,7 @@ async fn two_relays_share_the_work_and_publish_everything() {
         let (id, user) = system.reserved(&sale, &[seat]).await;
         system.confirm(&id, user, None, 200).await;
     }
-    sqlx::query("update outbox set published_at = null")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
+    sqlx::query("update outbox set published_at = null").execute(&system.app.db).await.unwrap();
     let relays = (0..3).map(|_| {
         let db = system.app.db.clone();
         let publisher = Arc::new(Publisher::new(system.settings.broker.clone(), "test"));

@@ -11,12 +11,7 @@ use uuid::Uuid;
 use crate::support::{Sale, System, answer};
 
 /// All at once: each buyer books the seats that `wants` gives it. Answers the statuses.
-async fn stampede(
-    system: &System,
-    sale: &Sale,
-    buyers: usize,
-    wants: impl Fn(usize) -> Vec<usize>,
-) -> Vec<u16> {
+async fn stampede(system: &System, sale: &Sale, buyers: usize, wants: impl Fn(usize) -> Vec<usize>) -> Vec<u16> {
     let start = Arc::new(Barrier::new(buyers));
     let buyers = (0..buyers).map(|buyer| {
         let (start, seats) = (Arc::clone(&start), wants(buyer));
@@ -67,12 +62,7 @@ async fn overlapping_pairs_in_opposite_orders_come_whole_or_not_at_all() {
         let statuses = stampede(&system, &sale, 64, |buyer| pairs[buyer % pairs.len()].to_vec()).await;
         let won = winners(&statuses);
         assert!((1..=2).contains(&won), "{won} pairs of four seats");
-        let held = system
-            .statuses(&sale.session)
-            .await
-            .iter()
-            .filter(|status| *status == "reserved")
-            .count();
+        let held = system.statuses(&sale.session).await.iter().filter(|status| *status == "reserved").count();
         assert_eq!(held, won * 2, "something is held that nobody has");
     }
     system.finish().await;
@@ -113,10 +103,7 @@ async fn confirm_and_expiry_have_one_winner() {
         }
     }
     while expire_due(&system.app, 100).await.unwrap() > 0 {}
-    assert!(
-        paid > 0 && paid < 60,
-        "{paid} of 60 were paid: there was no race, so the test has tested nothing"
-    );
+    assert!(paid > 0 && paid < 60, "{paid} of 60 were paid: there was no race, so the test has tested nothing");
     system.finish().await;
 }
 

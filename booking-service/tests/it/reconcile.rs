@@ -17,14 +17,8 @@ async fn orphan(system: &System, session: &str, seat: &str, age: &'static str) -
             .unwrap();
     let owner = Uuid::now_v7();
     let hold = json!({ "reservation_id": owner, "session_seat_ids": [seat], "reserved_until": until });
-    let path = format!(
-        "{}/api/internal/sessions/{session}/seats/reserve",
-        system.event_base
-    );
-    assert_eq!(
-        system.http.post(path).json(&hold).send().await.unwrap().status(),
-        200
-    );
+    let path = format!("{}/api/internal/sessions/{session}/seats/reserve", system.event_base);
+    assert_eq!(system.http.post(path).json(&hold).send().await.unwrap().status(), 200);
     owner
 }
 
@@ -38,16 +32,15 @@ async fn a_hold_without_a_reservation_is_freed_when_its_booking_can_not_end_any_
     system.reserved(&sale, &[3]).await;
     let mut sweep = Sweep::default();
     assert_eq!(reconcile_once(&system.app, &mut sweep).await.unwrap().released, 2);
-    assert_eq!(
-        system.statuses(&sale.session).await,
-        ["available", "reserved", "available", "reserved"]
-    );
+    assert_eq!(system.statuses(&sale.session).await, ["available", "reserved", "available", "reserved"]);
     // The young one may still be written by its booking; a later round finds it, and only it.
-    sqlx::query("update session_seats set reserved_until = reserved_until - interval '20 seconds' where session_seat_id = $1")
-        .bind(sale.seats[1].parse::<Uuid>().unwrap())
-        .execute(&system.event_db)
-        .await
-        .unwrap();
+    sqlx::query(
+        "update session_seats set reserved_until = reserved_until - interval '20 seconds' where session_seat_id = $1",
+    )
+    .bind(sale.seats[1].parse::<Uuid>().unwrap())
+    .execute(&system.event_db)
+    .await
+    .unwrap();
     assert_eq!(reconcile_once(&system.app, &mut sweep).await.unwrap().released, 1);
     assert_eq!(reconcile_once(&system.app, &mut sweep).await.unwrap().released, 0);
     system.finish().await;
@@ -84,13 +77,7 @@ async fn a_booking_that_is_just_committing_keeps_its_seats() {
     };
     let mut sweep = Sweep::default();
     let (healed, ()) = tokio::join!(reconcile_once(&system.app, &mut sweep), waiting);
-    assert_eq!(
-        (
-            healed.unwrap().released,
-            system.statuses(&sale.session).await[0].as_str()
-        ),
-        (0, "reserved")
-    );
+    assert_eq!((healed.unwrap().released, system.statuses(&sale.session).await[0].as_str()), (0, "reserved"));
     system.finish().await;
 }
 
@@ -101,26 +88,16 @@ async fn what_a_lost_message_should_have_said_is_said_by_reconciliation() {
     system.to_broker.cut();
     let (paid, user) = system.reserved(&sale, &[0, 1]).await;
     let tickets = system.confirm(&paid, user, None, 200).await;
-    system
-        .refund(&text_of(&tickets["tickets"][1], "id"), user, 200)
-        .await;
+    system.refund(&text_of(&tickets["tickets"][1], "id"), user, 200).await;
     // As if the broker had lost them after it took them.
-    sqlx::query("update outbox set published_at = now()")
-        .execute(&system.app.db)
+    sqlx::query("update outbox set published_at = now()").execute(&system.app.db).await.unwrap();
+    sqlx::query("update session_seats set reserved_until = now() - interval '1 second' where status = 'reserved'")
+        .execute(&system.event_db)
         .await
         .unwrap();
-    sqlx::query(
-        "update session_seats set reserved_until = now() - interval '1 second' where status = 'reserved'",
-    )
-    .execute(&system.event_db)
-    .await
-    .unwrap();
     let healed = reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
     assert_eq!((healed.confirmed, healed.released), (1, 1));
-    assert_eq!(
-        system.statuses(&sale.session).await,
-        ["sold", "available", "available"]
-    );
+    assert_eq!(system.statuses(&sale.session).await, ["sold", "available", "available"]);
     system.assert_promises().await;
 }
 
@@ -130,22 +107,11 @@ async fn a_refund_that_the_provider_did_not_hear_of_is_settled_later_and_once() 
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     let paid = system.confirm(&id, user, None, 200).await;
-    system
-        .refund(&text_of(&paid["tickets"][0], "id"), user, 200)
-        .await;
-    sqlx::query("delete from mock_provider_refunds")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
-    sqlx::query("update refunds set status = 'pending'")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
+    system.refund(&text_of(&paid["tickets"][0], "id"), user, 200).await;
+    sqlx::query("delete from mock_provider_refunds").execute(&system.app.db).await.unwrap();
+    sqlx::query("update refunds set status = 'pending'").execute(&system.app.db).await.unwrap();
     assert_eq!(reconcile::settle_refunds(&system.app).await.unwrap(), 1);
     assert_eq!(reconcile::settle_refunds(&system.app).await.unwrap(), 0);
-    assert_eq!(
-        system.count("select count(*) from mock_provider_refunds").await,
-        1
-    );
+    assert_eq!(system.count("select count(*) from mock_provider_refunds").await, 1);
     system.finish().await;
 }

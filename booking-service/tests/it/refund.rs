@@ -19,14 +19,8 @@ async fn a_refunded_ticket_pays_once_and_frees_its_seat() {
     assert_eq!(first["status"], "refunded");
     assert_eq!(system.refund(&ticket, user, 200).await, first);
     system.seats_become(&sale, &["available", "sold"]).await;
-    assert_eq!(
-        system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"],
-        "confirmed"
-    );
-    assert_eq!(
-        system.count("select count(*) from mock_provider_refunds").await,
-        1
-    );
+    assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "confirmed");
+    assert_eq!(system.count("select count(*) from mock_provider_refunds").await, 1);
 
     let (again, buyer) = system.reserved(&sale, &[0]).await;
     system.confirm(&again, buyer, None, 200).await;
@@ -44,17 +38,12 @@ async fn a_reservation_whose_tickets_are_all_given_back_is_refunded() {
         let paid = system.confirm(&id, user, None, 200).await;
         let path = |n: usize| format!("/api/v1/tickets/{}/refund", text_of(&paid["tickets"][n], "id"));
         let (first, second) = (path(0), path(1));
-        let (first, second) = tokio::join!(
-            system.call(Method::POST, &first, user, None),
-            system.call(Method::POST, &second, user, None)
-        );
+        let (first, second) =
+            tokio::join!(system.call(Method::POST, &first, user, None), system.call(Method::POST, &second, user, None));
         assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
         let shown = system.get(&format!("/api/v1/reservations/{id}"), user, 200).await;
         assert_eq!(shown["status"], "refunded");
-        assert_eq!(
-            system.confirm(&id, user, None, 409).await["code"],
-            "reservation_refunded"
-        );
+        assert_eq!(system.confirm(&id, user, None, 409).await["code"], "reservation_refunded");
         system.seats_become(&sale, &["available", "available"]).await;
     }
     system.finish().await;
@@ -66,15 +55,9 @@ async fn a_used_ticket_is_not_refunded() {
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     let paid = system.confirm(&id, user, None, 200).await;
-    sqlx::query("update tickets set status = 'used'")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
+    sqlx::query("update tickets set status = 'used'").execute(&system.app.db).await.unwrap();
     let ticket = text_of(&paid["tickets"][0], "id");
     assert_eq!(system.refund(&ticket, user, 409).await["code"], "ticket_used");
-    assert_eq!(
-        system.get(&format!("/api/v1/tickets/{ticket}"), user, 200).await["is_used"],
-        json!(true)
-    );
+    assert_eq!(system.get(&format!("/api/v1/tickets/{ticket}"), user, 200).await["is_used"], json!(true));
     system.finish().await;
 }

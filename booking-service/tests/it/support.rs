@@ -43,11 +43,7 @@ pub(crate) struct Sale {
 }
 
 fn common() -> Common {
-    Common {
-        listen: ([127, 0, 0, 1], 0).into(),
-        log_level: "warn".into(),
-        log_format: LogFormat::Pretty,
-    }
+    Common { listen: ([127, 0, 0, 1], 0).into(), log_level: "warn".into(), log_format: LogFormat::Pretty }
 }
 
 impl System {
@@ -58,10 +54,8 @@ impl System {
 
     /// Without a worker: tests call its ticks themselves.
     pub(crate) async fn start_with(hold_time: Duration) -> Self {
-        let (event_url, booking_url) = tokio::join!(
-            database("event", &event_service::app::MIGRATIONS),
-            database("booking", &app::MIGRATIONS)
-        );
+        let (event_url, booking_url) =
+            tokio::join!(database("event", &event_service::app::MIGRATIONS), database("booking", &app::MIGRATIONS));
         let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
         let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
         let exchange = unique("exchange");
@@ -71,17 +65,12 @@ impl System {
             common: common(),
             database_url: event_url.clone(),
             database_connections_max: 20,
-            broker: Broker {
-                url: Secret::from(broker_url.as_str()),
-                exchange: exchange.clone(),
-            },
+            broker: Broker { url: Secret::from(broker_url.as_str()), exchange: exchange.clone() },
             queue: unique("queue"),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let event_address = listener.local_addr().unwrap().to_string();
-        event_service::app::run(event_settings, listener, &lifecycle)
-            .await
-            .unwrap();
+        event_service::app::run(event_settings, listener, &lifecycle).await.unwrap();
         let to_event_service = ChaosProxy::to(&event_address).await;
 
         let settings = Settings {
@@ -90,14 +79,8 @@ impl System {
             database_connections_max: 20,
             redis_url: Secret::from(redis_url.as_str()),
             event_service_url: to_event_service.url(),
-            broker: Broker {
-                url: Secret::from(broker_url.as_str()),
-                exchange,
-            },
-            rules: Rules {
-                hold_time,
-                seats_max: 10,
-            },
+            broker: Broker { url: Secret::from(broker_url.as_str()), exchange },
+            rules: Rules { hold_time, seats_max: 10 },
             expiry_interval: Duration::from_secs(1),
             reconcile_interval: Duration::from_secs(1),
             expiry_batch_size: 100,
@@ -105,9 +88,7 @@ impl System {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let booking_base = format!("http://{}", listener.local_addr().unwrap());
-        let app = app::start(&settings, "booking-service", &lifecycle)
-            .await
-            .unwrap();
+        let app = app::start(&settings, "booking-service", &lifecycle).await.unwrap();
         app::serve(&app, listener, &lifecycle);
         let system = Self {
             app,
@@ -128,51 +109,27 @@ impl System {
 
     pub(crate) async fn consumer_is_up(&self) {
         wait_until("the consumer is up", Duration::from_secs(30), async || {
-            let health = self
-                .http
-                .get(format!("{}/health", self.event_base))
-                .send()
-                .await
-                .unwrap();
+            let health = self.http.get(format!("{}/health", self.event_base)).send().await.unwrap();
             health.json::<Value>().await.unwrap()["checks"]["rabbitmq"] == "up"
         })
         .await;
     }
 
     async fn create(&self, path: &str, body: &Value, id: &str) -> String {
-        let base = if path.contains("price-tiers") {
-            &self.booking_base
-        } else {
-            &self.event_base
-        };
-        let response = self
-            .http
-            .post(format!("{base}{path}"))
-            .json(body)
-            .send()
-            .await
-            .unwrap();
+        let base = if path.contains("price-tiers") { &self.booking_base } else { &self.event_base };
+        let response = self.http.post(format!("{base}{path}")).json(body).send().await.unwrap();
         text_of(&answer(response, 201).await, id)
     }
 
     /// A session of `seats` seats in one row, at 100.00 each.
     pub(crate) async fn sale(&self, seats: u32) -> Sale {
-        let organizer = self
-            .create(
-                "/api/v1/organizers",
-                &json!({ "name": "City Stage" }),
-                "organizer_id",
-            )
-            .await;
+        let organizer = self.create("/api/v1/organizers", &json!({ "name": "City Stage" }), "organizer_id").await;
         let event = json!({ "organizer_id": organizer, "title": "Concert", "event_type": "concert" });
         let event = self.create("/api/v1/events", &event, "event_id").await;
-        let location =
-            json!({ "name": "Mill", "address": "1", "city": "B", "country": "D", "timezone": "UTC" });
+        let location = json!({ "name": "Mill", "address": "1", "city": "B", "country": "D", "timezone": "UTC" });
         let location = self.create("/api/v1/locations", &location, "location_id").await;
         let hall = json!({ "name": "Hall", "capacity": seats });
-        let hall = self
-            .create(&format!("/api/v1/locations/{location}/halls"), &hall, "hall_id")
-            .await;
+        let hall = self.create(&format!("/api/v1/locations/{location}/halls"), &hall, "hall_id").await;
         let grid = json!({ "rows": 1, "seats_per_row": seats });
         answer(
             self.http
@@ -189,43 +146,23 @@ impl System {
             "start_time": format!("2031-01-{day:02}T19:00:00Z"), "end_time": format!("2031-01-{day:02}T21:00:00Z") });
         let session = self.create("/api/v1/sessions", &session, "session_id").await;
         let shown = self.seats(&session).await;
-        let seats = shown
-            .iter()
-            .map(|seat| text_of(seat, "session_seat_id"))
-            .collect();
-        Sale {
-            session,
-            seats,
-            tier: self.tier(json!(1.0)).await,
-        }
+        let seats = shown.iter().map(|seat| text_of(seat, "session_seat_id")).collect();
+        Sale { session, seats, tier: self.tier(json!(1.0)).await }
     }
 
     pub(crate) async fn tier(&self, multiplier: Value) -> String {
-        self.create(
-            "/api/v1/admin/price-tiers",
-            &json!({ "name": "Tier", "base_multiplier": multiplier }),
-            "id",
-        )
-        .await
+        self.create("/api/v1/admin/price-tiers", &json!({ "name": "Tier", "base_multiplier": multiplier }), "id").await
     }
 
     pub(crate) async fn seats(&self, session: &str) -> Vec<Value> {
-        let response = self
-            .http
-            .get(format!("{}/api/v1/sessions/{session}/seats", self.event_base))
-            .send()
-            .await
-            .unwrap();
+        let response =
+            self.http.get(format!("{}/api/v1/sessions/{session}/seats", self.event_base)).send().await.unwrap();
         answer(response, 200).await.as_array().unwrap().clone()
     }
 
     /// Each seat's status, in the order of the seats.
     pub(crate) async fn statuses(&self, session: &str) -> Vec<String> {
-        self.seats(session)
-            .await
-            .iter()
-            .map(|seat| text_of(seat, "status"))
-            .collect()
+        self.seats(session).await.iter().map(|seat| text_of(seat, "status")).collect()
     }
 
     pub(crate) async fn seats_become(&self, sale: &Sale, expected: &[&str]) -> Duration {
@@ -235,17 +172,9 @@ impl System {
         .await
     }
 
-    pub(crate) async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        user: Uuid,
-        body: Option<&Value>,
-    ) -> Response {
-        let mut request = self
-            .http
-            .request(method, format!("{}{path}", self.booking_base))
-            .header("x-user-id", user.to_string());
+    pub(crate) async fn call(&self, method: Method, path: &str, user: Uuid, body: Option<&Value>) -> Response {
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.booking_base)).header("x-user-id", user.to_string());
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -258,13 +187,7 @@ impl System {
 
     /// Books the seats of these indexes.
     pub(crate) async fn try_reserve(&self, sale: &Sale, user: Uuid, seats: &[usize]) -> Response {
-        self.call(
-            Method::POST,
-            "/api/v1/reservations",
-            user,
-            Some(&sale.order(seats)),
-        )
-        .await
+        self.call(Method::POST, "/api/v1/reservations", user, Some(&sale.order(seats))).await
     }
 
     pub(crate) async fn reserve(&self, sale: &Sale, user: Uuid, seats: &[usize], expected: u16) -> Value {
@@ -273,39 +196,18 @@ impl System {
 
     pub(crate) async fn confirm(&self, id: &str, user: Uuid, body: Option<Value>, expected: u16) -> Value {
         answer(
-            self.call(
-                Method::POST,
-                &format!("/api/v1/reservations/{id}/confirm"),
-                user,
-                body.as_ref(),
-            )
-            .await,
+            self.call(Method::POST, &format!("/api/v1/reservations/{id}/confirm"), user, body.as_ref()).await,
             expected,
         )
         .await
     }
 
     pub(crate) async fn cancel(&self, id: &str, user: Uuid, expected: u16) -> Value {
-        answer(
-            self.call(Method::DELETE, &format!("/api/v1/reservations/{id}"), user, None)
-                .await,
-            expected,
-        )
-        .await
+        answer(self.call(Method::DELETE, &format!("/api/v1/reservations/{id}"), user, None).await, expected).await
     }
 
     pub(crate) async fn refund(&self, ticket: &str, user: Uuid, expected: u16) -> Value {
-        answer(
-            self.call(
-                Method::POST,
-                &format!("/api/v1/tickets/{ticket}/refund"),
-                user,
-                None,
-            )
-            .await,
-            expected,
-        )
-        .await
+        answer(self.call(Method::POST, &format!("/api/v1/tickets/{ticket}/refund"), user, None).await, expected).await
     }
 
     /// A reservation, its id and its user.
@@ -324,28 +226,20 @@ impl System {
         let client = redis::Client::open(server("TEST_REDIS_URL")).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let key = format!("booking:lock:{{{}}}:{}", sale.session, sale.seats[seat]);
-        redis::cmd("GET")
-            .arg(key)
-            .query_async(&mut connection)
-            .await
-            .unwrap()
+        redis::cmd("GET").arg(key).query_async(&mut connection).await.unwrap()
     }
 
     /// Waits until every event has left and had its effect, then holds both databases against the promises.
     pub(crate) async fn finish(self) {
         wait_until("the outbox is empty", Duration::from_secs(30), async || {
             let _ = outbox::relay_batch(&self.app.db, &self.app.publisher).await;
-            self.count("select count(*) from outbox where published_at is null")
-                .await
-                == 0
+            self.count("select count(*) from outbox where published_at is null").await == 0
         })
         .await;
         let events = self.count("select count(*) from outbox").await;
         wait_until("every event is applied", Duration::from_secs(30), async || {
-            let applied: i64 = sqlx::query_scalar("select count(*) from inbox")
-                .fetch_one(&self.event_db)
-                .await
-                .unwrap();
+            let applied: i64 =
+                sqlx::query_scalar("select count(*) from inbox").fetch_one(&self.event_db).await.unwrap();
             applied == events
         })
         .await;
@@ -356,9 +250,7 @@ impl System {
     /// What must be true of both databases at rest.
     pub(crate) async fn assert_promises(&self) {
         type Owned = Vec<(Uuid, Uuid)>;
-        let by = async |db: &PgPool, sql: &'static str| -> Owned {
-            sqlx::query_as(sql).fetch_all(db).await.unwrap()
-        };
+        let by = async |db: &PgPool, sql: &'static str| -> Owned { sqlx::query_as(sql).fetch_all(db).await.unwrap() };
         let held = by(
             &self.event_db,
             "select session_seat_id, reservation_id from session_seats where status = 'reserved' order by 1",
@@ -380,10 +272,7 @@ impl System {
             "select session_seat_id, reservation_id from tickets where status <> 'refunded' order by 1",
         )
         .await;
-        assert_eq!(
-            held, active,
-            "holds (left) and active reservations (right) differ"
-        );
+        assert_eq!(held, active, "holds (left) and active reservations (right) differ");
         assert_eq!(sold, ticketed, "sold seats (left) and tickets (right) differ");
         let violations = self
             .count(
@@ -422,10 +311,7 @@ impl Drop for System {
 }
 
 pub(crate) fn text_of(value: &Value, name: &str) -> String {
-    value[name]
-        .as_str()
-        .unwrap_or_else(|| panic!("no {name} in {value}"))
-        .to_owned()
+    value[name].as_str().unwrap_or_else(|| panic!("no {name} in {value}")).to_owned()
 }
 
 pub(crate) async fn answer(response: Response, expected: u16) -> Value {

@@ -18,23 +18,13 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 fn all() -> Vec<(String, String)> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = Vec::new();
-    for crate_name in [
-        "shared-contracts",
-        "service-kit",
-        "event-service",
-        "booking-service",
-    ] {
+    for crate_name in ["shared-contracts", "service-kit", "event-service", "booking-service"] {
         sources(&top.join(crate_name).join("src"), &mut found);
     }
     assert!(found.len() > 30, "only {} files were found", found.len());
     found
         .into_iter()
-        .map(|path| {
-            (
-                path.strip_prefix(top).unwrap().display().to_string(),
-                fs::read_to_string(&path).unwrap(),
-            )
-        })
+        .map(|path| (path.strip_prefix(top).unwrap().display().to_string(), fs::read_to_string(&path).unwrap()))
         .collect()
 }
 
@@ -50,12 +40,8 @@ fn each_table_of_promises_has_one_writer() {
     for (path, text) in all() {
         for (table, writer) in writers {
             for verb in ["insert into", "update", "delete from"] {
-                let writes =
-                    text.contains(&format!("{verb} {table} ")) || text.contains(&format!("{verb} {table}\n"));
-                assert!(
-                    !writes || path.starts_with(writer),
-                    "{path} writes {table}; only {writer} may"
-                );
+                let writes = text.contains(&format!("{verb} {table} ")) || text.contains(&format!("{verb} {table}\n"));
+                assert!(!writes || path.starts_with(writer), "{path} writes {table}; only {writer} may");
             }
         }
     }

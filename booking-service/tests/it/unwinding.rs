@@ -59,24 +59,11 @@ async fn forward(State(front): State<FaultyFront>, request: Request) -> Response
         return StatusCode::BAD_GATEWAY.into_response();
     }
     let status = response.status();
-    (
-        status,
-        [("content-type", "application/json")],
-        response.bytes().await.unwrap(),
-    )
-        .into_response()
+    (status, [("content-type", "application/json")], response.bytes().await.unwrap()).into_response()
 }
 
-fn rebuild(
-    front: &FaultyFront,
-    method: &reqwest::Method,
-    path: &str,
-    body: Bytes,
-) -> reqwest::RequestBuilder {
-    front
-        .http
-        .request(method.clone(), format!("{}{path}", front.target))
-        .body(body)
+fn rebuild(front: &FaultyFront, method: &reqwest::Method, path: &str, body: Bytes) -> reqwest::RequestBuilder {
+    front.http.request(method.clone(), format!("{}{path}", front.target)).body(body)
 }
 
 /// A second Booking Service on the same database, behind whose back the Event Service fails as told.
@@ -91,11 +78,7 @@ async fn faulty_booking(system: &System, fault: Fault) -> (String, Arc<AtomicUsi
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    service_kit::server::serve(
-        &lifecycle,
-        listener,
-        Router::new().route("/{*path}", any(forward)).with_state(front),
-    );
+    service_kit::server::serve(&lifecycle, listener, Router::new().route("/{*path}", any(forward)).with_state(front));
 
     let shared = Arc::new(app::Shared {
         db: system.app.db.clone(),
@@ -125,17 +108,9 @@ async fn whichever_step_fails_nothing_stays_held() {
                 .header("x-user-id", Uuid::now_v7().to_string());
             let response = request.json(&sale.order(&[0, 1])).send().await.unwrap();
             assert!(response.headers().contains_key("retry-after"), "{fault:?}");
-            assert_eq!(
-                answer(response, 503).await["code"],
-                "event_service_unavailable",
-                "{fault:?}"
-            );
+            assert_eq!(answer(response, 503).await["code"], "event_service_unavailable", "{fault:?}");
             assert_eq!(hit.load(Ordering::Relaxed), 3, "{fault:?}: one try and two more");
-            assert_eq!(
-                system.statuses(&sale.session).await,
-                ["available", "available"],
-                "{fault:?} left a hold"
-            );
+            assert_eq!(system.statuses(&sale.session).await, ["available", "available"], "{fault:?} left a hold");
             assert_eq!(system.lock_owner(&sale, 0).await, None, "{fault:?} left a lock");
             lifecycle.stop();
         }
@@ -156,16 +131,10 @@ async fn a_reservation_that_can_not_be_written_gives_its_seats_back() {
     ] {
         sqlx::query(sql).execute(&system.app.db).await.unwrap();
     }
-    assert_eq!(
-        system.reserve(&sale, Uuid::now_v7(), &[0], 503).await["code"],
-        "deadline_exceeded"
-    );
+    assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[0], 503).await["code"], "deadline_exceeded");
     assert_eq!(system.statuses(&sale.session).await, ["available"]);
     assert_eq!(system.lock_owner(&sale, 0).await, None);
-    sqlx::query("drop trigger refuse on reservations")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
+    sqlx::query("drop trigger refuse on reservations").execute(&system.app.db).await.unwrap();
     system.reserved(&sale, &[0]).await;
     system.finish().await;
 }
@@ -218,23 +187,12 @@ async fn a_lost_answer_of_the_last_step_never_parts_seats_from_their_reservation
     let system = System::start().await;
     let sale = system.sale(1).await;
     let url = system.settings.database_url.reveal().to_owned();
-    let target = url
-        .rsplit('@')
-        .next()
-        .unwrap()
-        .split('/')
-        .next()
-        .unwrap()
-        .to_owned();
+    let target = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
     let (through, lost) = losing_proxy(target.clone()).await;
     let lifecycle = Lifecycle::new();
     let shared = Arc::new(app::Shared {
-        db: service_kit::database::lazy_pool(
-            &Secret::from(url.replace(&target, &through).as_str()),
-            "test",
-            5,
-        )
-        .unwrap(),
+        db: service_kit::database::lazy_pool(&Secret::from(url.replace(&target, &through).as_str()), "test", 5)
+            .unwrap(),
         event_service: system.app.event_service.clone(),
         locks: booking_service::seat_locks::SeatLocks::new(&system.settings.redis_url).unwrap(),
         payments: system.app.payments.clone(),
@@ -246,24 +204,12 @@ async fn a_lost_answer_of_the_last_step_never_parts_seats_from_their_reservation
     let booking = format!("http://{}", listener.local_addr().unwrap());
     app::serve(&shared, listener, &lifecycle);
 
-    let request = system
-        .http
-        .post(format!("{booking}/api/v1/reservations"))
-        .header("x-user-id", Uuid::now_v7().to_string());
+    let request =
+        system.http.post(format!("{booking}/api/v1/reservations")).header("x-user-id", Uuid::now_v7().to_string());
     let made = answer(request.json(&sale.order(&[0])).send().await.unwrap(), 201).await;
-    assert_eq!(
-        lost.load(Ordering::Relaxed),
-        1,
-        "no answer was lost, so the test has tested nothing"
-    );
-    assert_eq!(
-        (made["status"].as_str(), made["items"].as_array().unwrap().len()),
-        (Some("active"), 1)
-    );
-    assert_eq!(
-        system.reserve(&sale, Uuid::now_v7(), &[0], 409).await["code"],
-        "seat_unavailable"
-    );
+    assert_eq!(lost.load(Ordering::Relaxed), 1, "no answer was lost, so the test has tested nothing");
+    assert_eq!((made["status"].as_str(), made["items"].as_array().unwrap().len()), (Some("active"), 1));
+    assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[0], 409).await["code"], "seat_unavailable");
     lifecycle.stop();
     system.finish().await;
 }

@@ -17,12 +17,7 @@ use crate::support::TestApp;
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn event(
-    event_type: BookingEventType,
-    owner: ReservationId,
-    seats: &[String],
-    sequence: i64,
-) -> BookingEvent {
+fn event(event_type: BookingEventType, owner: ReservationId, seats: &[String], sequence: i64) -> BookingEvent {
     BookingEvent {
         event_id: MessageId::new(),
         event_type,
@@ -31,10 +26,7 @@ fn event(
         reservation_id: owner,
         user_id: UserId::new(),
         session_id: Uuid::now_v7().into(),
-        session_seat_ids: seats
-            .iter()
-            .map(|id| id.parse::<SessionSeatId>().unwrap())
-            .collect(),
+        session_seat_ids: seats.iter().map(|id| id.parse::<SessionSeatId>().unwrap()).collect(),
         sequence,
         ticket_ids: Vec::new(),
         amount: None,
@@ -58,35 +50,22 @@ fn message_of(event: &BookingEvent) -> Outgoing {
 
 async fn reserve(app: &TestApp, session: &str, owner: ReservationId, seats: &[String]) {
     let hold = json!({ "reservation_id": owner, "session_seat_ids": seats, "reserved_until": "2031-01-01T00:00:00Z" });
-    app.post(
-        &format!("/api/internal/sessions/{session}/seats/reserve"),
-        &hold,
-        200,
-    )
-    .await;
+    app.post(&format!("/api/internal/sessions/{session}/seats/reserve"), &hold, 200).await;
 }
 
 async fn publish(app: &TestApp, messages: &[Outgoing]) {
     let publisher = Publisher::new(app.broker.clone(), "test");
     publisher.connect_if_needed().await.unwrap();
     let outcomes = publisher.publish(messages).await.unwrap();
-    assert!(
-        outcomes.iter().all(|outcome| *outcome == Published::Confirmed),
-        "{outcomes:?}"
-    );
+    assert!(outcomes.iter().all(|outcome| *outcome == Published::Confirmed), "{outcomes:?}");
 }
 
 async fn consumer_is_up(app: &TestApp) {
-    wait_until("the consumer is up", SOON, async || {
-        app.get("/health", 200).await["checks"]["rabbitmq"] == "up"
-    })
-    .await;
+    wait_until("the consumer is up", SOON, async || app.get("/health", 200).await["checks"]["rabbitmq"] == "up").await;
 }
 
 async fn channel(app: &TestApp) -> (Connection, Channel) {
-    let connection = Connection::connect(app.broker.url.reveal(), ConnectionProperties::default())
-        .await
-        .unwrap();
+    let connection = Connection::connect(app.broker.url.reveal(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     (connection, channel)
 }
@@ -100,39 +79,13 @@ async fn messages_move_seats_and_come_twice_without_harm() {
     reserve(&app, &session, owner, &seats).await;
     let confirmed = event(BookingEventType::Confirmed, owner, &seats, 1);
     publish(&app, &[message_of(&confirmed), message_of(&confirmed)]).await;
-    wait_until("both seats are sold", SOON, async || {
-        app.statuses(&session).await == ["sold", "sold"]
-    })
-    .await;
-    publish(
-        &app,
-        &[message_of(&event(
-            BookingEventType::TicketRefunded,
-            owner,
-            &seats[..1],
-            2,
-        ))],
-    )
-    .await;
-    wait_until("one seat is free", SOON, async || {
-        app.statuses(&session).await == ["available", "sold"]
-    })
-    .await;
+    wait_until("both seats are sold", SOON, async || app.statuses(&session).await == ["sold", "sold"]).await;
+    publish(&app, &[message_of(&event(BookingEventType::TicketRefunded, owner, &seats[..1], 2))]).await;
+    wait_until("one seat is free", SOON, async || app.statuses(&session).await == ["available", "sold"]).await;
     publish(&app, &[message_of(&confirmed)]).await;
-    publish(
-        &app,
-        &[message_of(&event(
-            BookingEventType::TicketRefunded,
-            owner,
-            &seats[1..],
-            3,
-        ))],
-    )
-    .await;
-    wait_until("the repeat changed nothing", SOON, async || {
-        app.statuses(&session).await == ["available", "available"]
-    })
-    .await;
+    publish(&app, &[message_of(&event(BookingEventType::TicketRefunded, owner, &seats[1..], 3))]).await;
+    wait_until("the repeat changed nothing", SOON, async || app.statuses(&session).await == ["available", "available"])
+        .await;
 }
 
 /// Confirmation and the refunds of two tickets, in every order and each of them twice.
@@ -150,17 +103,10 @@ async fn the_order_of_messages_does_not_matter() {
         ];
         for index in order {
             let applied = apply(&app.db, &events[index]).await.unwrap();
-            assert!(
-                matches!(applied, Applied::Changed | Applied::Stale),
-                "{order:?}: {applied:?}"
-            );
+            assert!(matches!(applied, Applied::Changed | Applied::Stale), "{order:?}: {applied:?}");
             assert_eq!(apply(&app.db, &events[index]).await.unwrap(), Applied::Repeat);
         }
-        assert_eq!(
-            app.statuses(&session).await,
-            ["available", "sold", "available"],
-            "{order:?}"
-        );
+        assert_eq!(app.statuses(&session).await, ["available", "sold", "available"], "{order:?}");
     }
 }
 
@@ -177,12 +123,8 @@ async fn a_late_expiry_frees_nothing_that_has_gone_to_another() {
     )
     .await;
     reserve(&app, &session, new, &seats).await;
-    apply(&app.db, &event(BookingEventType::Expired, old, &seats, 1))
-        .await
-        .unwrap();
-    apply(&app.db, &event(BookingEventType::Cancelled, old, &seats, 1))
-        .await
-        .unwrap();
+    apply(&app.db, &event(BookingEventType::Expired, old, &seats, 1)).await.unwrap();
+    apply(&app.db, &event(BookingEventType::Cancelled, old, &seats, 1)).await.unwrap();
     assert_eq!(app.statuses(&session).await, ["reserved"]);
 }
 
@@ -193,10 +135,8 @@ async fn poison_is_set_aside_with_its_reason_and_the_others_go_on() {
     let (session, seats) = app.session(1).await;
     let owner = ReservationId::new();
     reserve(&app, &session, owner, &seats).await;
-    let newer = BookingEvent {
-        schema_version: SCHEMA_VERSION + 1,
-        ..event(BookingEventType::Confirmed, owner, &seats, 1)
-    };
+    let newer =
+        BookingEvent { schema_version: SCHEMA_VERSION + 1, ..event(BookingEventType::Confirmed, owner, &seats, 1) };
     let not_held = event(BookingEventType::Confirmed, ReservationId::new(), &seats, 1);
     publish(
         &app,
@@ -208,27 +148,18 @@ async fn poison_is_set_aside_with_its_reason_and_the_others_go_on() {
         ],
     )
     .await;
-    wait_until("the good message is applied", SOON, async || {
-        app.statuses(&session).await == ["sold"]
-    })
-    .await;
+    wait_until("the good message is applied", SOON, async || app.statuses(&session).await == ["sold"]).await;
 
     let (_connection, channel) = channel(&app).await;
     let dead = format!("{}.dead", app.queue);
     let mut reasons = Vec::new();
     while reasons.len() < 3 {
-        if let Some(message) = channel
-            .basic_get(dead.as_str().into(), BasicGetOptions { no_ack: true })
-            .await
-            .unwrap()
+        if let Some(message) = channel.basic_get(dead.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()
         {
             let headers = message.properties.headers().clone().unwrap();
             reasons.push(headers.inner()["x-reason"].as_long_string().unwrap().to_string());
             assert_eq!(
-                headers.inner()["x-original-routing-key"]
-                    .as_long_string()
-                    .unwrap()
-                    .to_string(),
+                headers.inner()["x-original-routing-key"].as_long_string().unwrap().to_string(),
                 "reservation.confirmed"
             );
         }
@@ -245,10 +176,7 @@ async fn the_consumer_comes_back_after_its_queue_was_deleted() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let (_connection, channel) = channel(&app).await;
-    channel
-        .queue_delete(app.queue.as_str().into(), QueueDeleteOptions::default())
-        .await
-        .unwrap();
+    channel.queue_delete(app.queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     let (session, seats) = app.session(1).await;
     let owner = ReservationId::new();
     reserve(&app, &session, owner, &seats).await;
@@ -260,8 +188,5 @@ async fn the_consumer_comes_back_after_its_queue_was_deleted() {
         publisher.publish(std::slice::from_ref(&confirmed)).await.unwrap() == [Published::Confirmed]
     })
     .await;
-    wait_until("the seat is sold", SOON, async || {
-        app.statuses(&session).await == ["sold"]
-    })
-    .await;
+    wait_until("the seat is sold", SOON, async || app.statuses(&session).await == ["sold"]).await;
 }

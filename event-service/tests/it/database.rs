@@ -12,10 +12,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
     let url = database("event", &event_service::app::MIGRATIONS).await;
     let pool = lazy_pool(&url, "test", 1).unwrap();
     let others = PgPool::connect(url.reveal()).await.unwrap();
-    sqlx::query("create table written (n int)")
-        .execute(&pool)
-        .await
-        .unwrap();
+    sqlx::query("create table written (n int)").execute(&pool).await.unwrap();
     let mut dropped = 0;
     for n in 0..300_i32 {
         // Polled a few times and then dropped: now before BEGIN is sent, now while its answer is on the way.
@@ -27,11 +24,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
         }
         dropped += u32::from(!begun);
         drop(begin);
-        sqlx::query("insert into written values ($1)")
-            .bind(n)
-            .execute(&pool)
-            .await
-            .unwrap();
+        sqlx::query("insert into written values ($1)").bind(n).execute(&pool).await.unwrap();
         let seen: bool = sqlx::query_scalar("select exists (select from written where n = $1)")
             .bind(n)
             .fetch_one(&others)
@@ -39,10 +32,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
             .unwrap();
         assert!(seen, "row {n} was committed into a stale transaction");
     }
-    assert!(
-        dropped > 50,
-        "only {dropped} begins were dropped half-way, so the test has tested nothing"
-    );
+    assert!(dropped > 50, "only {dropped} begins were dropped half-way, so the test has tested nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,10 +40,8 @@ async fn replicas_that_start_together_bring_the_schema_up_to_date_once() {
     let url = empty_database().await;
     let replicas = (0..3).map(|_| connect(&url, "test", 2, &event_service::app::MIGRATIONS));
     for pool in join_all(replicas).await {
-        let sessions: i64 = sqlx::query_scalar("select count(*) from sessions")
-            .fetch_one(&pool.unwrap())
-            .await
-            .unwrap();
+        let sessions: i64 =
+            sqlx::query_scalar("select count(*) from sessions").fetch_one(&pool.unwrap()).await.unwrap();
         assert_eq!(sessions, 0);
     }
 }

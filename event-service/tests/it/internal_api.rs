@@ -19,39 +19,18 @@ async fn a_seat_goes_from_available_over_reserved_to_sold() {
     let path = |call: &str| format!("/api/internal/sessions/{session}/seats/{call}");
     let owner = Uuid::now_v7();
     let all = json!({ "session_seat_ids": seats });
-    assert_eq!(
-        app.post(&path("check-availability"), &all, 200).await["available"],
-        true
-    );
-    app.post(&path("reserve"), &hold(owner, &seats[..1], LATER), 200)
-        .await;
+    assert_eq!(app.post(&path("check-availability"), &all, 200).await["available"], true);
+    app.post(&path("reserve"), &hold(owner, &seats[..1], LATER), 200).await;
     let look = app.post(&path("check-availability"), &all, 200).await;
-    assert_eq!(
-        (&look["available"], &look["unavailable_seat_ids"]),
-        (&json!(false), &json!([seats[0]]))
-    );
-    app.post(
-        &path("confirm"),
-        &json!({ "reservation_id": owner, "session_seat_ids": [seats[0]] }),
-        200,
-    )
-    .await;
+    assert_eq!((&look["available"], &look["unavailable_seat_ids"]), (&json!(false), &json!([seats[0]])));
+    app.post(&path("confirm"), &json!({ "reservation_id": owner, "session_seat_ids": [seats[0]] }), 200).await;
     assert_eq!(app.statuses(&session).await, ["sold", "available"]);
-    let refused = app
-        .post(&path("reserve"), &hold(Uuid::now_v7(), &seats, LATER), 409)
-        .await;
+    let refused = app.post(&path("reserve"), &hold(Uuid::now_v7(), &seats, LATER), 409).await;
     assert_eq!(
         (&refused["code"], &refused["seats"]),
-        (
-            &json!("seat_unavailable"),
-            &json!([{ "session_seat_id": seats[0], "status": "sold" }])
-        )
+        (&json!("seat_unavailable"), &json!([{ "session_seat_id": seats[0], "status": "sold" }]))
     );
-    assert_eq!(
-        app.statuses(&session).await,
-        ["sold", "available"],
-        "a refused reserve changed a seat"
-    );
+    assert_eq!(app.statuses(&session).await, ["sold", "available"], "a refused reserve changed a seat");
 }
 
 #[tokio::test]
@@ -60,65 +39,32 @@ async fn unknown_sessions_and_seats_are_told_apart() {
     let (session, seats) = app.session(1).await;
     let (nowhere, nothing) = (Uuid::now_v7(), Uuid::now_v7().to_string());
     let look = format!("/api/internal/sessions/{nowhere}/seats/check-availability");
-    assert_eq!(
-        app.post(&look, &json!({ "session_seat_ids": seats }), 404).await["code"],
-        "session_not_found"
-    );
+    assert_eq!(app.post(&look, &json!({ "session_seat_ids": seats }), 404).await["code"], "session_not_found");
     let path = format!("/api/internal/sessions/{session}/seats");
-    let look = app
-        .post(
-            &format!("{path}/check-availability"),
-            &json!({ "session_seat_ids": [seats[0], nothing] }),
-            200,
-        )
-        .await;
+    let look =
+        app.post(&format!("{path}/check-availability"), &json!({ "session_seat_ids": [seats[0], nothing] }), 200).await;
+    assert_eq!((&look["unknown_seat_ids"], &look["unavailable_seat_ids"]), (&json!([nothing]), &json!([nothing])));
     assert_eq!(
-        (&look["unknown_seat_ids"], &look["unavailable_seat_ids"]),
-        (&json!([nothing]), &json!([nothing]))
-    );
-    assert_eq!(
-        app.post(
-            &format!("{path}/reserve"),
-            &hold(Uuid::now_v7(), &[nothing], LATER),
-            404
-        )
-        .await["code"],
+        app.post(&format!("{path}/reserve"), &hold(Uuid::now_v7(), &[nothing], LATER), 404).await["code"],
         "seat_not_found"
     );
-    app.get(&format!("/api/internal/sessions/{nowhere}/pricing"), 404)
-        .await;
+    app.get(&format!("/api/internal/sessions/{nowhere}/pricing"), 404).await;
 }
 
 #[tokio::test]
 async fn prices_come_with_labels_for_all_seats_or_some() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(3).await;
-    let all = app
-        .get(&format!("/api/internal/sessions/{session}/pricing"), 200)
-        .await;
-    assert_eq!(
-        (all["seats"].as_array().unwrap().len(), all["base_price"].as_f64()),
-        (3, Some(100.0))
-    );
+    let all = app.get(&format!("/api/internal/sessions/{session}/pricing"), 200).await;
+    assert_eq!((all["seats"].as_array().unwrap().len(), all["base_price"].as_f64()), (3, Some(100.0)));
     let some = app
-        .get(
-            &format!(
-                "/api/internal/sessions/{session}/pricing?session_seat_ids={},{}",
-                seats[2],
-                Uuid::now_v7()
-            ),
-            200,
-        )
+        .get(&format!("/api/internal/sessions/{session}/pricing?session_seat_ids={},{}", seats[2], Uuid::now_v7()), 200)
         .await;
     assert_eq!(
         some["seats"],
         json!([{ "session_seat_id": seats[2], "price": 100.0, "row_number": "1", "seat_number": "3" }])
     );
-    app.get(
-        &format!("/api/internal/sessions/{session}/pricing?session_seat_ids=x"),
-        422,
-    )
-    .await;
+    app.get(&format!("/api/internal/sessions/{session}/pricing?session_seat_ids=x"), 422).await;
 }
 
 #[tokio::test]
@@ -126,29 +72,15 @@ async fn holds_are_walked_in_order_without_gaps() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(5).await;
     let path = format!("/api/internal/sessions/{session}/seats/reserve");
-    for (seat, until) in seats
-        .iter()
-        .zip([PAST, PAST, PAST, "2020-01-02T00:00:00Z", LATER])
-    {
-        app.post(
-            &path,
-            &hold(Uuid::now_v7(), std::slice::from_ref(seat), until),
-            200,
-        )
-        .await;
+    for (seat, until) in seats.iter().zip([PAST, PAST, PAST, "2020-01-02T00:00:00Z", LATER]) {
+        app.post(&path, &hold(Uuid::now_v7(), std::slice::from_ref(seat), until), 200).await;
     }
     let mut walked = Vec::new();
     let mut query = "limit=2".to_owned();
     loop {
-        let page = app
-            .get(&format!("/api/internal/holds/overdue?{query}"), 200)
-            .await;
+        let page = app.get(&format!("/api/internal/holds/overdue?{query}"), 200).await;
         walked.extend(
-            page["items"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|hold| hold["session_seat_id"].as_str().unwrap().to_owned()),
+            page["items"].as_array().unwrap().iter().map(|hold| hold["session_seat_id"].as_str().unwrap().to_owned()),
         );
         let Some(cursor) = page["next_cursor"].as_str() else {
             break;
@@ -156,9 +88,7 @@ async fn holds_are_walked_in_order_without_gaps() {
         query = format!("limit=2&cursor={cursor}");
     }
     assert_eq!((walked.len(), &walked[3]), (4, &seats[3]));
-    let running = app
-        .get("/api/internal/holds/overdue?before=2032-01-01T00:00:00Z", 200)
-        .await;
+    let running = app.get("/api/internal/holds/overdue?before=2032-01-01T00:00:00Z", 200).await;
     assert_eq!(running["items"].as_array().unwrap().len(), 5);
     for bad in ["limit=0", "limit=1001", "cursor=x", "before=yesterday"] {
         app.get(&format!("/api/internal/holds/overdue?{bad}"), 422).await;
@@ -169,8 +99,5 @@ async fn holds_are_walked_in_order_without_gaps() {
 async fn the_internal_health_check_answers_to_both_methods() {
     let app = TestApp::spawn().await;
     assert_eq!(app.get("/api/internal/health", 200).await["status"], "healthy");
-    assert_eq!(
-        app.post("/api/internal/health", &json!({}), 200).await["status"],
-        "healthy"
-    );
+    assert_eq!(app.post("/api/internal/health", &json!({}), 200).await["status"], "healthy");
 }

@@ -17,10 +17,7 @@ async fn problem(response: Response, status: u16, code: &str) -> Value {
     );
     assert_eq!(problem["instance"], format!("urn:uuid:{request_id}"));
     for member in ["type", "title", "detail"] {
-        assert!(
-            problem[member].as_str().is_some_and(|text| !text.is_empty()),
-            "{member} is missing in {problem}"
-        );
+        assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{member} is missing in {problem}");
     }
     problem
 }
@@ -29,117 +26,47 @@ async fn problem(response: Response, status: u16, code: &str) -> Value {
 async fn every_kind_of_bad_request_is_a_problem_document() {
     let app = TestApp::spawn().await;
     let organizers = format!("{}/api/v1/organizers", app.base);
-    let json_body = |body: &'static str| {
-        app.http
-            .post(&organizers)
-            .header("content-type", "application/json")
-            .body(body)
-    };
+    let json_body =
+        |body: &'static str| app.http.post(&organizers).header("content-type", "application/json").body(body);
 
-    problem(
-        json_body("{\"name\":").send().await.unwrap(),
-        400,
-        "malformed_json",
-    )
-    .await;
+    problem(json_body("{\"name\":").send().await.unwrap(), 400, "malformed_json").await;
     problem(json_body("").send().await.unwrap(), 400, "malformed_json").await;
-    problem(
-        app.http.post(&organizers).body("name=x").send().await.unwrap(),
-        415,
-        "unsupported_media_type",
-    )
-    .await;
+    problem(app.http.post(&organizers).body("name=x").send().await.unwrap(), 415, "unsupported_media_type").await;
     problem(json_body("[]").send().await.unwrap(), 422, "validation_failed").await;
-    let large = app
-        .http
-        .post(&organizers)
-        .json(&json!({ "name": "x".repeat(300_000) }))
-        .send()
-        .await
-        .unwrap();
+    let large = app.http.post(&organizers).json(&json!({ "name": "x".repeat(300_000) })).send().await.unwrap();
     problem(large, 413, "body_too_large").await;
-    problem(
-        app.http
-            .get(format!("{organizers}/not-a-uuid"))
-            .send()
-            .await
-            .unwrap(),
-        422,
-        "validation_failed",
-    )
-    .await;
-    problem(
-        app.http
-            .get(format!("{}/nowhere", app.base))
-            .send()
-            .await
-            .unwrap(),
-        404,
-        "not_found",
-    )
-    .await;
-    problem(
-        app.http.delete(&organizers).send().await.unwrap(),
-        405,
-        "method_not_allowed",
-    )
-    .await;
+    problem(app.http.get(format!("{organizers}/not-a-uuid")).send().await.unwrap(), 422, "validation_failed").await;
+    problem(app.http.get(format!("{}/nowhere", app.base)).send().await.unwrap(), 404, "not_found").await;
+    problem(app.http.delete(&organizers).send().await.unwrap(), 405, "method_not_allowed").await;
 }
 
 #[tokio::test]
 async fn all_faults_of_a_body_are_named_at_once() {
     let app = TestApp::spawn().await;
     let body = json!({ "event_id": "x", "base_price": -1, "currency": "usd", "start_time": "tomorrow" });
-    let response = app
-        .http
-        .post(format!("{}/api/v1/sessions", app.base))
-        .json(&body)
-        .send()
-        .await
-        .unwrap();
+    let response = app.http.post(format!("{}/api/v1/sessions", app.base)).json(&body).send().await.unwrap();
     let problem = problem(response, 422, "validation_failed").await;
-    let mut pointers: Vec<_> = problem["errors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|error| error["pointer"].as_str().unwrap())
-        .collect();
+    let mut pointers: Vec<_> =
+        problem["errors"].as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap()).collect();
     pointers.sort_unstable();
     pointers.dedup();
-    assert_eq!(
-        pointers,
-        [
-            "/base_price",
-            "/currency",
-            "/end_time",
-            "/event_id",
-            "/hall_id",
-            "/start_time"
-        ]
-    );
+    assert_eq!(pointers, ["/base_price", "/currency", "/end_time", "/event_id", "/hall_id", "/start_time"]);
 }
 
 #[tokio::test]
 async fn a_request_id_is_taken_over_and_returned() {
     let app = TestApp::spawn().await;
-    let response = app
-        .http
-        .get(format!("{}/health/live", app.base))
-        .header("x-request-id", "mine-1")
-        .send()
-        .await
-        .unwrap();
+    let response =
+        app.http.get(format!("{}/health/live", app.base)).header("x-request-id", "mine-1").send().await.unwrap();
     assert_eq!(response.headers()["x-request-id"], "mine-1");
 }
 
 #[tokio::test]
 async fn health_tells_of_every_part() {
     let app = TestApp::spawn().await;
-    service_kit::testing::wait_until(
-        "the consumer is up",
-        std::time::Duration::from_secs(10),
-        async || app.get("/health", 200).await["status"] == "healthy",
-    )
+    service_kit::testing::wait_until("the consumer is up", std::time::Duration::from_secs(10), async || {
+        app.get("/health", 200).await["status"] == "healthy"
+    })
     .await;
     let report = app.get("/health", 200).await;
     assert_eq!(report["checks"], json!({ "database": "up", "rabbitmq": "up" }));

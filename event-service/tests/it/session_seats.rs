@@ -44,11 +44,7 @@ async fn seats(count: i32) -> Seats {
         .fetch_all(&db)
         .await
         .unwrap();
-    Seats {
-        db,
-        session: session.into(),
-        ids,
-    }
+    Seats { db, session: session.into(), ids }
 }
 
 impl Seats {
@@ -62,66 +58,41 @@ impl Seats {
         seats: &[SessionSeatId],
         until: DateTime<Utc>,
     ) -> ChangeOutcome {
-        session_seats::reserve(
-            &mut self.db.acquire().await.unwrap(),
-            self.session,
-            owner,
-            seats,
-            until,
-        )
-        .await
-        .unwrap()
+        session_seats::reserve(&mut self.db.acquire().await.unwrap(), self.session, owner, seats, until).await.unwrap()
     }
 
     async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        session_seats::release(&mut self.db.acquire().await.unwrap(), owner, seats)
-            .await
-            .unwrap()
+        session_seats::release(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
     }
 
     async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
-        session_seats::confirm(&mut self.db.acquire().await.unwrap(), owner, seats)
-            .await
-            .unwrap()
+        session_seats::confirm(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
     }
 
     async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        session_seats::refund(&mut self.db.acquire().await.unwrap(), owner, seats)
-            .await
-            .unwrap()
+        session_seats::refund(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
     }
 
     async fn state(&self) -> Vec<(SessionSeatId, SeatStatus, Option<ReservationId>)> {
-        sqlx::query_as(
-            "select session_seat_id, status, reservation_id from session_seats order by session_seat_id",
-        )
-        .fetch_all(&self.db)
-        .await
-        .unwrap()
-    }
-
-    async fn changes(&self) -> i64 {
-        sqlx::query_scalar("select max(change_seq) from session_seats")
-            .fetch_one(&self.db)
+        sqlx::query_as("select session_seat_id, status, reservation_id from session_seats order by session_seat_id")
+            .fetch_all(&self.db)
             .await
             .unwrap()
     }
+
+    async fn changes(&self) -> i64 {
+        sqlx::query_scalar("select max(change_seq) from session_seats").fetch_one(&self.db).await.unwrap()
+    }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the service that asks for a hold says when it is due"
-)]
+#[expect(clippy::disallowed_methods, reason = "the service that asks for a hold says when it is due")]
 fn soon() -> DateTime<Utc> {
     Utc::now() + TimeDelta::minutes(10)
 }
 
 fn taken(outcome: &ChangeOutcome) -> Vec<SessionSeatId> {
     match outcome {
-        ChangeOutcome::Refused(conflicts) => conflicts
-            .iter()
-            .map(|conflict| conflict.session_seat_id)
-            .collect(),
+        ChangeOutcome::Refused(conflicts) => conflicts.iter().map(|conflict| conflict.session_seat_id).collect(),
         ChangeOutcome::Done => panic!("it was done"),
     }
 }
@@ -132,13 +103,7 @@ async fn a_reservation_gets_all_its_seats_or_none() {
     let (first, second) = (ReservationId::new(), ReservationId::new());
     assert_eq!(seats.reserve(first, &seats.ids[1..2]).await, ChangeOutcome::Done);
     assert_eq!(taken(&seats.reserve(second, &seats.ids).await), [seats.ids[1]]);
-    assert!(
-        seats
-            .state()
-            .await
-            .iter()
-            .all(|(_, _, owner)| *owner != Some(second))
-    );
+    assert!(seats.state().await.iter().all(|(_, _, owner)| *owner != Some(second)));
 }
 
 #[tokio::test]
@@ -168,14 +133,8 @@ async fn a_seat_released_twice_stays_with_its_new_owner() {
     assert!(seats.release(old, &seats.ids).await.is_empty());
     assert_eq!(seats.state().await[0].2, Some(new));
     seats.confirm(new, &seats.ids).await;
-    assert!(
-        seats.release(new, &seats.ids).await.is_empty(),
-        "a sold seat was released"
-    );
-    assert!(
-        seats.refund(old, &seats.ids).await.is_empty(),
-        "a refund freed another's seat"
-    );
+    assert!(seats.release(new, &seats.ids).await.is_empty(), "a sold seat was released");
+    assert!(seats.refund(old, &seats.ids).await.is_empty(), "a refund freed another's seat");
     assert_eq!(seats.state().await[0].1, SeatStatus::Sold);
 }
 
@@ -185,10 +144,7 @@ async fn nobody_confirms_seats_that_they_do_not_all_hold() {
     let (owner, other) = (ReservationId::new(), ReservationId::new());
     seats.reserve(owner, &seats.ids[..1]).await;
     assert_eq!(taken(&seats.confirm(owner, &seats.ids).await), [seats.ids[1]]);
-    assert_eq!(
-        taken(&seats.confirm(other, &seats.ids[..1]).await),
-        [seats.ids[0]]
-    );
+    assert_eq!(taken(&seats.confirm(other, &seats.ids[..1]).await), [seats.ids[0]]);
     assert_eq!(seats.state().await[0].1, SeatStatus::Reserved);
 }
 
@@ -196,16 +152,9 @@ async fn nobody_confirms_seats_that_they_do_not_all_hold() {
 async fn seats_of_another_session_or_of_none_are_unknown() {
     let seats = seats(1).await;
     let stranger = SessionSeatId::new();
-    let outcome = seats
-        .reserve(ReservationId::new(), &[seats.ids[0], stranger])
-        .await;
-    let ChangeOutcome::Refused(conflicts) = outcome else {
-        panic!("reserved")
-    };
-    assert_eq!(
-        (conflicts.len(), conflicts[0].session_seat_id, conflicts[0].status),
-        (1, stranger, None)
-    );
+    let outcome = seats.reserve(ReservationId::new(), &[seats.ids[0], stranger]).await;
+    let ChangeOutcome::Refused(conflicts) = outcome else { panic!("reserved") };
+    assert_eq!((conflicts.len(), conflicts[0].session_seat_id, conflicts[0].status), (1, stranger, None));
     let elsewhere = session_seats::reserve(
         &mut seats.db.acquire().await.unwrap(),
         SessionId::new(),
@@ -223,20 +172,13 @@ async fn seats_of_another_session_or_of_none_are_unknown() {
 async fn a_hold_past_its_time_stays_and_is_named_to_who_wants_it() {
     let seats = seats(2).await;
     let (late, buyer) = (ReservationId::new(), ReservationId::new());
-    seats
-        .reserve_until(late, &seats.ids[..1], soon() - TimeDelta::hours(1))
-        .await;
+    seats.reserve_until(late, &seats.ids[..1], soon() - TimeDelta::hours(1)).await;
     let ChangeOutcome::Refused(conflicts) = seats.reserve(buyer, &seats.ids).await else {
         panic!("a clock freed a seat")
     };
     assert_eq!(conflicts[0].overdue_reservation_id, Some(late));
-    let overdue = session_seats::holds_before(&mut seats.db.acquire().await.unwrap(), None, None, 10)
-        .await
-        .unwrap();
-    assert_eq!(
-        overdue.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>(),
-        [late]
-    );
+    let overdue = session_seats::holds_before(&mut seats.db.acquire().await.unwrap(), None, None, 10).await.unwrap();
+    assert_eq!(overdue.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>(), [late]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -273,12 +215,7 @@ async fn overlapping_sets_in_opposite_orders_never_deadlock_or_split() {
                     }
                     let owner = ReservationId::new();
                     let done = seats.reserve(owner, &wanted).await == ChangeOutcome::Done;
-                    let held = seats
-                        .state()
-                        .await
-                        .into_iter()
-                        .filter(|(_, _, who)| *who == Some(owner))
-                        .count();
+                    let held = seats.state().await.into_iter().filter(|(_, _, who)| *who == Some(owner)).count();
                     assert_eq!(held, if done { 4 } else { 0 }, "a part of a set is held");
                     won += usize::from(done);
                     seats.release(owner, &wanted).await;
@@ -288,15 +225,6 @@ async fn overlapping_sets_in_opposite_orders_never_deadlock_or_split() {
         })
         .collect();
     let won: usize = join_all(buyers).await.into_iter().map(Result::unwrap).sum();
-    assert!(
-        won > 0 && won < 12 * 40,
-        "{won} wins: there was no contention, so the test has tested nothing"
-    );
-    assert!(
-        seats
-            .state()
-            .await
-            .iter()
-            .all(|(_, status, _)| *status == SeatStatus::Available)
-    );
+    assert!(won > 0 && won < 12 * 40, "{won} wins: there was no contention, so the test has tested nothing");
+    assert!(seats.state().await.iter().all(|(_, status, _)| *status == SeatStatus::Available));
 }

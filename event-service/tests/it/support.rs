@@ -28,10 +28,7 @@ pub(crate) struct TestApp {
 impl TestApp {
     pub(crate) async fn spawn() -> Self {
         let database_url = database("event", &app::MIGRATIONS).await;
-        let broker = Broker {
-            url: Secret::from(server("TEST_RABBITMQ_URL").as_str()),
-            exchange: unique("exchange"),
-        };
+        let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), exchange: unique("exchange") };
         Self::spawn_with(database_url, broker).await
     }
 
@@ -81,36 +78,22 @@ impl TestApp {
     }
 
     pub(crate) async fn organizer(&self) -> String {
-        id(
-            &self
-                .post("/api/v1/organizers", &json!({ "name": "City Stage" }), 201)
-                .await,
-            "organizer_id",
-        )
+        id(&self.post("/api/v1/organizers", &json!({ "name": "City Stage" }), 201).await, "organizer_id")
     }
 
     pub(crate) async fn event(&self) -> String {
-        let event =
-            json!({ "organizer_id": self.organizer().await, "title": "Concert", "event_type": "concert" });
+        let event = json!({ "organizer_id": self.organizer().await, "title": "Concert", "event_type": "concert" });
         id(&self.post("/api/v1/events", &event, 201).await, "event_id")
     }
 
     pub(crate) async fn location(&self) -> String {
         let location = json!({ "name": "Mill", "address": "1 Mill Lane", "city": "Berlin", "country": "Germany", "timezone": "Europe/Berlin" });
-        id(
-            &self.post("/api/v1/locations", &location, 201).await,
-            "location_id",
-        )
+        id(&self.post("/api/v1/locations", &location, 201).await, "location_id")
     }
 
     pub(crate) async fn hall(&self, capacity: u32) -> String {
         let path = format!("/api/v1/locations/{}/halls", self.location().await);
-        id(
-            &self
-                .post(&path, &json!({ "name": "Great Hall", "capacity": capacity }), 201)
-                .await,
-            "hall_id",
-        )
+        id(&self.post(&path, &json!({ "name": "Great Hall", "capacity": capacity }), 201).await, "hall_id")
     }
 
     /// A body for a session on a day of its own.
@@ -123,41 +106,19 @@ impl TestApp {
     /// A session of `seats` seats in one row, and the ids of its session seats in order.
     pub(crate) async fn session(&self, seats: u32) -> (String, Vec<String>) {
         let hall = self.hall(seats).await;
-        self.post(
-            &format!("/api/v1/halls/{hall}/seats/bulk"),
-            &json!({ "rows": 1, "seats_per_row": seats }),
-            201,
-        )
-        .await;
-        let session = id(
-            &self
-                .post(
-                    "/api/v1/sessions",
-                    &self.session_body(&self.event().await, &hall),
-                    201,
-                )
-                .await,
-            "session_id",
-        );
+        self.post(&format!("/api/v1/halls/{hall}/seats/bulk"), &json!({ "rows": 1, "seats_per_row": seats }), 201)
+            .await;
+        let session =
+            id(&self.post("/api/v1/sessions", &self.session_body(&self.event().await, &hall), 201).await, "session_id");
         let seats = self.get(&format!("/api/v1/sessions/{session}/seats"), 200).await;
-        let seats = seats
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|seat| id(seat, "session_seat_id"))
-            .collect();
+        let seats = seats.as_array().unwrap().iter().map(|seat| id(seat, "session_seat_id")).collect();
         (session, seats)
     }
 
     /// Each seat's status, in the order of the seats.
     pub(crate) async fn statuses(&self, session: &str) -> Vec<String> {
         let seats = self.get(&format!("/api/v1/sessions/{session}/seats"), 200).await;
-        seats
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|seat| id(seat, "status"))
-            .collect()
+        seats.as_array().unwrap().iter().map(|seat| id(seat, "status")).collect()
     }
 }
 
@@ -168,10 +129,7 @@ impl Drop for TestApp {
 }
 
 pub(crate) fn id(value: &Value, name: &str) -> String {
-    value[name]
-        .as_str()
-        .unwrap_or_else(|| panic!("no {name} in {value}"))
-        .to_owned()
+    value[name].as_str().unwrap_or_else(|| panic!("no {name} in {value}")).to_owned()
 }
 
 async fn answer(response: Response, expected: u16) -> Value {
