@@ -61,10 +61,10 @@ pub type App = Arc<Shared>;
 struct Document;
 
 /// All routes, and the document that describes them.
-fn api(app: &App, health: Health) -> OpenApiRouter {
-    OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
+fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
+    let (routes, mut document) = OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
         .routes(routes!(price_tiers::create_price_tier, price_tiers::list_price_tiers))
-        .routes(routes!(price_tiers::get_price_tier))
+        .routes(routes!(price_tiers::get_price_tier, price_tiers::update_price_tier, price_tiers::delete_price_tier))
         .routes(routes!(create::create_reservation, reservations::list_reservations))
         .routes(routes!(reservations::get_reservation, finish::cancel_reservation))
         .routes(routes!(confirm::confirm_reservation))
@@ -72,29 +72,37 @@ fn api(app: &App, health: Health) -> OpenApiRouter {
         .routes(routes!(tickets::get_ticket))
         .routes(routes!(tickets::get_ticket_qr))
         .routes(routes!(finish::refund_ticket))
-        // The same resource under its other name, for the clients that know it so; described once, above.
+        // The same resource under its other name, for the clients that know it so.
         .route(
             "/api/v1/price-tiers",
             axum::routing::post(price_tiers::create_price_tier).get(price_tiers::list_price_tiers),
         )
-        .route("/api/v1/price-tiers/{id}", axum::routing::get(price_tiers::get_price_tier))
+        .route(
+            "/api/v1/price-tiers/{id}",
+            axum::routing::get(price_tiers::get_price_tier)
+                .patch(price_tiers::update_price_tier)
+                .delete(price_tiers::delete_price_tier),
+        )
         .with_state(Arc::clone(app))
         .merge(health::routes(health))
+        .split_for_parts();
+    openapi::describe_alias(&mut document, "/api/v1/admin/price-tiers", "/api/v1/price-tiers");
+    (routes, document)
 }
 
 fn router(app: &App, health: Health) -> Router {
-    let (routes, document) = api(app, health).split_for_parts();
+    let (routes, document) = api(app, health);
     routes.merge(openapi::pages(document))
 }
 
-/// The OpenAPI document, as `/openapi.json` shows it.
+/// The routes and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
 ///
 /// # Errors
-/// None that depends on the environment: it is made from the defaults.
-pub fn document() -> anyhow::Result<utoipa::openapi::OpenApi> {
+/// None that depends on the environment: they are made from the defaults.
+pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let settings = Settings::read(SettingsReader::new(|_| None), 8001)?;
     let app = Arc::new(Shared::new(&settings, database::lazy_pool(&settings.database_url, "openapi", 1)?, "openapi")?);
-    Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))).into_openapi())
+    Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))))
 }
 
 impl Shared {

@@ -16,8 +16,8 @@ use service_kit::layers;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{
-    Availability, CheckAvailabilityRequest, HoldCursor, OverdueHolds, Pricing, ReserveRequest, SeatConflict,
-    SeatsChanged, SeatsOfReservation,
+    Availability, CancelledSessions, CheckAvailabilityRequest, OverdueHolds, Pricing, ReserveRequest, SeatConflict,
+    SeatsChanged, SeatsOfReservation, TimeCursor,
 };
 
 /// One try. Three of them with their pauses stay well under what a buyer's request may take.
@@ -157,15 +157,25 @@ impl EventClient {
     pub async fn holds_before(
         &self,
         before: DateTime<Utc>,
-        cursor: Option<HoldCursor>,
+        cursor: Option<TimeCursor>,
         limit: u16,
     ) -> Result<OverdueHolds, Error> {
         let before = before.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        self.page(&format!("holds/overdue?before={before}&limit={limit}"), cursor).await
+    }
+
+    /// A page of the sessions that were cancelled, in the order in which they were.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn cancelled_sessions(&self, cursor: Option<TimeCursor>, limit: u16) -> Result<CancelledSessions, Error> {
+        self.page(&format!("sessions/cancelled?limit={limit}"), cursor).await
+    }
+
+    async fn page<T: DeserializeOwned>(&self, path: &str, cursor: Option<TimeCursor>) -> Result<T, Error> {
         let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-        let answer =
-            self.call(Method::GET, &format!("holds/overdue?before={before}&limit={limit}{cursor}"), None::<&()>).await;
-        match answer.map_err(unavailable)? {
-            Answer::Success(holds) => Ok(holds),
+        match self.call(Method::GET, &format!("{path}{cursor}"), None::<&()>).await.map_err(unavailable)? {
+            Answer::Success(page) => Ok(page),
             Answer::Refused(problem) => Err(unexpected(&problem)),
         }
     }
@@ -185,6 +195,8 @@ impl EventClient {
             Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
                 Ok(ChangeOutcome::Refused(problem.seats))
             }
+            // Cancelled since the look at it: the client's to hear of.
+            Answer::Refused(problem) if problem.code == Code::SessionCancelled => Err(Error::Refused(problem)),
             Answer::Refused(problem) => Err(unexpected(&problem)),
         }
     }

@@ -38,7 +38,7 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if command == Command::Openapi {
-        println!("{}", app::document()?.to_pretty_json()?);
+        println!("{}", app::skeleton()?.1.to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);
     }
     let settings = Settings::read(SettingsReader::from_env(), if command == Command::Worker { 8002 } else { 8001 })?;

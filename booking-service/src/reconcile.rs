@@ -3,20 +3,20 @@
 //! Everything works from what the databases say now and takes no other input, so the path after a crash is the everyday path.
 //! Holds are read from the Event Service and judged by the reservations here: that is the only authority on them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::error::Result;
 use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{HoldCursor, OverdueHold};
+use shared_contracts::seat_api::{OverdueHold, TimeCursor};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
 use crate::reservations::create::BOOKING_TIME_MAX;
-use crate::reservations::{confirm, finish};
+use crate::reservations::{confirm, finish, session_cancelled};
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
@@ -24,6 +24,12 @@ pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.a
 const LATE_HOLD_MAX: TimeDelta = TimeDelta::seconds(60);
 /// Holds read at a time.
 const HOLDS_PER_PAGE: u16 = 500;
+/// For how long after its cancellation a session is looked at: far longer than a booking takes that had begun before.
+const LATE_BOOKING_MAX: TimeDelta = TimeDelta::minutes(10);
+/// Cancelled sessions read at a time.
+const SESSIONS_PER_PAGE: u16 = 500;
+/// Reservations of a cancelled session ended in one transaction.
+const ENDED_PER_BATCH: i64 = 100;
 /// Payments and refunds settled at a time.
 const PAYMENTS_PER_BATCH: i64 = 50;
 
@@ -38,10 +44,15 @@ pub struct HeldSeat {
     pub session_seat_id: SessionSeatId,
 }
 
-/// How far the walk over fresh holds has come: each hold is looked at when it is old enough to be judged, and for a while after.
+/// How far the walks have come that do not begin anew with each round.
 #[derive(Debug, Default)]
 pub struct Sweep {
+    /// Over fresh holds: each is looked at when it is old enough to be judged, and for a while after.
     looked_until: Option<DateTime<Utc>>,
+    /// Over cancelled sessions: all of them in the first round, the latest in those after it.
+    cancelled_until: Option<DateTime<Utc>>,
+    /// Cancelled sessions that may have reservations which are not ended yet.
+    ending: BTreeSet<SessionId>,
 }
 
 /// What one round did, in seats.
@@ -76,9 +87,7 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
     let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);
     let old_enough = now + (app.rules.hold_interval() - grace).max(TimeDelta::zero());
-    let from = sweep
-        .looked_until
-        .map(|until| HoldCursor { reserved_until: until - LATE_HOLD_MAX, session_seat_id: Uuid::nil().into() });
+    let from = sweep.looked_until.map(|until| TimeCursor { time: until - LATE_HOLD_MAX, id: Uuid::nil() });
     healed.add(walk(app, old_enough, from).await?);
     sweep.looked_until = Some(old_enough);
     if healed.released + healed.confirmed > 0 {
@@ -88,7 +97,7 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
 }
 
 /// Settles all holds that are due before `before`, from `cursor` on.
-async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<HoldCursor>) -> Result<Healed> {
+async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<TimeCursor>) -> Result<Healed> {
     let mut healed = Healed::default();
     loop {
         let page = app.event_service.holds_before(before, cursor, HOLDS_PER_PAGE).await?;
@@ -180,6 +189,38 @@ async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) 
         app.locks.release(session_id, &seats, owner).await;
     }
     Ok(seats.len())
+}
+
+/// Ends the reservations of cancelled sessions: active ones are cancelled, the tickets of paid ones refunded. Returns how many.
+///
+/// The Event Service never calls this one, so it is asked. A payment that is under way is waited for, and refunded in a later round.
+///
+/// # Errors
+/// The database or the Event Service does not answer; a later round goes on.
+pub async fn end_cancelled_sessions(app: &App, sweep: &mut Sweep) -> Result<usize> {
+    let mut cursor = sweep.cancelled_until.map(|until| TimeCursor { time: until - LATE_BOOKING_MAX, id: Uuid::nil() });
+    loop {
+        let page = app.event_service.cancelled_sessions(cursor, SESSIONS_PER_PAGE).await?;
+        sweep.ending.extend(page.items.iter().map(|session| session.session_id));
+        sweep.cancelled_until = page.items.last().map(|session| session.cancelled_at).or(sweep.cancelled_until);
+        cursor = page.next_cursor.and_then(|next| next.parse().ok());
+        if cursor.is_none() {
+            break;
+        }
+    }
+    sweep.ending = session_cancelled::with_live_reservations(&app.db, &sweep.ending).await?;
+    let mut ended = 0;
+    for session_id in &sweep.ending {
+        loop {
+            let batch = session_cancelled::end_reservations(app, *session_id, ENDED_PER_BATCH).await?;
+            if batch == 0 {
+                break;
+            }
+            tracing::info!(%session_id, reservations = batch, "Ended reservations of a cancelled session");
+            ended += batch;
+        }
+    }
+    Ok(ended)
 }
 
 /// Settles confirmations whose lease has run out, by asking the provider what became of the charge. Returns how many.

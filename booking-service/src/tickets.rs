@@ -12,7 +12,8 @@ use qrcode::{Color, EcLevel, QrCode};
 use serde::{Deserialize, Serialize};
 use service_kit::auth::Caller;
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiPath, ApiQuery};
+use service_kit::extract::ApiPath;
+use service_kit::query::ApiQuery;
 use service_kit::refusals;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::label::Label;
@@ -86,6 +87,7 @@ macro_rules! columns {
 #[into_params(parameter_in = Query)]
 pub(crate) struct QrQuery {
     /// `png` when left out.
+    #[param(inline)]
     format: Option<QrFormat>,
 }
 
@@ -135,7 +137,7 @@ pub(crate) async fn get_ticket_qr(
     State(app): State<App>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
-    ApiQuery(query): ApiQuery<QrQuery>,
+    ApiQuery(query, _): ApiQuery<QrQuery>,
 ) -> Result<Response> {
     let code = find(&app.db, id, caller.user_id).await?.qr()?;
     Ok(match query.format.unwrap_or(QrFormat::Png) {
@@ -181,6 +183,15 @@ pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, user_id: UserId)
         columns!()
     );
     Ok(sqlx::query_as(sql).bind(id).bind(user_id).fetch_optional(tx).await?)
+}
+
+/// `active → refunded` for all tickets of these reservations, whose rows the caller has locked.
+pub(crate) async fn refund_all(tx: &mut PgConnection, reservations: &[ReservationId]) -> Result<Vec<Ticket>> {
+    let sql = concat!(
+        "update tickets set status = 'refunded', updated_at = now() where reservation_id = any($1) and status = 'active' returning ",
+        columns!()
+    );
+    Ok(sqlx::query_as(sql).bind(reservations).fetch_all(tx).await?)
 }
 
 /// The ticket, if it is this user's.

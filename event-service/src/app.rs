@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::ensure;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, FromRef};
 use service_kit::amqp::{self, ConsumedQueue};
 use service_kit::health::{self, Health};
 use service_kit::lifecycle::Lifecycle;
@@ -14,12 +14,16 @@ use shared_contracts::booking_event::BookingEventType;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::seat_stream::SeatStreams;
 use crate::settings::Settings;
-use crate::{booking_consumer, events, halls, internal_api, locations, organizers, seat_map, sessions};
+use crate::{
+    booking_consumer, events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions,
+};
 
 /// The schema, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -40,48 +44,59 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!();
 )]
 struct Document;
 
+/// What handlers may ask for.
+#[derive(Clone, FromRef)]
+struct AppState {
+    db: PgPool,
+    streams: Arc<SeatStreams>,
+}
+
 /// All routes, and the document that describes them.
-fn api(db: PgPool, health: Health) -> OpenApiRouter {
+fn api(state: AppState, health: Health) -> OpenApiRouter {
     OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
         .routes(routes!(organizers::create_organizer, organizers::list_organizers))
-        .routes(routes!(organizers::get_organizer))
+        .routes(routes!(organizers::get_organizer, organizers::update_organizer, organizers::delete_organizer))
         .routes(routes!(events::create_event, events::list_events))
-        .routes(routes!(events::get_event))
+        .routes(routes!(events::get_event, events::update_event, events::delete_event))
         .routes(routes!(locations::create_location, locations::list_locations))
-        .routes(routes!(locations::get_location))
+        .routes(routes!(locations::get_location, locations::update_location, locations::delete_location))
         .routes(routes!(halls::create_hall, halls::list_halls))
-        .routes(routes!(halls::get_hall))
-        .routes(routes!(halls::create_seat, halls::list_seats))
+        .routes(routes!(halls::get_hall, halls::update_hall, halls::delete_hall))
+        .routes(routes!(seats::create_seat, seats::list_seats))
         .merge(
             OpenApiRouter::new()
-                .routes(routes!(halls::create_seats))
-                .layer(DefaultBodyLimit::max(halls::BULK_BODY_BYTES_MAX)),
+                .routes(routes!(seats::create_seats))
+                .layer(DefaultBodyLimit::max(seats::BULK_BODY_BYTES_MAX)),
         )
+        .routes(routes!(seats::get_seat, seats::update_seat, seats::delete_seat))
         .routes(routes!(sessions::create_session, sessions::list_sessions))
-        .routes(routes!(sessions::get_session))
+        .routes(routes!(sessions::get_session, sessions::update_session, sessions::delete_session))
+        .routes(routes!(sessions::cancel_session))
         .routes(routes!(seat_map::list_session_seats))
         .routes(routes!(seat_map::get_seat_map))
+        .routes(routes!(seat_stream::stream_seat_map))
         .routes(routes!(internal_api::check_availability))
         .routes(routes!(internal_api::reserve_seats))
         .routes(routes!(internal_api::release_seats))
         .routes(routes!(internal_api::confirm_seats))
         .routes(routes!(internal_api::get_pricing))
         .routes(routes!(internal_api::list_overdue_holds))
+        .routes(routes!(internal_api::list_cancelled_sessions))
         .routes(routes!(internal_api::get_internal_health, internal_api::post_internal_health))
-        .with_state(db)
+        .with_state(state)
         .merge(health::routes(health))
 }
 
-fn router(db: PgPool, health: Health) -> Router {
-    let (routes, document) = api(db, health).split_for_parts();
+fn router(state: AppState, health: Health) -> Router {
+    let (routes, document) = api(state, health).split_for_parts();
     routes.merge(openapi::pages(document))
 }
 
-/// The OpenAPI document, as `/openapi.json` shows it.
-#[must_use]
-pub fn document() -> utoipa::openapi::OpenApi {
-    let unused = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
-    api(unused, Health::new("event-service", env!("CARGO_PKG_VERSION"))).into_openapi()
+/// The router and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
+pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
+    let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
+    let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
+    api(AppState { db, streams }, Health::new("event-service", env!("CARGO_PKG_VERSION"))).split_for_parts()
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
@@ -112,6 +127,8 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
         booking_consumer::handle(consumer_db.clone(), incoming)
     });
     lifecycle.spawn("booking consumer", consumer);
-    server::serve(lifecycle, listener, router(db, health));
+    let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
+    lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
+    server::serve(lifecycle, listener, router(AppState { db, streams }, health));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Which constraint of the schema means what to a client.
 
 use service_kit::database::broken_constraint;
-use service_kit::error::Error;
+use service_kit::error::{Error, Result};
 use shared_contracts::problem::{Code, FieldError};
 
 /// A database error as the client should hear of it: a broken rule by the rule's name, all else as it is.
@@ -32,4 +32,14 @@ pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
         }
         _ => error.into(),
     }
+}
+
+/// Refuses an edit of what `count` others depend on.
+pub(crate) fn in_use(count: i64, noun: &str, remedy: &str) -> Result<()> {
+    let detail = match count {
+        0 => return Ok(()),
+        1 => format!("1 {noun} depends on it. {remedy}"),
+        _ => format!("{count} {noun}s depend on it. {remedy}"),
+    };
+    Err(Error::refused(Code::ResourceInUse, detail))
 }

@@ -2,20 +2,23 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
-use service_kit::{openapi, refusals};
+use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
+use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
+use service_kit::query::ApiQuery;
+use service_kit::{database, openapi, patch_body, refusals};
 use shared_contracts::ids::{EventId, OrganizerId};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::error::of_constraint;
+use crate::error::{in_use, of_constraint};
 
 /// An event.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -27,6 +30,8 @@ pub struct Event {
     event_type: EventType,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    version: i64,
 }
 
 /// What kind of event.
@@ -47,34 +52,48 @@ pub enum EventType {
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateEvent {
     organizer_id: OrganizerId,
-    #[schema(min_length = 1, max_length = 200, example = "Winter Concert")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Winter Concert")]
     title: String,
     #[schema(max_length = 5000, example = "Two hours, one break")]
     description: Option<String>,
     event_type: EventType,
 }
 
+patch_body!(UpdateEvent: CreateEvent, { "title": "Winter Concert, extended" });
+
 /// Which events to list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct EventFilter {
     /// Only this organizer's.
+    #[param(inline)]
     organizer_id: Option<OrganizerId>,
     /// Only of this type.
+    #[param(inline)]
     event_type: Option<EventType>,
+    /// Only those with all of these words in title or description; parts of words will do, and letter case does not matter.
+    #[param(max_length = 100, example = "winter")]
+    q: Option<String>,
 }
 
 refusals!(CreateRefusals: openapi::BODY, &[Code::OrganizerNotFound]);
 refusals!(GetRefusals: &[Code::EventNotFound, Code::ValidationFailed]);
+refusals!(UpdateRefusals: openapi::EDIT, &[Code::EventNotFound, Code::OrganizerNotFound]);
+refusals!(DeleteRefusals: &[Code::EventNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an event
 #[utoipa::path(post, path = "/api/v1/events", tag = "2 Events", request_body = CreateEvent,
-    responses((status = 201, description = "Made", body = Event), CreateRefusals))]
+    responses((status = 201, description = "Made", body = Event, headers(("Location" = String), ("ETag" = String)), links(
+        ("get" = (operation_id = "get_event", parameters(("event_id" = "$response.body#/event_id")))),
+        ("update" = (operation_id = "update_event", parameters(("event_id" = "$response.body#/event_id")))),
+        ("delete" = (operation_id = "delete_event", parameters(("event_id" = "$response.body#/event_id")))),
+        ("sessions" = (operation_id = "list_sessions", parameters(("event_id" = "$response.body#/event_id")))),
+    )), CreateRefusals))]
 pub(crate) async fn create_event(
     State(db): State<PgPool>,
     ApiJson(new): ApiJson<CreateEvent>,
-) -> Result<Created<Event>> {
+) -> Result<Created<Editable<Event>>> {
     let event: Event = sqlx::query_as(
         "insert into events (event_id, organizer_id, title, description, event_type) values ($1, $2, $3, $4, $5) returning *",
     )
@@ -86,7 +105,7 @@ pub(crate) async fn create_event(
     .fetch_one(&db)
     .await
     .map_err(of_constraint)?;
-    Ok(Created { location: format!("/api/v1/events/{}", event.event_id), body: event })
+    Ok(Created { location: format!("/api/v1/events/{}", event.event_id), body: event.editable() })
 }
 
 /// List events, oldest first
@@ -94,27 +113,102 @@ pub(crate) async fn create_event(
     responses((status = 200, description = "A page", body = Page<Event>), ListRefusals))]
 pub(crate) async fn list_events(
     State(db): State<PgPool>,
-    ApiQuery(page): ApiQuery<PageQuery>,
-    ApiQuery(filter): ApiQuery<EventFilter>,
+    ApiQuery(page, filter): ApiQuery<PageQuery, EventFilter>,
 ) -> Result<Json<Page<Event>>> {
+    let words: Option<Vec<String>> = filter.q.map(|text| text.split_whitespace().map(like_pattern).collect());
     let rows: Vec<Event> = sqlx::query_as(
         "select * from events
          where event_id > $1 and ($3::uuid is null or organizer_id = $3) and ($4::text is null or event_type = $4)
+           and ($5::text[] is null or (title || ' ' || coalesce(description, '')) ilike all ($5))
          order by event_id limit $2",
     )
     .bind(page.cursor.unwrap_or(Uuid::nil()))
     .bind(page.rows_to_read())
     .bind(filter.organizer_id)
     .bind(filter.event_type)
+    .bind(words)
     .fetch_all(&db)
     .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.event_id.as_uuid())))
 }
 
+/// A pattern that finds `word` anywhere; what means something to `like` is taken by its letter.
+fn like_pattern(word: &str) -> String {
+    format!("%{}%", word.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_"))
+}
+
 /// Get an event
 #[utoipa::path(get, path = "/api/v1/events/{event_id}", tag = "2 Events", params(("event_id" = EventId, Path)),
-    responses((status = 200, description = "The event", body = Event), GetRefusals))]
-pub(crate) async fn get_event(State(db): State<PgPool>, ApiPath(id): ApiPath<EventId>) -> Result<Json<Event>> {
-    let found = sqlx::query_as("select * from events where event_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Json).ok_or_else(|| Error::refused(Code::EventNotFound, format!("No event has the id {id}.")))
+    responses((status = 200, description = "The event", body = Event, headers(("ETag" = String))), GetRefusals))]
+pub(crate) async fn get_event(State(db): State<PgPool>, ApiPath(id): ApiPath<EventId>) -> Result<Editable<Event>> {
+    let found: Option<Event> =
+        sqlx::query_as("select * from events where event_id = $1").bind(id).fetch_optional(&db).await?;
+    found.map(Event::editable).ok_or_else(|| not_found(id))
+}
+
+/// Change an event
+#[utoipa::path(patch, path = "/api/v1/events/{event_id}", tag = "2 Events", request_body = UpdateEvent,
+    params(("event_id" = EventId, Path), IfMatchHeader),
+    responses((status = 200, description = "Changed", body = Event, headers(("ETag" = String))), UpdateRefusals))]
+pub(crate) async fn update_event(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<EventId>,
+    if_match: IfMatch,
+    patch: ApiPatch,
+) -> Result<Editable<Event>> {
+    let mut tx = database::begin(&db).await?;
+    let edited: CreateEvent = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
+    let event: Event = sqlx::query_as(
+        "update events set organizer_id = $2, title = $3, description = $4, event_type = $5, version = version + 1, updated_at = now()
+         where event_id = $1 returning *",
+    )
+    .bind(id)
+    .bind(edited.organizer_id)
+    .bind(edited.title)
+    .bind(edited.description)
+    .bind(edited.event_type)
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(of_constraint)?;
+    tx.commit().await?;
+    Ok(event.editable())
+}
+
+/// Delete an event
+///
+/// One that has sessions stays: delete those first.
+#[utoipa::path(delete, path = "/api/v1/events/{event_id}", tag = "2 Events",
+    params(("event_id" = EventId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
+pub(crate) async fn delete_event(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<EventId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = database::begin(&db).await?;
+    lock(&mut tx, id, &if_match).await?;
+    let sessions: i64 =
+        sqlx::query_scalar("select count(*) from sessions where event_id = $1").bind(id).fetch_one(&mut *tx).await?;
+    in_use(sessions, "session", "The event takes place in them; delete them first.")?;
+    sqlx::query("delete from events where event_id = $1").bind(id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Event {
+    fn editable(self) -> Editable<Self> {
+        Editable { version: self.version, body: self }
+    }
+}
+
+/// The row for an edit: nobody else changes it, or adds a session to it, until the transaction ends.
+async fn lock(tx: &mut PgConnection, id: EventId, if_match: &IfMatch) -> Result<Event> {
+    let found: Option<Event> =
+        sqlx::query_as("select * from events where event_id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let event = found.ok_or_else(|| not_found(id))?;
+    if_match.check(event.version)?;
+    Ok(event)
+}
+
+fn not_found(id: EventId) -> Error {
+    Error::refused(Code::EventNotFound, format!("No event has the id {id}."))
 }

@@ -5,14 +5,16 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
+use service_kit::extract::{ApiJson, ApiPath};
+use service_kit::query::ApiQuery;
 use service_kit::{openapi, refusals};
 use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
-    Availability, CheckAvailabilityRequest, HoldCursor, OverdueHolds, Pricing, ReserveRequest, SEATS_PER_CALL_MAX,
-    SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsOfReservation,
+    Availability, CancelledSessions, CheckAvailabilityRequest, OverdueHolds, Pricing, ReserveRequest,
+    SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsOfReservation,
+    TimeCursor,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
@@ -20,11 +22,12 @@ use utoipa::{IntoParams, ToSchema};
 use crate::session_seats::{self, ChangeOutcome};
 use crate::sessions;
 
-/// The most holds of one page.
-const HOLDS_PER_PAGE_MAX: u16 = 1000;
+/// Rows of a page of holds or cancelled sessions, when the caller does not say.
+const WALK_ROWS_DEFAULT: u16 = 500;
 
 refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
 refusals!(ChangeRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable]);
+refusals!(ReserveRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable, Code::SessionCancelled]);
 refusals!(ReleaseRefusals: openapi::BODY);
 refusals!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
@@ -69,7 +72,7 @@ pub(crate) async fn check_availability(
 /// Hold seats for a reservation: all or none
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API",
     request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
-    responses((status = 200, description = "Held", body = SeatsChanged), ChangeRefusals))]
+    responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]
 pub(crate) async fn reserve_seats(
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
@@ -80,6 +83,10 @@ pub(crate) async fn reserve_seats(
     let outcome =
         session_seats::reserve(&mut connection, session_id, request.reservation_id, &seats, request.reserved_until)
             .await?;
+    if matches!(outcome, ChangeOutcome::Refused(_)) {
+        // A session that was cancelled between the look and this call says so.
+        sessions::must_not_be_cancelled(&mut connection, session_id).await?;
+    }
     answer(outcome, request.reservation_id, seats)
 }
 
@@ -148,7 +155,7 @@ pub(crate) struct PricingQuery {
 pub(crate) async fn get_pricing(
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
-    ApiQuery(query): ApiQuery<PricingQuery>,
+    ApiQuery(query, _): ApiQuery<PricingQuery>,
 ) -> Result<Json<Pricing>> {
     let mut connection = db.acquire().await?;
     let session: Option<(Money, Currency)> =
@@ -195,40 +202,66 @@ fn parse_list(list: &str) -> Result<Vec<SessionSeatId>> {
     Ok(ids)
 }
 
-/// Which holds to list.
+/// How many rows, and after which.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct HoldsQuery {
-    /// Holds that are due before this time; now, when left out. A later time shows holds that are still running.
-    before: Option<DateTime<Utc>>,
-    /// How many at most; 500 when left out.
-    #[param(minimum = 1, maximum = 1000)]
+pub(crate) struct WalkQuery {
+    /// How many at most.
+    #[param(minimum = 1, maximum = 1000, default = 500)]
     limit: Option<u16>,
     /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
+/// Which holds to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HoldsFilter {
+    /// Holds that are due before this time; now, when left out. A later time shows holds that are still running.
+    before: Option<DateTime<Utc>>,
+}
+
+impl WalkQuery {
+    fn limit(&self) -> i64 {
+        self.limit.unwrap_or(WALK_ROWS_DEFAULT).into()
+    }
+
+    fn after(&self) -> Result<Option<TimeCursor>> {
+        let after = self.cursor.as_deref().map(str::parse).transpose();
+        after.map_err(|error| Error::invalid(FieldError::parameter("cursor", error)))
+    }
+
+    /// The cursor after a page whose last row this is; none when the page is not full.
+    fn next<T>(&self, items: &[T], of: impl Fn(&T) -> TimeCursor) -> Option<String> {
+        items.last().filter(|_| items.len() as i64 == self.limit()).map(|last| of(last).to_string())
+    }
+}
+
 /// Holds that are due, oldest first, for reconciliation
-#[utoipa::path(get, path = "/api/internal/holds/overdue", tag = "6 Internal seat API", params(HoldsQuery),
+#[utoipa::path(get, path = "/api/internal/holds/overdue", tag = "6 Internal seat API", params(WalkQuery, HoldsFilter),
     responses((status = 200, description = "A page", body = OverdueHolds), ListRefusals))]
 pub(crate) async fn list_overdue_holds(
     State(db): State<PgPool>,
-    ApiQuery(query): ApiQuery<HoldsQuery>,
+    ApiQuery(walk, filter): ApiQuery<WalkQuery, HoldsFilter>,
 ) -> Result<Json<OverdueHolds>> {
-    let limit = query.limit.unwrap_or(500);
-    if !(1..=HOLDS_PER_PAGE_MAX).contains(&limit) {
-        return Err(Error::invalid(FieldError::parameter(
-            "limit",
-            format!("must lie between 1 and {HOLDS_PER_PAGE_MAX}"),
-        )));
-    }
-    let after = query.cursor.as_deref().map(str::parse).transpose();
-    let after = after.map_err(|error| Error::invalid(FieldError::parameter("cursor", error)))?;
-    let items = session_seats::holds_before(&mut *db.acquire().await?, query.before, after, i64::from(limit)).await?;
-    let next_cursor = items.last().filter(|_| items.len() == usize::from(limit)).map(|last| {
-        HoldCursor { reserved_until: last.reserved_until, session_seat_id: last.session_seat_id }.to_string()
-    });
+    let after = walk.after()?;
+    let items = session_seats::holds_before(&mut *db.acquire().await?, filter.before, after, walk.limit()).await?;
+    let next_cursor =
+        walk.next(&items, |last| TimeCursor { time: last.reserved_until, id: last.session_seat_id.as_uuid() });
     Ok(Json(OverdueHolds { items, next_cursor }))
+}
+
+/// Sessions that were cancelled, in the order in which they were, so that their reservations can be ended
+#[utoipa::path(get, path = "/api/internal/sessions/cancelled", tag = "6 Internal seat API", params(WalkQuery),
+    responses((status = 200, description = "A page", body = CancelledSessions), ListRefusals))]
+pub(crate) async fn list_cancelled_sessions(
+    State(db): State<PgPool>,
+    ApiQuery(walk, _): ApiQuery<WalkQuery>,
+) -> Result<Json<CancelledSessions>> {
+    let after = walk.after()?;
+    let items = sessions::cancelled_after(&mut *db.acquire().await?, after, walk.limit()).await?;
+    let next_cursor = walk.next(&items, |last| TimeCursor { time: last.cancelled_at, id: last.session_id.as_uuid() });
+    Ok(Json(CancelledSessions { items, next_cursor }))
 }
 
 /// The internal health check's answer.

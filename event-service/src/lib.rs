@@ -1,6 +1,6 @@
 //! The Event Service: the catalogue, seat maps, and the one authority on who has a seat.
 //!
-//! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`halls`].
+//! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`organizers`].
 //! [`session_seats`] is the deep module: who has a seat, and the only writer of that table. Two thin ways lead into it:
 //! [`internal_api`] (REST, from the Booking Service) and [`booking_consumer`] (its events, from RabbitMQ).
 //! This service never calls the Booking Service.
@@ -14,6 +14,8 @@ pub mod internal_api;
 pub mod locations;
 pub mod organizers;
 pub mod seat_map;
+pub mod seat_stream;
+pub mod seats;
 pub mod session_seats;
 pub mod sessions;
 pub mod settings;

@@ -1,19 +1,24 @@
-//! Locations: where halls are.
+//! Locations: where halls stand, and in which time zone.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
-use service_kit::{openapi, refusals};
+use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
+use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
+use service_kit::query::ApiQuery;
+use service_kit::{database, openapi, patch_body, refusals};
 use shared_contracts::ids::LocationId;
 use shared_contracts::page::{Page, PageQuery};
-use shared_contracts::problem::{Code, FieldError};
-use sqlx::{FromRow, PgPool};
+use shared_contracts::problem::Code;
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
+
+use crate::error::in_use;
 
 /// A location.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -27,38 +32,46 @@ pub struct Location {
     timezone: String,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    version: i64,
 }
 
 /// A new location.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateLocation {
-    #[schema(min_length = 1, max_length = 200, example = "Old Mill")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Old Mill")]
     name: String,
-    #[schema(min_length = 1, max_length = 500, example = "1 Mill Lane")]
+    #[schema(min_length = 1, max_length = 500, pattern = r"\S", example = "1 Mill Lane")]
     address: String,
-    #[schema(min_length = 1, max_length = 200, example = "Berlin")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Berlin")]
     city: String,
-    #[schema(min_length = 1, max_length = 200, example = "Germany")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Germany")]
     country: String,
     /// An IANA time zone.
-    #[schema(min_length = 1, max_length = 64, example = "Europe/Berlin")]
+    #[schema(min_length = 1, max_length = 64, format = "iana-time-zone", example = "Europe/Berlin")]
     timezone: String,
 }
 
+patch_body!(UpdateLocation: CreateLocation, { "address": "2 Mill Lane" });
+
 refusals!(CreateRefusals: openapi::BODY);
 refusals!(GetRefusals: &[Code::LocationNotFound, Code::ValidationFailed]);
+refusals!(UpdateRefusals: openapi::EDIT, &[Code::LocationNotFound]);
+refusals!(DeleteRefusals: &[Code::LocationNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a location
 #[utoipa::path(post, path = "/api/v1/locations", tag = "3 Locations", request_body = CreateLocation,
-    responses((status = 201, description = "Made", body = Location), CreateRefusals))]
+    responses((status = 201, description = "Made", body = Location, headers(("Location" = String), ("ETag" = String)), links(
+        ("get" = (operation_id = "get_location", parameters(("location_id" = "$response.body#/location_id")))),
+        ("update" = (operation_id = "update_location", parameters(("location_id" = "$response.body#/location_id")))),
+        ("delete" = (operation_id = "delete_location", parameters(("location_id" = "$response.body#/location_id")))),
+        ("create_hall" = (operation_id = "create_hall", parameters(("location_id" = "$response.body#/location_id")))),
+    )), CreateRefusals))]
 pub(crate) async fn create_location(
     State(db): State<PgPool>,
     ApiJson(new): ApiJson<CreateLocation>,
-) -> Result<Created<Location>> {
-    if new.timezone.parse::<chrono_tz::Tz>().is_err() {
-        return Err(Error::invalid(FieldError::at("/timezone", "is not an IANA time zone like Europe/Berlin")));
-    }
+) -> Result<Created<Editable<Location>>> {
     let location: Location = sqlx::query_as(
         "insert into locations (location_id, name, address, city, country, timezone) values ($1, $2, $3, $4, $5, $6) returning *",
     )
@@ -70,7 +83,7 @@ pub(crate) async fn create_location(
     .bind(new.timezone)
     .fetch_one(&db)
     .await?;
-    Ok(Created { location: format!("/api/v1/locations/{}", location.location_id), body: location })
+    Ok(Created { location: format!("/api/v1/locations/{}", location.location_id), body: location.editable() })
 }
 
 /// List locations, oldest first
@@ -78,7 +91,7 @@ pub(crate) async fn create_location(
     responses((status = 200, description = "A page", body = Page<Location>), ListRefusals))]
 pub(crate) async fn list_locations(
     State(db): State<PgPool>,
-    ApiQuery(page): ApiQuery<PageQuery>,
+    ApiQuery(page, _): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<Location>>> {
     let rows: Vec<Location> =
         sqlx::query_as("select * from locations where location_id > $1 order by location_id limit $2")
@@ -91,10 +104,77 @@ pub(crate) async fn list_locations(
 
 /// Get a location
 #[utoipa::path(get, path = "/api/v1/locations/{location_id}", tag = "3 Locations", params(("location_id" = LocationId, Path)),
-    responses((status = 200, description = "The location", body = Location), GetRefusals))]
-pub(crate) async fn get_location(State(db): State<PgPool>, ApiPath(id): ApiPath<LocationId>) -> Result<Json<Location>> {
-    let found = sqlx::query_as("select * from locations where location_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Json).ok_or_else(|| not_found(id))
+    responses((status = 200, description = "The location", body = Location, headers(("ETag" = String))), GetRefusals))]
+pub(crate) async fn get_location(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<LocationId>,
+) -> Result<Editable<Location>> {
+    let found: Option<Location> =
+        sqlx::query_as("select * from locations where location_id = $1").bind(id).fetch_optional(&db).await?;
+    found.map(Location::editable).ok_or_else(|| not_found(id))
+}
+
+/// Change a location
+#[utoipa::path(patch, path = "/api/v1/locations/{location_id}", tag = "3 Locations", request_body = UpdateLocation,
+    params(("location_id" = LocationId, Path), IfMatchHeader),
+    responses((status = 200, description = "Changed", body = Location, headers(("ETag" = String))), UpdateRefusals))]
+pub(crate) async fn update_location(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<LocationId>,
+    if_match: IfMatch,
+    patch: ApiPatch,
+) -> Result<Editable<Location>> {
+    let mut tx = database::begin(&db).await?;
+    let edited: CreateLocation = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
+    let location: Location = sqlx::query_as(
+        "update locations set name = $2, address = $3, city = $4, country = $5, timezone = $6, version = version + 1, updated_at = now()
+         where location_id = $1 returning *",
+    )
+    .bind(id)
+    .bind(edited.name)
+    .bind(edited.address)
+    .bind(edited.city)
+    .bind(edited.country)
+    .bind(edited.timezone)
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(location.editable())
+}
+
+/// Delete a location
+///
+/// One that has halls stays: delete those first.
+#[utoipa::path(delete, path = "/api/v1/locations/{location_id}", tag = "3 Locations",
+    params(("location_id" = LocationId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
+pub(crate) async fn delete_location(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<LocationId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = database::begin(&db).await?;
+    lock(&mut tx, id, &if_match).await?;
+    let halls: i64 =
+        sqlx::query_scalar("select count(*) from halls where location_id = $1").bind(id).fetch_one(&mut *tx).await?;
+    in_use(halls, "hall", "They stand there; delete them first.")?;
+    sqlx::query("delete from locations where location_id = $1").bind(id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Location {
+    fn editable(self) -> Editable<Self> {
+        Editable { version: self.version, body: self }
+    }
+}
+
+/// The row for an edit: nobody else changes it, or adds a hall to it, until the transaction ends.
+async fn lock(tx: &mut PgConnection, id: LocationId, if_match: &IfMatch) -> Result<Location> {
+    let found: Option<Location> =
+        sqlx::query_as("select * from locations where location_id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let location = found.ok_or_else(|| not_found(id))?;
+    if_match.check(location.version)?;
+    Ok(location)
 }
 
 pub(crate) fn not_found(id: LocationId) -> Error {

@@ -35,7 +35,7 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if let Command::Openapi = command {
-        println!("{}", app::document().to_pretty_json()?);
+        println!("{}", app::skeleton().1.to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);
     }
     let settings = Settings::from_env()?;

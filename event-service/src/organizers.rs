@@ -2,18 +2,23 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
-use service_kit::{openapi, refusals};
+use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
+use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
+use service_kit::query::ApiQuery;
+use service_kit::{database, openapi, patch_body, refusals};
 use shared_contracts::ids::OrganizerId;
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
+
+use crate::error::in_use;
 
 /// An organizer.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -25,12 +30,14 @@ pub struct Organizer {
     contact_phone: Option<String>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    version: i64,
 }
 
 /// A new organizer.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateOrganizer {
-    #[schema(min_length = 1, max_length = 200, example = "City Stage")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "City Stage")]
     name: String,
     #[schema(max_length = 5000, example = "Concerts and plays since 1987")]
     description: Option<String>,
@@ -40,17 +47,26 @@ pub struct CreateOrganizer {
     contact_phone: Option<String>,
 }
 
+patch_body!(UpdateOrganizer: CreateOrganizer, { "contact_phone": "+49 30 7654321" });
+
 refusals!(CreateRefusals: openapi::BODY);
 refusals!(GetRefusals: &[Code::OrganizerNotFound, Code::ValidationFailed]);
+refusals!(UpdateRefusals: openapi::EDIT, &[Code::OrganizerNotFound]);
+refusals!(DeleteRefusals: &[Code::OrganizerNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an organizer
 #[utoipa::path(post, path = "/api/v1/organizers", tag = "1 Organizers", request_body = CreateOrganizer,
-    responses((status = 201, description = "Made", body = Organizer), CreateRefusals))]
+    responses((status = 201, description = "Made", body = Organizer, headers(("Location" = String), ("ETag" = String)), links(
+        ("get" = (operation_id = "get_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
+        ("update" = (operation_id = "update_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
+        ("delete" = (operation_id = "delete_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
+        ("events" = (operation_id = "list_events", parameters(("organizer_id" = "$response.body#/organizer_id")))),
+    )), CreateRefusals))]
 pub(crate) async fn create_organizer(
     State(db): State<PgPool>,
     ApiJson(new): ApiJson<CreateOrganizer>,
-) -> Result<Created<Organizer>> {
+) -> Result<Created<Editable<Organizer>>> {
     let organizer: Organizer = sqlx::query_as(
         "insert into organizers (organizer_id, name, description, contact_email, contact_phone) values ($1, $2, $3, $4, $5) returning *",
     )
@@ -61,7 +77,7 @@ pub(crate) async fn create_organizer(
     .bind(new.contact_phone)
     .fetch_one(&db)
     .await?;
-    Ok(Created { location: format!("/api/v1/organizers/{}", organizer.organizer_id), body: organizer })
+    Ok(Created { location: format!("/api/v1/organizers/{}", organizer.organizer_id), body: organizer.editable() })
 }
 
 /// List organizers, oldest first
@@ -69,7 +85,7 @@ pub(crate) async fn create_organizer(
     responses((status = 200, description = "A page", body = Page<Organizer>), ListRefusals))]
 pub(crate) async fn list_organizers(
     State(db): State<PgPool>,
-    ApiQuery(page): ApiQuery<PageQuery>,
+    ApiQuery(page, _): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<Organizer>>> {
     let rows: Vec<Organizer> =
         sqlx::query_as("select * from organizers where organizer_id > $1 order by organizer_id limit $2")
@@ -82,11 +98,80 @@ pub(crate) async fn list_organizers(
 
 /// Get an organizer
 #[utoipa::path(get, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers", params(("organizer_id" = OrganizerId, Path)),
-    responses((status = 200, description = "The organizer", body = Organizer), GetRefusals))]
+    responses((status = 200, description = "The organizer", body = Organizer, headers(("ETag" = String))), GetRefusals))]
 pub(crate) async fn get_organizer(
     State(db): State<PgPool>,
     ApiPath(id): ApiPath<OrganizerId>,
-) -> Result<Json<Organizer>> {
-    let found = sqlx::query_as("select * from organizers where organizer_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Json).ok_or_else(|| Error::refused(Code::OrganizerNotFound, format!("No organizer has the id {id}.")))
+) -> Result<Editable<Organizer>> {
+    let found: Option<Organizer> =
+        sqlx::query_as("select * from organizers where organizer_id = $1").bind(id).fetch_optional(&db).await?;
+    found.map(Organizer::editable).ok_or_else(|| not_found(id))
+}
+
+/// Change an organizer
+#[utoipa::path(patch, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers", request_body = UpdateOrganizer,
+    params(("organizer_id" = OrganizerId, Path), IfMatchHeader),
+    responses((status = 200, description = "Changed", body = Organizer, headers(("ETag" = String))), UpdateRefusals))]
+pub(crate) async fn update_organizer(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<OrganizerId>,
+    if_match: IfMatch,
+    patch: ApiPatch,
+) -> Result<Editable<Organizer>> {
+    let mut tx = database::begin(&db).await?;
+    let edited: CreateOrganizer = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
+    let organizer: Organizer = sqlx::query_as(
+        "update organizers set name = $2, description = $3, contact_email = $4, contact_phone = $5, version = version + 1, updated_at = now()
+         where organizer_id = $1 returning *",
+    )
+    .bind(id)
+    .bind(edited.name)
+    .bind(edited.description)
+    .bind(edited.contact_email)
+    .bind(edited.contact_phone)
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(organizer.editable())
+}
+
+/// Delete an organizer
+///
+/// One that has events stays: delete those first.
+#[utoipa::path(delete, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers",
+    params(("organizer_id" = OrganizerId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
+pub(crate) async fn delete_organizer(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<OrganizerId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = database::begin(&db).await?;
+    lock(&mut tx, id, &if_match).await?;
+    let events: i64 =
+        sqlx::query_scalar("select count(*) from events where organizer_id = $1").bind(id).fetch_one(&mut *tx).await?;
+    in_use(events, "event", "They are its events; delete them, or give them to another organizer, first.")?;
+    sqlx::query("delete from organizers where organizer_id = $1").bind(id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Organizer {
+    fn editable(self) -> Editable<Self> {
+        Editable { version: self.version, body: self }
+    }
+}
+
+/// The row for an edit: nobody else changes it, or adds an event to it, until the transaction ends.
+async fn lock(tx: &mut PgConnection, id: OrganizerId, if_match: &IfMatch) -> Result<Organizer> {
+    let found: Option<Organizer> = sqlx::query_as("select * from organizers where organizer_id = $1 for update")
+        .bind(id)
+        .fetch_optional(tx)
+        .await?;
+    let organizer = found.ok_or_else(|| not_found(id))?;
+    if_match.check(organizer.version)?;
+    Ok(organizer)
+}
+
+fn not_found(id: OrganizerId) -> Error {
+    Error::refused(Code::OrganizerNotFound, format!("No organizer has the id {id}."))
 }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
-use service_kit::refusals;
+use service_kit::{etag, refusals};
 use sha2::{Digest, Sha256};
 use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
@@ -18,8 +18,8 @@ use shared_contracts::seat_api::SeatStatus;
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 
-use crate::halls::SeatType;
-use crate::sessions;
+use crate::seats::SeatType;
+use crate::{session_seats, sessions};
 
 /// A seat in a session.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -66,44 +66,36 @@ pub(crate) async fn list_session_seats(
 
 /// A session's seat map
 ///
-/// Send the `ETag` of an earlier answer as `If-None-Match`; `304` says that nothing has changed since.
+/// Send the `ETag` of an earlier answer as `If-None-Match`; `304` says that nothing has changed since. Compressed with zstd, br or gzip,
+/// whichever the client names in `Accept-Encoding`. To be told of changes as they happen, open `…/seat-map/stream` and then load this.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
-    responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged"), Refusals))]
+    responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged", headers(("ETag" = String))), Refusals))]
 pub(crate) async fn get_seat_map(
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
     let mut connection = db.acquire().await?;
-    let head: Option<(HallId, i64)> = sqlx::query_as(
-        "select hall_id, coalesce((select max(change_seq) from session_seats where session_id = $1), 0) from sessions where session_id = $1",
-    )
-    .bind(session_id)
-    .fetch_optional(&mut *connection)
-    .await?;
-    let (hall_id, version) = head.ok_or_else(|| sessions::not_found(session_id))?;
+    let hall_id: Option<HallId> = sqlx::query_scalar("select hall_id from sessions where session_id = $1")
+        .bind(session_id)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let hall_id = hall_id.ok_or_else(|| sessions::not_found(session_id))?;
     // Seats after version: a change in between then shows in the seats, and in the version of the next answer.
+    let version = session_seats::version(&mut connection, session_id).await?;
     let seats = seats_of(&mut connection, session_id).await?;
     drop(connection);
     let body = serde_json::to_vec(&SeatMap { session_id, hall_id, version, seats })
         .map_err(|error| Error::Internal(error.into()))?;
     // Of the content, not of the version: changes can become visible in another order than they were numbered.
-    let etag = format!("\"{:x}\"", Sha256::digest(&body));
-    let cached = [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, "no-cache".to_owned())];
-    if asked_for_newer_than(&headers, &etag) {
-        return Ok((StatusCode::NOT_MODIFIED, cached).into_response());
+    let tag = format!("\"{:x}\"", Sha256::digest(&body));
+    let fresh = (header::CACHE_CONTROL, "no-cache");
+    if let Some(known) = etag::known(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [fresh], [(header::ETAG, known)]).into_response());
     }
-    Ok((cached, [(header::CONTENT_TYPE, "application/json")], body).into_response())
-}
-
-fn asked_for_newer_than(headers: &HeaderMap, etag: &str) -> bool {
-    headers
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|list| list.split(','))
-        .any(|known| known.trim().trim_start_matches("W/") == etag || known.trim() == "*")
+    let json = (header::CONTENT_TYPE, "application/json");
+    Ok(([fresh, json], [(header::ETAG, tag)], body).into_response())
 }
 
 async fn seats_of(connection: &mut PgConnection, session_id: SessionId) -> Result<Vec<SessionSeat>> {

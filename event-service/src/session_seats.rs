@@ -6,11 +6,16 @@
 //!     ▲                        │                     │
 //!     └──── release(r) ────────┘                     │
 //!     └──── refund(r) ───────────────────────────────┘
+//!
+//! available ──▶ blocked      block_free: the session is cancelled. What is released or refunded after that is blocked, too.
 //! ```
 //!
 //! Each change is one conditional statement that names the reservation. It locks the rows in the order of their ids, so two
 //! reservations that want the same seats in another order can't deadlock, and it changes all of them or none.
 //! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service says what became of the reservation.
+//!
+//! Each change gives the row a number (`change_seq`, drawn while the row is locked: it orders the changes of one seat) and its
+//! transaction's id (`change_xid`, for readers that must miss none: see `seat_stream.rs`).
 //!
 //! Statements look rows up by `session_seat_id` alone and compare `session_id` afterwards: with both as keys, and no
 //! statistics yet for a session that has just been made, the planner may read the whole session for one seat.
@@ -19,7 +24,7 @@ use chrono::{DateTime, Utc};
 use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{HoldCursor, OverdueHold, SeatConflict, SeatStatus};
+use shared_contracts::seat_api::{OverdueHold, SeatConflict, SeatStatus, TimeCursor};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -95,7 +100,8 @@ pub async fn reserve(
          ),
          changed as (
              update session_seats s
-             set status = 'reserved', reservation_id = $3, reserved_until = $4, change_seq = nextval('session_seat_changes')
+             set status = 'reserved', reservation_id = $3, reserved_until = $4,
+                 change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
              from judged j
              where s.session_seat_id = j.session_seat_id and j.free
                and (select count(*) from judged where free or own) = cardinality($1)
@@ -154,7 +160,10 @@ async fn free(
              order by session_seat_id for no key update
          )
          update session_seats s
-         set status = 'available', reservation_id = null, reserved_until = null, change_seq = nextval('session_seat_changes')
+         set status = case when exists (select from sessions c where c.session_id = s.session_id and c.status = 'cancelled')
+                           then 'blocked' else 'available' end,
+             reservation_id = null, reserved_until = null,
+             change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
          from owned o
          where s.session_seat_id = o.session_seat_id and o.reservation_id = $2 and o.status = any($3)
          returning s.session_seat_id",
@@ -184,7 +193,8 @@ pub async fn confirm(
          ),
          changed as (
              update session_seats s
-             set status = 'sold', reserved_until = null, change_seq = nextval('session_seat_changes')
+             set status = 'sold', reserved_until = null,
+                 change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
              from wanted w
              where s.session_seat_id = w.session_seat_id and w.reservation_id = $2 and w.status = 'reserved'
                and (select count(*) from wanted where reservation_id = $2) = cardinality($1)
@@ -204,6 +214,137 @@ pub async fn confirm(
     let is_owned = |state: &SeatState| state.reservation_id == Some(reservation_id);
     Ok(all_or_refused(seats, &states, is_sold, |state| !is_owned(state)))
 }
+
+/// Takes all free seats of a cancelled session off sale.
+///
+/// # Errors
+/// The database failed.
+pub async fn block_free(tx: &mut PgConnection, session_id: SessionId) -> Result<()> {
+    sqlx::query(
+        "with free as materialized (
+             select session_seat_id from session_seats where session_id = $1 and status = 'available'
+             order by session_seat_id for no key update
+         )
+         update session_seats s
+         set status = 'blocked', change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
+         from free where s.session_seat_id = free.session_seat_id",
+    )
+    .bind(session_id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Gives all seats of a session this price. What has been reserved or sold before keeps the price of that day in its reservation.
+///
+/// # Errors
+/// The database failed.
+pub async fn set_price(tx: &mut PgConnection, session_id: SessionId, price: Money) -> Result<()> {
+    sqlx::query(
+        "with all_seats as materialized (
+             select session_seat_id from session_seats where session_id = $1 order by session_seat_id for no key update
+         )
+         update session_seats s
+         set price = $2, change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
+         from all_seats a where s.session_seat_id = a.session_seat_id",
+    )
+    .bind(session_id)
+    .bind(price)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// How many seats of the session someone holds or owns.
+///
+/// # Errors
+/// The database failed.
+pub async fn owned(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
+    let sql = "select count(*) from session_seats where session_id = $1 and reservation_id is not null";
+    Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
+}
+
+/// Removes the session's seats that nobody holds or owns. A hold that is just being made is waited for, and stays:
+/// [`owned`] tells, asked afterwards.
+///
+/// # Errors
+/// The database failed.
+pub async fn remove_unowned(tx: &mut PgConnection, session_id: SessionId) -> Result<()> {
+    sqlx::query(
+        "with free as materialized (
+             select session_seat_id from session_seats where session_id = $1 and reservation_id is null
+             order by session_seat_id for update
+         )
+         delete from session_seats s using free where s.session_seat_id = free.session_seat_id",
+    )
+    .bind(session_id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A seat's latest change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
+pub struct SeatChange {
+    /// The session.
+    pub session_id: SessionId,
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// Who has it now.
+    pub status: SeatStatus,
+    /// The change's number: later changes of the same seat have higher ones.
+    pub version: i64,
+}
+
+/// The latest change of each seat of `sessions` that a transaction at or above the horizon `from` made, in their order, and the
+/// horizon for the next look: every change below it is seen by this look or an earlier one. Asked with [`HORIZON_NOW`], it tells only that.
+///
+/// # Errors
+/// The database failed.
+pub async fn changes_since(
+    connection: &mut PgConnection,
+    sessions: &[SessionId],
+    from: i64,
+    limit: i64,
+) -> Result<(i64, Vec<SeatChange>)> {
+    // One statement, so that the horizon and the rows are of one snapshot.
+    /// The horizon, and a change if there is any.
+    type Row = (i64, Option<SessionId>, Option<SessionSeatId>, Option<SeatStatus>, Option<i64>);
+    let rows: Vec<Row> = sqlx::query_as(
+        "select pg_snapshot_xmin(pg_current_snapshot())::text::int8, changes.* from (select) as always
+         left join lateral (
+             select session_id, session_seat_id, status, change_seq from session_seats
+             where session_id = any($1) and change_xid >= $2::text::xid8 order by change_seq limit $3
+         ) changes on true",
+    )
+    .bind(sessions)
+    .bind(from.to_string())
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    let horizon = rows.first().map_or(from, |row| row.0);
+    let changes = rows.into_iter().filter_map(|(_, session_id, session_seat_id, status, version)| {
+        Some(SeatChange {
+            session_id: session_id?,
+            session_seat_id: session_seat_id?,
+            status: status?,
+            version: version?,
+        })
+    });
+    Ok((horizon, changes.collect()))
+}
+
+/// The highest number of a change of this session.
+///
+/// # Errors
+/// The database failed.
+pub async fn version(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
+    let sql = "select coalesce(max(change_seq), 0) from session_seats where session_id = $1";
+    Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
+}
+
+/// Above every transaction there will be.
+pub const HORIZON_NOW: i64 = i64::MAX;
 
 fn all_or_refused(
     seats: &[SessionSeatId],
@@ -263,7 +404,7 @@ pub async fn look(
 pub async fn holds_before(
     connection: &mut PgConnection,
     before: Option<DateTime<Utc>>,
-    after: Option<HoldCursor>,
+    after: Option<TimeCursor>,
     limit: i64,
 ) -> Result<Vec<OverdueHold>> {
     let holds = sqlx::query_as(
@@ -273,8 +414,8 @@ pub async fn holds_before(
          order by reserved_until, session_seat_id limit $4",
     )
     .bind(before)
-    .bind(after.map(|cursor| cursor.reserved_until))
-    .bind(after.map(|cursor| cursor.session_seat_id))
+    .bind(after.map(|cursor| cursor.time))
+    .bind(after.map(|cursor| cursor.id))
     .bind(limit)
     .fetch_all(connection)
     .await?;

@@ -2,22 +2,25 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
-use service_kit::database;
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiJson, ApiPath, ApiQuery};
-use service_kit::{openapi, refusals};
+use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
+use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
+use service_kit::query::ApiQuery;
+use service_kit::{database, openapi, patch_body, refusals};
 use shared_contracts::ids::{EventId, HallId, SessionId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgPool};
+use shared_contracts::seat_api::{CancelledSession, TimeCursor};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::error::of_constraint;
+use crate::error::{in_use, of_constraint};
 use crate::session_seats;
 
 /// A session.
@@ -39,6 +42,8 @@ pub struct Session {
     available_seats_count: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    version: i64,
 }
 
 /// Whether it takes place.
@@ -78,13 +83,17 @@ pub struct CreateSession {
     sales_end: Option<DateTime<Utc>>,
 }
 
+patch_body!(UpdateSession: CreateSession, { "sales_end": "2030-12-01T18:30:00Z" });
+
 /// Which sessions to list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SessionFilter {
     /// Only this event's.
+    #[param(inline)]
     event_id: Option<EventId>,
     /// Only in this hall.
+    #[param(inline)]
     hall_id: Option<HallId>,
     /// Only those that begin at this time or later.
     from: Option<DateTime<Utc>>,
@@ -94,17 +103,28 @@ pub(crate) struct SessionFilter {
 
 refusals!(CreateRefusals: openapi::BODY, &[Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats]);
 refusals!(GetRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+refusals!(UpdateRefusals: openapi::EDIT, &[
+    Code::SessionNotFound, Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats, Code::ResourceInUse, Code::SessionCancelled,
+]);
+refusals!(CancelRefusals: &[Code::SessionNotFound, Code::PreconditionFailed, Code::ValidationFailed]);
+refusals!(DeleteRefusals: &[Code::SessionNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a session and its session seats
 ///
 /// One session seat for each seat that the hall has now, in one transaction. Two sessions in a hall can't overlap.
 #[utoipa::path(post, path = "/api/v1/sessions", tag = "5 Sessions", request_body = CreateSession,
-    responses((status = 201, description = "Made", body = Session), CreateRefusals))]
+    responses((status = 201, description = "Made", body = Session, headers(("Location" = String), ("ETag" = String)), links(
+        ("get" = (operation_id = "get_session", parameters(("session_id" = "$response.body#/session_id")))),
+        ("update" = (operation_id = "update_session", parameters(("session_id" = "$response.body#/session_id")))),
+        ("cancel" = (operation_id = "cancel_session", parameters(("session_id" = "$response.body#/session_id")))),
+        ("delete" = (operation_id = "delete_session", parameters(("session_id" = "$response.body#/session_id")))),
+        ("seat_map" = (operation_id = "get_seat_map", parameters(("session_id" = "$response.body#/session_id")))),
+    )), CreateRefusals))]
 pub(crate) async fn create_session(
     State(db): State<PgPool>,
     ApiJson(new): ApiJson<CreateSession>,
-) -> Result<Created<Session>> {
+) -> Result<Created<Editable<Session>>> {
     let session_id = SessionId::new();
     let mut tx = database::begin(&db).await?;
     sqlx::query(
@@ -123,15 +143,20 @@ pub(crate) async fn create_session(
     .execute(&mut *tx)
     .await
     .map_err(of_constraint)?;
-    if session_seats::create_for_session(&mut tx, session_id, new.base_price).await? == 0 {
+    make_seats(&mut tx, session_id, new.base_price).await?;
+    let session = find(&mut tx, session_id).await?;
+    tx.commit().await?;
+    Ok(Created { location: format!("/api/v1/sessions/{session_id}"), body: session.editable() })
+}
+
+async fn make_seats(tx: &mut PgConnection, session_id: SessionId, base_price: Money) -> Result<()> {
+    if session_seats::create_for_session(tx, session_id, base_price).await? == 0 {
         return Err(Error::refused(
             Code::HallHasNoSeats,
             "A session sells the seats of its hall, and this hall has none; create seats first.",
         ));
     }
-    let session = find(&mut tx, session_id).await?;
-    tx.commit().await?;
-    Ok(Created { location: format!("/api/v1/sessions/{session_id}"), body: session })
+    Ok(())
 }
 
 /// List sessions with their free seats, oldest first
@@ -139,8 +164,7 @@ pub(crate) async fn create_session(
     responses((status = 200, description = "A page", body = Page<Session>), ListRefusals))]
 pub(crate) async fn list_sessions(
     State(db): State<PgPool>,
-    ApiQuery(page): ApiQuery<PageQuery>,
-    ApiQuery(filter): ApiQuery<SessionFilter>,
+    ApiQuery(page, filter): ApiQuery<PageQuery, SessionFilter>,
 ) -> Result<Json<Page<Session>>> {
     let rows: Vec<Session> = sqlx::query_as(
         "select s.*, counts.* from (
@@ -149,7 +173,7 @@ pub(crate) async fn list_sessions(
                and ($5::timestamptz is null or start_time >= $5) and ($6::timestamptz is null or start_time < $6)
              order by session_id limit $2
          ) s cross join lateral (
-             select count(*) as seats_count, count(*) filter (where status = 'available') as available_seats_count
+             select count(*) as seats_count, count(*) filter (where status = 'available' and s.status = 'scheduled') as available_seats_count
              from session_seats where session_id = s.session_id
          ) counts order by session_id",
     )
@@ -165,19 +189,152 @@ pub(crate) async fn list_sessions(
 }
 
 /// Get a session
+///
+/// The `ETag` is of what can be edited; the counts of seats change without it.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", params(("session_id" = SessionId, Path)),
-    responses((status = 200, description = "The session", body = Session), GetRefusals))]
+    responses((status = 200, description = "The session", body = Session, headers(("ETag" = String))), GetRefusals))]
 pub(crate) async fn get_session(
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
-) -> Result<Json<Session>> {
-    find(&mut *db.acquire().await?, session_id).await.map(Json)
+) -> Result<Editable<Session>> {
+    find(&mut *db.acquire().await?, session_id).await.map(Session::editable)
 }
 
-async fn find(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Result<Session> {
+/// Change a session
+///
+/// Event, hall and currency stay as they are while seats are reserved or sold. A new price is for those who buy from now on.
+#[utoipa::path(patch, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", request_body = UpdateSession,
+    params(("session_id" = SessionId, Path), IfMatchHeader),
+    responses((status = 200, description = "Changed", body = Session, headers(("ETag" = String))), UpdateRefusals))]
+pub(crate) async fn update_session(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    if_match: IfMatch,
+    patch: ApiPatch,
+) -> Result<Editable<Session>> {
+    let mut tx = database::begin(&db).await?;
+    let current = lock(&mut tx, session_id, &if_match).await?;
+    if current.status == SessionStatus::Cancelled {
+        return Err(Error::refused(Code::SessionCancelled, "A cancelled session can't be changed; make a new one."));
+    }
+    let edited: CreateSession = patch.apply(&current)?;
+    let moved = current.hall_id != edited.hall_id;
+    if moved {
+        session_seats::remove_unowned(&mut tx, session_id).await?;
+    }
+    if moved || current.event_id != edited.event_id || current.currency != edited.currency {
+        let owned = session_seats::owned(&mut tx, session_id).await?;
+        in_use(owned, "reserved or sold seat", "Event, hall and currency can be changed only before that.")?;
+    }
+    sqlx::query(
+        "update sessions set event_id = $2, hall_id = $3, start_time = $4, end_time = $5, base_price = $6, currency = $7,
+             sales_start = $8, sales_end = $9, version = version + 1, updated_at = now()
+         where session_id = $1",
+    )
+    .bind(session_id)
+    .bind(edited.event_id)
+    .bind(edited.hall_id)
+    .bind(edited.start_time)
+    .bind(edited.end_time)
+    .bind(edited.base_price)
+    .bind(edited.currency)
+    .bind(edited.sales_start)
+    .bind(edited.sales_end)
+    .execute(&mut *tx)
+    .await
+    .map_err(of_constraint)?;
+    if moved {
+        make_seats(&mut tx, session_id, edited.base_price).await?;
+    } else if current.base_price != edited.base_price {
+        session_seats::set_price(&mut tx, session_id, edited.base_price).await?;
+    }
+    let session = find(&mut tx, session_id).await?;
+    tx.commit().await?;
+    Ok(session.editable())
+}
+
+/// Cancel a session
+///
+/// It is off sale at once. Its reservations end and its tickets are refunded by the Booking Service, within seconds. Repeating it is harmless.
+#[utoipa::path(post, path = "/api/v1/sessions/{session_id}/cancel", tag = "5 Sessions",
+    params(("session_id" = SessionId, Path), IfMatchHeader),
+    responses((status = 200, description = "Cancelled", body = Session, headers(("ETag" = String))), CancelRefusals))]
+pub(crate) async fn cancel_session(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    if_match: IfMatch,
+) -> Result<Editable<Session>> {
+    let mut tx = database::begin(&db).await?;
+    if lock(&mut tx, session_id, &if_match).await?.status != SessionStatus::Cancelled {
+        let cancel =
+            "update sessions set status = 'cancelled', cancelled_at = now(), version = version + 1, updated_at = now()
+                      where session_id = $1";
+        sqlx::query(cancel).bind(session_id).execute(&mut *tx).await?;
+    }
+    session_seats::block_free(&mut tx, session_id).await?;
+    let session = find(&mut tx, session_id).await?;
+    tx.commit().await?;
+    Ok(session.editable())
+}
+
+/// Delete a session and its session seats
+///
+/// One with reserved or sold seats stays: cancel it, which gives the buyers their money back, and delete it after that.
+#[utoipa::path(delete, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions",
+    params(("session_id" = SessionId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
+pub(crate) async fn delete_session(
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = database::begin(&db).await?;
+    lock(&mut tx, session_id, &if_match).await?;
+    session_seats::remove_unowned(&mut tx, session_id).await?;
+    let owned = session_seats::owned(&mut tx, session_id).await?;
+    in_use(owned, "reserved or sold seat", "Cancel the session first, and delete it when its seats are free.")?;
+    sqlx::query("delete from sessions where session_id = $1").bind(session_id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Session {
+    fn editable(self) -> Editable<Self> {
+        Editable { version: self.version, body: self }
+    }
+}
+
+/// The session for an edit: nobody else changes it until the transaction ends. Its seats are not locked by this.
+async fn lock(tx: &mut PgConnection, session_id: SessionId, if_match: &IfMatch) -> Result<Session> {
+    sqlx::query("select from sessions where session_id = $1 for update").bind(session_id).execute(&mut *tx).await?;
+    let session = find(tx, session_id).await?;
+    if_match.check(session.version)?;
+    Ok(session)
+}
+
+/// Sessions cancelled after `after`, in the order in which they were, for the Booking Service.
+pub(crate) async fn cancelled_after(
+    connection: &mut PgConnection,
+    after: Option<TimeCursor>,
+    limit: i64,
+) -> Result<Vec<CancelledSession>> {
+    let cancelled = sqlx::query_as(
+        "select session_id, cancelled_at from sessions
+         where status = 'cancelled'
+           and (cancelled_at, session_id) > (coalesce($1, '-infinity'::timestamptz), coalesce($2, '00000000-0000-0000-0000-000000000000'::uuid))
+         order by cancelled_at, session_id limit $3",
+    )
+    .bind(after.map(|cursor| cursor.time))
+    .bind(after.map(|cursor| cursor.id))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(cancelled)
+}
+
+async fn find(connection: &mut PgConnection, session_id: SessionId) -> Result<Session> {
     let found = sqlx::query_as(
         "select s.*, counts.* from sessions s cross join lateral (
-             select count(*) as seats_count, count(*) filter (where status = 'available') as available_seats_count
+             select count(*) as seats_count, count(*) filter (where status = 'available' and s.status = 'scheduled') as available_seats_count
              from session_seats where session_id = s.session_id
          ) counts where session_id = $1",
     )
@@ -197,7 +354,7 @@ struct SalesWindow {
 }
 
 /// Refuses a session that does not exist or is not on sale at this moment: cancelled, before its sales, after them, or begun.
-pub(crate) async fn must_be_on_sale(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Result<()> {
+pub(crate) async fn must_be_on_sale(connection: &mut PgConnection, session_id: SessionId) -> Result<()> {
     let found: Option<SalesWindow> = sqlx::query_as(
         "select status, sales_start as opens, least(start_time, sales_end) as closes, now() as now from sessions where session_id = $1",
     )
@@ -207,9 +364,7 @@ pub(crate) async fn must_be_on_sale(connection: &mut sqlx::PgConnection, session
     let SalesWindow { status, opens, closes, now } = found.ok_or_else(|| not_found(session_id))?;
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     match opens {
-        _ if status == SessionStatus::Cancelled => {
-            Err(Error::refused(Code::SessionCancelled, "This session does not take place; choose another."))
-        }
+        _ if status == SessionStatus::Cancelled => Err(cancelled_error()),
         Some(opens) if now < opens => {
             let detail = format!("Seats of this session are sold from {} until {}.", time(opens), time(closes));
             Err(Error::refused(Code::SalesNotStarted, detail))
@@ -221,8 +376,19 @@ pub(crate) async fn must_be_on_sale(connection: &mut sqlx::PgConnection, session
     }
 }
 
+/// Refuses a session that is cancelled; whether it exists is not asked.
+pub(crate) async fn must_not_be_cancelled(connection: &mut PgConnection, session_id: SessionId) -> Result<()> {
+    let sql = "select exists (select from sessions where session_id = $1 and status = 'cancelled')";
+    let cancelled: bool = sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?;
+    if cancelled { Err(cancelled_error()) } else { Ok(()) }
+}
+
+fn cancelled_error() -> Error {
+    Error::refused(Code::SessionCancelled, "This session does not take place; choose another.")
+}
+
 /// Refuses an id that no session has.
-pub(crate) async fn must_exist(connection: &mut sqlx::PgConnection, session_id: SessionId) -> Result<()> {
+pub(crate) async fn must_exist(connection: &mut PgConnection, session_id: SessionId) -> Result<()> {
     let known: bool = sqlx::query_scalar("select exists (select from sessions where session_id = $1)")
         .bind(session_id)
         .fetch_one(connection)

@@ -13,6 +13,9 @@ pub struct Settings {
     pub database_url: Secret,
     /// `DATABASE_CONNECTIONS_MAX`: of one replica; all replicas together must stay under the server's limit.
     pub database_connections_max: u32,
+    /// `SEAT_STREAM_WATCHERS_MAX`: seat map streams of one replica at a time, each of which is an open file; the default fits under the
+    /// usual limit of 1,024.
+    pub seat_stream_watchers_max: u32,
     /// `RABBITMQ_URL`, `RABBITMQ_EXCHANGE`.
     pub broker: Broker,
     /// `RABBITMQ_QUEUE`: shared by all replicas.
@@ -30,6 +33,7 @@ impl Settings {
             common: Common::read(&mut reader, 8000),
             database_url: reader.secret("DATABASE_URL", "postgres://postgres:postgres@localhost:5433/event_service"),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 1, 1000),
+            seat_stream_watchers_max: reader.within("SEAT_STREAM_WATCHERS_MAX", 500, 0, 100_000),
             broker: Broker {
                 url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
                 exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),

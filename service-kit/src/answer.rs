@@ -1,9 +1,7 @@
 //! Answers that both services give in the same form.
 
-use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 
 /// `201` with the new thing and, in `Location`, the path under which it is found from now on.
 #[derive(Debug)]
@@ -14,8 +12,8 @@ pub struct Created<T> {
     pub body: T,
 }
 
-impl<T: Serialize> IntoResponse for Created<T> {
+impl<T: IntoResponse> IntoResponse for Created<T> {
     fn into_response(self) -> Response {
-        (StatusCode::CREATED, [(header::LOCATION, self.location)], Json(self.body)).into_response()
+        (StatusCode::CREATED, [(header::LOCATION, self.location)], self.body).into_response()
     }
 }

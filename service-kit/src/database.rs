@@ -100,10 +100,10 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Io(_)
         | sqlx::Error::Tls(_) => true,
-        // 08 connection, 53 out of resources, 57 operator intervention (shutdown, statement time-out), 55P03 lock
-        // time-out, 40 serialization and deadlock, 25P03 idle transaction ended.
+        // 08 connection, 28 and 3D no way in, 53 out of resources, 55 not accepting connections, lock time-out, 57 operator
+        // intervention (shutdown, statement time-out), 40 serialization and deadlock, 25P03 idle transaction ended.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03" || code == "25P03"
+            ["08", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03"
         }),
         _ => false,
     }

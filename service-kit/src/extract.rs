@@ -1,22 +1,24 @@
-//! What a handler is given: body, path and query, read and checked, or a problem document that names every fault.
+//! What a handler is given: body and path, read and checked, or a problem document that names every fault.
 //!
 //! A body's rules stand once, as the schema of its type: the OpenAPI document shows it, and here bodies are held against it.
+//! An edit (`PATCH`) is a JSON merge patch (RFC 7396): what it makes of the resource is held against the schema of a new one.
 
 use std::any::TypeId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, RwLock};
 
 use anyhow::Context;
 use axum::body::Bytes;
 use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{ValidationError, Validator};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use utoipa::ToSchema;
 
@@ -35,27 +37,58 @@ pub struct ApiJson<T>(pub T);
 #[derive(Debug)]
 pub struct OptionalJson<T>(pub T);
 
+/// The members of a resource that an edit is to change; those that it does not name stay, and `null` empties one.
+#[derive(Debug)]
+pub struct ApiPatch(Map<String, Value>);
+
 /// The parameters in the path.
 #[derive(Debug)]
 pub struct ApiPath<T>(pub T);
-
-/// The parameters after the `?`.
-#[derive(Debug)]
-pub struct ApiQuery<T>(pub T);
 
 impl<T: DeserializeOwned + ToSchema + 'static, S: Send + Sync> FromRequest<S> for ApiJson<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        let declared = is_json(request.headers());
-        let body = read_body(request, state).await?;
-        if !declared {
-            return Err(Error::refused(
-                Code::UnsupportedMediaType,
-                "Send JSON, with the header `Content-Type: application/json`.",
-            ));
+        parse(&read_json(request, state).await?).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for ApiPatch {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let mut patch = read_value(&read_json(request, state).await?)?;
+        let faults = clean(&mut patch);
+        match patch {
+            _ if !faults.is_empty() => Err(Problem::validation(faults).into()),
+            Value::Object(members) => Ok(Self(members)),
+            _ => Err(Error::invalid(FieldError::at("", "is not an object with the members to change"))),
         }
-        parse(&body).map(Self)
+    }
+}
+
+impl ApiPatch {
+    /// What the edit makes of `current`, held against the rules for a new one.
+    ///
+    /// # Errors
+    /// `422` with every fault.
+    pub fn apply<T: DeserializeOwned + ToSchema + 'static>(self, current: &impl Serialize) -> Result<T> {
+        let mut edited = serde_json::to_value(current).map_err(|error| Error::Internal(error.into()))?;
+        if let Value::Object(members) = &mut edited {
+            members.extend(self.0);
+        }
+        checked(edited, Vec::new())
+    }
+
+    /// Lets a member that has two names be changed under either.
+    #[must_use]
+    pub fn with_alias(mut self, alias: &str, name: &str) -> Self {
+        if !self.0.contains_key(name)
+            && let Some(value) = self.0.remove(alias)
+        {
+            self.0.insert(name.to_owned(), value);
+        }
+        self
     }
 }
 
@@ -84,6 +117,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
+async fn read_json<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
+    let declared = is_json(request.headers());
+    let body = read_body(request, state).await?;
+    declared.then_some(body).ok_or_else(|| {
+        Error::refused(Code::UnsupportedMediaType, "Send JSON, with the header `Content-Type: application/json`.")
+    })
+}
+
 async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
     Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
@@ -93,14 +134,24 @@ async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes>
     })
 }
 
+fn read_value(body: &[u8]) -> Result<Value> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::refused(Code::MalformedJson, format!("The body is not JSON: {error}.")))
+}
+
 fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
-    let mut value: Value = serde_json::from_slice(body)
-        .map_err(|error| Error::refused(Code::MalformedJson, format!("The body is not JSON: {error}.")))?;
-    let mut faults = Vec::new();
-    clean(&mut value, &mut String::new(), &mut faults);
-    let validator = validator_of::<T>().map_err(Error::Internal)?;
+    let mut value = read_value(body)?;
+    let faults = clean(&mut value);
+    checked(value, faults)
+}
+
+fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: Vec<FieldError>) -> Result<T> {
+    let validator = validator_of::<T>(|| schema_of::<T>()).map_err(Error::Internal)?;
     faults.extend(validator.iter_errors(&value).take(FAULTS_MAX).flat_map(|error| faults_of(&error)));
     if !faults.is_empty() {
+        // One fault a place: an empty name is also too short, and that it matches no pattern helps nobody.
+        let mut places = HashSet::new();
+        faults.retain(|fault| places.insert(fault.pointer.clone()));
         faults.truncate(FAULTS_MAX);
         return Err(Problem::validation(faults).into());
     }
@@ -113,8 +164,14 @@ fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
     })
 }
 
-/// Trims every string and refuses NUL, which PostgreSQL can't store.
-fn clean(value: &mut Value, pointer: &mut String, faults: &mut Vec<FieldError>) {
+/// Trims every string and finds NUL, which PostgreSQL can't store.
+fn clean(value: &mut Value) -> Vec<FieldError> {
+    let mut faults = Vec::new();
+    clean_below(value, &mut String::new(), &mut faults);
+    faults
+}
+
+fn clean_below(value: &mut Value, pointer: &mut String, faults: &mut Vec<FieldError>) {
     let length = pointer.len();
     match value {
         Value::String(text) => {
@@ -128,7 +185,7 @@ fn clean(value: &mut Value, pointer: &mut String, faults: &mut Vec<FieldError>) 
         Value::Array(items) => {
             for (index, item) in items.iter_mut().enumerate() {
                 pointer.push_str(&format!("/{index}"));
-                clean(item, pointer, faults);
+                clean_below(item, pointer, faults);
                 pointer.truncate(length);
             }
         }
@@ -136,7 +193,7 @@ fn clean(value: &mut Value, pointer: &mut String, faults: &mut Vec<FieldError>) 
             for (name, member) in members {
                 pointer.push('/');
                 pointer.push_str(&escaped(name));
-                clean(member, pointer, faults);
+                clean_below(member, pointer, faults);
                 pointer.truncate(length);
             }
         }
@@ -148,7 +205,7 @@ fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
+pub(crate) fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
     let pointer = error.instance_path().to_string();
     match error.kind() {
         ValidationErrorKind::Required { property } => {
@@ -176,16 +233,30 @@ fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
     }
 }
 
-/// The validator of a body's type, made from its OpenAPI schema when it is first needed.
-fn validator_of<T: ToSchema + 'static>() -> anyhow::Result<Arc<Validator>> {
+/// The validator of a type, made from its schema when it is first needed.
+pub(crate) fn validator_of<T: 'static>(
+    schema: impl FnOnce() -> anyhow::Result<Value>,
+) -> anyhow::Result<Arc<Validator>> {
     static VALIDATORS: LazyLock<RwLock<HashMap<TypeId, Arc<Validator>>>> = LazyLock::new(RwLock::default);
     let poisoned = || anyhow::anyhow!("a thread panicked while it made a validator");
     if let Some(validator) = VALIDATORS.read().map_err(|_| poisoned())?.get(&TypeId::of::<T>()) {
         return Ok(Arc::clone(validator));
     }
+    let validator = jsonschema::draft202012::options()
+        .should_validate_formats(true)
+        .with_format("iana-time-zone", |name| name.parse::<chrono_tz::Tz>().is_ok())
+        .build(&schema()?)
+        .map_err(|error| anyhow::anyhow!("{error}"))
+        .with_context(|| format!("the schema of {} can't be compiled", std::any::type_name::<T>()))?;
+    let validator = Arc::new(validator);
+    VALIDATORS.write().map_err(|_| poisoned())?.insert(TypeId::of::<T>(), Arc::clone(&validator));
+    Ok(validator)
+}
+
+fn schema_of<T: ToSchema>() -> anyhow::Result<Value> {
     let mut components = Vec::new();
     T::schemas(&mut components);
-    let components: serde_json::Map<String, Value> = components
+    let components: Map<String, Value> = components
         .into_iter()
         .map(|(name, schema)| Ok((name, serde_json::to_value(schema)?)))
         .collect::<std::result::Result<_, serde_json::Error>>()?;
@@ -193,14 +264,7 @@ fn validator_of<T: ToSchema + 'static>() -> anyhow::Result<Arc<Validator>> {
     if let (Value::Object(root), Value::Object(own)) = (&mut schema, serde_json::to_value(T::schema())?) {
         root.extend(own);
     }
-    let validator = jsonschema::draft202012::options()
-        .should_validate_formats(true)
-        .build(&schema)
-        .map_err(|error| anyhow::anyhow!("{error}"))
-        .with_context(|| format!("the schema of {} can't be compiled", T::name()))?;
-    let validator = Arc::new(validator);
-    VALIDATORS.write().map_err(|_| poisoned())?.insert(TypeId::of::<T>(), Arc::clone(&validator));
-    Ok(validator)
+    Ok(schema)
 }
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ApiPath<T> {
@@ -225,18 +289,6 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ApiPath
             other => ("path".to_owned(), other.to_string()),
         };
         Err(Error::invalid(FieldError::parameter(name, detail)))
-    }
-}
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        Query::try_from_uri(&parts.uri).map(|Query(value)| Self(value)).map_err(|rejection| {
-            let said = std::error::Error::source(&rejection).map_or_else(|| rejection.to_string(), ToString::to_string);
-            let (name, detail) = said.split_once(": ").unwrap_or(("query", &said));
-            Error::invalid(FieldError::parameter(name, detail))
-        })
     }
 }
 
@@ -289,6 +341,24 @@ mod tests {
     #[test]
     fn a_nul_character_is_refused() {
         assert_eq!(faults(r#"{"name":"a\u0000b","count":1,"lines":[]}"#), ["/name"]);
+    }
+
+    #[test]
+    fn an_edit_changes_what_it_names_and_is_held_against_the_rules_of_a_new_one() {
+        #[derive(Debug, Serialize, Deserialize, ToSchema)]
+        struct Room {
+            #[schema(min_length = 1)]
+            name: String,
+            note: Option<String>,
+        }
+        let current = Room { name: "Hall".into(), note: Some("old".into()) };
+        let edit = |patch: Value| ApiPatch(patch.as_object().unwrap().clone()).apply::<Room>(&current);
+        let edited = edit(json!({ "note": null, "unknown": 1 })).unwrap();
+        assert_eq!((edited.name.as_str(), edited.note), ("Hall", None));
+        for bad in [json!({ "name": null }), json!({ "name": "" })] {
+            let Err(Error::Refused(problem)) = edit(bad) else { panic!("accepted") };
+            assert_eq!(problem.errors[0].pointer.as_deref(), Some("/name"));
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What wraps every request: its id, its log line, its time limit, and an answer in our form whatever happens inside.
+//! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and its compression.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -6,14 +6,18 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use shared_contracts::problem::{Code, Problem};
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::error::{Cause, Error};
+use crate::etag;
 use crate::lifecycle::Lifecycle;
 
 /// The request's id, in and out.
@@ -28,6 +32,8 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
 /// keep connections for ever. What is cut off there is rolled back or healed like a crash.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
+/// Shorter answers fit into one packet as they are.
+const COMPRESSED_BYTES_MIN: u64 = 1400;
 /// The longest request id that is taken over from the client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -60,7 +66,14 @@ pub fn wrap(router: Router, lifecycle: &Lifecycle) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing()))
+        .layer(map_response(etag::name_coding))
         .layer(from_fn_with_state(lifecycle.clone(), handle))
+}
+
+/// Seat maps and lists, not the short answers on a booking's way, nor what is packed already.
+fn worth_compressing() -> impl Predicate {
+    SizeAbove::new(COMPRESSED_BYTES_MIN).and(NotForContentType::IMAGES).and(NotForContentType::SSE)
 }
 
 async fn no_such_path(uri: Uri) -> Error {

@@ -2,7 +2,8 @@
 //!
 //! In the order in which a process and then a request meet them: [`settings`] and [`telemetry`] at start,
 //! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] as the ways out, [`server`] as the way in;
-//! there [`layers`] wraps each request, [`extract`] and [`auth`] read it, [`answer`] and [`error`] say what came of it,
+//! there [`layers`] wraps each request, [`extract`], [`query`] and [`auth`] read it, [`answer`], [`etag`] and [`error`] say what came
+//! of it,
 //! [`openapi`] describes it, and [`health`] tells others how the process is.
 
 pub mod amqp;
@@ -10,11 +11,13 @@ pub mod answer;
 pub mod auth;
 pub mod database;
 pub mod error;
+pub mod etag;
 pub mod extract;
 pub mod health;
 pub mod layers;
 pub mod lifecycle;
 pub mod openapi;
+pub mod query;
 pub mod server;
 pub mod settings;
 pub mod telemetry;

@@ -8,13 +8,21 @@ use axum::routing::get;
 use shared_contracts::problem::{CONTENT_TYPE, Code, Problem};
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{Modify, OpenApi as _, ToSchema};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
+use utoipa::{Modify, OpenApi as _, PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 /// What any call that takes a JSON body may answer.
 pub const BODY: &[Code] =
     &[Code::MalformedJson, Code::BodyTooLarge, Code::UnsupportedMediaType, Code::ValidationFailed];
+/// What any edit may answer.
+pub const EDIT: &[Code] = &[
+    Code::MalformedJson,
+    Code::PreconditionFailed,
+    Code::BodyTooLarge,
+    Code::UnsupportedMediaType,
+    Code::ValidationFailed,
+];
 /// What any call may answer.
 const ALWAYS: &[Code] = &[Code::InternalError, Code::DatabaseUnavailable, Code::DeadlineExceeded];
 
@@ -30,6 +38,42 @@ macro_rules! refusals {
             }
         }
     };
+}
+
+/// Declares the body of an edit: the members of a new resource, none of them required, with an example.
+#[macro_export]
+macro_rules! patch_body {
+    ($(#[$doc:meta])* $name:ident: $new:ty, $($example:tt)+) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                $crate::openapi::patch_schema::<$new>(serde_json::json!($($example)+))
+            }
+        }
+
+        impl utoipa::ToSchema for $name {
+            fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+                <$new as utoipa::ToSchema>::schemas(schemas);
+            }
+        }
+    };
+}
+
+/// The schema of an edit of what `T` makes.
+#[must_use]
+pub fn patch_schema<T: PartialSchema>(example: serde_json::Value) -> RefOr<Schema> {
+    match T::schema() {
+        RefOr::T(Schema::Object(mut object)) => {
+            object.required.clear();
+            object.description =
+                Some("What to change. A member that is left out stays as it is; `null` empties it.".into());
+            object.example = Some(example);
+            RefOr::T(Schema::Object(object))
+        }
+        other => other,
+    }
 }
 
 /// The responses for these codes and those of every call, one a status, with an example a code.
@@ -76,6 +120,20 @@ impl Modify for UserHeader {
 #[must_use]
 pub fn complete(document: OpenApi) -> OpenApi {
     document.merge_from(Common::openapi())
+}
+
+/// Describes the paths that begin with `path` a second time, under the name `alias`.
+pub fn describe_alias(document: &mut OpenApi, path: &str, alias: &str) {
+    let known: Vec<_> = document.paths.paths.iter().map(|(known, item)| (known.clone(), item.clone())).collect();
+    for (known, mut item) in known {
+        let Some(rest) = known.strip_prefix(path) else { continue };
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.operation_id = operation.operation_id.take().map(|id| format!("{id}_by_other_name"));
+            operation.description = Some(format!("The same as `{known}`."));
+        }
+        document.paths.paths.insert(format!("{alias}{rest}"), item);
+    }
 }
 
 /// `/docs` (Swagger UI, its files inside the binary) and `/openapi.json`; `/` leads to the first.

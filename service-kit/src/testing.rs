@@ -11,16 +11,23 @@
     reason = "tests read their servers' addresses themselves and spawn outside of a lifecycle"
 )]
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, header};
+use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tower::ServiceExt;
+use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
 use crate::settings::Secret;
@@ -198,4 +205,90 @@ pub fn assert_matches_file(text: &str, path: &str) {
         kept == text,
         "{path} is out of date: look at what changed with `UPDATE_FILES=1 cargo test openapi` and `git diff`"
     );
+}
+
+/// Holds routes and document side by side: what one has and the other has not is a fault.
+///
+/// Paths are read from the router's debug form, the one place where it shows them, and methods from the `Allow` of a `405`.
+pub async fn assert_document_fits_routes(routes: Router, document: &OpenApi) {
+    let shown = format!("{routes:?}");
+    let paths: BTreeSet<&str> = shown.split('"').filter(|text| text.starts_with('/')).collect();
+    assert!(paths.len() > 5, "the router's debug form does not show its paths any more: {shown}");
+    let mut routed = BTreeSet::new();
+    for path in paths {
+        let sample = path.replace(['{', '}'], "");
+        let request = Request::builder().method("PROPFIND").uri(&sample).body(Body::empty()).expect("a request");
+        let response = routes.clone().oneshot(request).await.expect("an answer");
+        let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok()).unwrap_or_default();
+        let methods = allowed.split(',').filter(|method| !method.is_empty() && *method != "HEAD");
+        routed.extend(methods.map(|method| format!("{method} {path}")));
+    }
+    let mut described = BTreeSet::new();
+    for (path, item) in &document.paths.paths {
+        let operations = [
+            ("GET", &item.get),
+            ("POST", &item.post),
+            ("PUT", &item.put),
+            ("PATCH", &item.patch),
+            ("DELETE", &item.delete),
+        ];
+        let present = operations.iter().filter(|(_, operation)| operation.is_some());
+        described.extend(present.map(|(method, _)| format!("{method} {path}")));
+    }
+    assert_eq!(routed, described, "routes (left) and document (right) differ");
+}
+
+/// Every length, range and choice of these schemas must be one of their table's check constraints, too. Pairs of schema and table.
+pub async fn assert_database_has_the_limits_of(document: &OpenApi, database_url: &Secret, pairs: &[(&str, &str)]) {
+    let options: PgConnectOptions = database_url.reveal().parse().expect("a database URL");
+    let mut connection = options.connect().await.expect("the database answers");
+    let schemas = &serde_json::to_value(document).expect("JSON")["components"]["schemas"];
+    let mut missing = Vec::new();
+    for (schema, table) in pairs {
+        let checks: Vec<String> = sqlx::query_scalar(
+            "select pg_get_constraintdef(oid) from pg_constraint where conrelid = $1::regclass and contype = 'c'",
+        )
+        .bind(table)
+        .fetch_all(&mut connection)
+        .await
+        .expect("constraints");
+        let checks = checks.join("\n");
+        let properties = schemas[schema]["properties"].as_object().unwrap_or_else(|| panic!("no schema {schema}"));
+        for (column, rules) in properties {
+            let rules = resolved(rules, schemas);
+            for wanted in limits_of(column, rules) {
+                if !checks.contains(&wanted) {
+                    missing.push(format!("{table}: {wanted}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "the document's limits that the database does not have:\n{}", missing.join("\n"));
+}
+
+fn resolved<'a>(rules: &'a Value, schemas: &'a Value) -> &'a Value {
+    let rules = rules["oneOf"].get(0).unwrap_or(rules);
+    match rules["$ref"].as_str().and_then(|name| name.rsplit('/').next()) {
+        Some(name) => &schemas[name],
+        None => rules,
+    }
+}
+
+/// The pieces of PostgreSQL's own writing of a check constraint that say the same as these rules.
+fn limits_of(column: &str, rules: &Value) -> Vec<String> {
+    let mut limits = Vec::new();
+    limits.extend(rules["maxLength"].as_u64().map(|max| format!("(char_length({column}) <= {max})")));
+    limits.extend(rules["minLength"].as_u64().map(|min| format!("(char_length({column}) >= {min})")));
+    limits.extend(
+        rules["enum"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|choice| format!("'{}'::text", choice.as_str().unwrap_or_default())),
+    );
+    if rules["type"] == "integer" {
+        limits.extend(rules["minimum"].as_i64().map(|min| format!("({column} >= {min})")));
+        limits.extend(rules["maximum"].as_i64().map(|max| format!("({column} <= {max})")));
+    }
+    limits
 }

@@ -83,6 +83,7 @@ impl PartialSchema for Label {
             .min_length(Some(1))
             .max_length(Some(LABEL_CHARS_MAX))
             .minimum(Some(0))
+            .maximum(Some(9_999_999_999_999_999_u64))
             .examples(["12"])
             .into()
     }

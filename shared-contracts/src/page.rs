@@ -8,41 +8,23 @@ use uuid::Uuid;
 
 /// `?limit=` when it is absent.
 pub const LIMIT_DEFAULT: u16 = 50;
-/// The most rows of one page.
-pub const LIMIT_MAX: u16 = 500;
 
 /// `?limit=` and `?cursor=` of every list.
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
     /// How many rows to answer at most.
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 500, default = 50)]
-    pub limit: Option<Limit>,
+    #[param(minimum = 1, maximum = 500, default = 50)]
+    pub limit: Option<u16>,
     /// The `next_cursor` of the page before.
     pub cursor: Option<Uuid>,
-}
-
-/// Rows of a page: 1 to [`LIMIT_MAX`].
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "u16")]
-pub struct Limit(u16);
-
-impl TryFrom<u16> for Limit {
-    type Error = String;
-
-    fn try_from(rows: u16) -> Result<Self, String> {
-        (1..=LIMIT_MAX)
-            .contains(&rows)
-            .then_some(Self(rows))
-            .ok_or_else(|| format!("must lie between 1 and {LIMIT_MAX}"))
-    }
 }
 
 impl PageQuery {
     /// Rows to answer.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.limit.map_or(LIMIT_DEFAULT, |limit| limit.0).into()
+        self.limit.unwrap_or(LIMIT_DEFAULT).into()
     }
 
     /// Rows to read: one more than to answer, which tells whether there is a next page.

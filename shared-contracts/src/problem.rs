@@ -5,7 +5,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::seat_api::SeatConflict;
 
@@ -15,7 +17,7 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $status:literal $text:literal $title:literal;)*) => {
         /// What went wrong, for programs. The status and title belong to the code, never to the place that reports it.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
@@ -92,6 +94,8 @@ codes! {
     HallFull = 409 "hall_full" "The hall's capacity is exceeded";
     /// The hall has no seats yet, so there is nothing to sell in a session.
     HallHasNoSeats = 409 "hall_has_no_seats" "The hall has no seats";
+    /// Something else depends on it; `detail` says what.
+    ResourceInUse = 409 "resource_in_use" "The resource is in use";
     /// The reservation was cancelled.
     ReservationCancelled = 409 "reservation_cancelled" "The reservation was cancelled";
     /// The reservation is paid already.
@@ -106,6 +110,8 @@ codes! {
     TicketUsed = 409 "ticket_used" "The ticket was used";
     /// The hold has ended.
     ReservationExpired = 410 "reservation_expired" "The reservation has expired";
+    /// `If-Match` names another version than the present one.
+    PreconditionFailed = 412 "precondition_failed" "The resource was changed meanwhile";
     /// The body is larger than this call takes.
     BodyTooLarge = 413 "body_too_large" "The body is too large";
     /// The body is not declared as JSON.
@@ -122,9 +128,24 @@ codes! {
     EventServiceUnavailable = 503 "event_service_unavailable" "The Event Service can't be reached";
     /// The payment provider gave no answer; the charge's fate is being asked for.
     PaymentUnavailable = 503 "payment_unavailable" "The payment provider gave no answer";
+    /// As many streams are open as the service can feed.
+    TooManyWatchers = 503 "too_many_watchers" "Too many streams are open";
     /// The request took longer than the service allows.
     DeadlineExceeded = 503 "deadline_exceeded" "The request took too long";
 }
+
+// By hand: the derived schema would show the Rust names, as it can't see what a macro renames them to.
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("What went wrong, for programs"))
+            .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
+            .into()
+    }
+}
+
+impl ToSchema for Code {}
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

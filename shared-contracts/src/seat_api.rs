@@ -5,6 +5,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::ids::{ReservationId, SessionId, SessionSeatId};
 use crate::label::Label;
@@ -26,6 +27,19 @@ pub enum SeatStatus {
     Sold,
     /// Kept off sale by the organizer.
     Blocked,
+}
+
+impl SeatStatus {
+    /// As it stands in documents and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Available => "available",
+            Self::Reserved => "reserved",
+            Self::Sold => "sold",
+            Self::Blocked => "blocked",
+        }
+    }
 }
 
 /// Body of `check-availability`.
@@ -149,30 +163,27 @@ pub struct OverdueHold {
     pub reserved_until: DateTime<Utc>,
 }
 
-/// Where a walk over the holds goes on: after the hold with this deadline and seat. As text: `<microseconds since 1970>_<seat>`.
+/// Where a walk over rows in the order of time and id goes on: after this one. As text: `<microseconds since 1970>_<id>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HoldCursor {
-    /// The deadline.
-    pub reserved_until: DateTime<Utc>,
-    /// The seat; the nil one stands before all others.
-    pub session_seat_id: SessionSeatId,
+pub struct TimeCursor {
+    /// The row's time.
+    pub time: DateTime<Utc>,
+    /// The row's id; the nil one stands before all others.
+    pub id: Uuid,
 }
 
-impl std::fmt::Display for HoldCursor {
+impl std::fmt::Display for TimeCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}_{}", self.reserved_until.timestamp_micros(), self.session_seat_id)
+        write!(f, "{}_{}", self.time.timestamp_micros(), self.id)
     }
 }
 
-impl std::str::FromStr for HoldCursor {
+impl std::str::FromStr for TimeCursor {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = text.split_once('_').and_then(|(micros, id)| {
-            Some(Self {
-                reserved_until: DateTime::from_timestamp_micros(micros.parse().ok()?)?,
-                session_seat_id: id.parse().ok()?,
-            })
+            Some(Self { time: DateTime::from_timestamp_micros(micros.parse().ok()?)?, id: id.parse().ok()? })
         });
         parsed.ok_or("is not a next_cursor of this list")
     }
@@ -183,6 +194,24 @@ impl std::str::FromStr for HoldCursor {
 pub struct OverdueHolds {
     /// The holds.
     pub items: Vec<OverdueHold>,
+    /// Pass it as `cursor` for the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// A session that does not take place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
+pub struct CancelledSession {
+    /// The session.
+    pub session_id: SessionId,
+    /// When it was cancelled.
+    pub cancelled_at: DateTime<Utc>,
+}
+
+/// Answer of `sessions/cancelled`: in the order in which they were; `next_cursor` goes on after the last.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CancelledSessions {
+    /// The sessions.
+    pub items: Vec<CancelledSession>,
     /// Pass it as `cursor` for the next page; null on the last.
     pub next_cursor: Option<String>,
 }

@@ -19,7 +19,7 @@ use shared_contracts::money::Money;
 use shared_contracts::problem::{Code, Problem};
 use utoipa::ToSchema;
 
-use super::finish::{Changed, StoredStatus, announce_end, refusal, seats_of, settle_now};
+use super::finish::{Changed, StoredStatus, announce_all, announce_end, refusal, settle_now};
 use super::{Reservation, find, not_found};
 use crate::app::App;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
@@ -286,18 +286,17 @@ async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result
     let Some(changed) = changed else {
         return Ok(Concluded::ByOthers);
     };
-    let seats = seats_of(&mut tx, &[id]).await?;
-    let event = BookingEvent {
-        session_seat_ids: seats.into_iter().map(|(_, seat)| seat).collect(),
-        ..changed.event(BookingEventType::Expired)
-    };
-    outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
+    let amount = changed.total_amount;
+    let events = announce_all(&mut tx, BookingEventType::Expired, &[changed]).await?;
     tx.commit().await?;
     tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket; the money is given back, and someone must look");
-    announce_end(app, &event).await;
-    settle_now(app, key.as_uuid(), key, changed.total_amount).await;
+    for event in &events {
+        announce_end(app, event).await;
+    }
+    settle_now(app, key.as_uuid(), key, amount).await;
     Ok(Concluded::SeatLost)
 }
+
 /// Takes over confirmations whose lease has run out, for as long again, so that no two workers settle the same one at a time.
 ///
 /// # Errors

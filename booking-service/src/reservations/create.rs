@@ -15,6 +15,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -91,7 +92,9 @@ pub(crate) async fn create_reservation(
             Claimed::Answer(answer) => return Ok(answer),
         };
     match book(&app, id, caller.user_id, wanted, &claim).await {
-        Ok(body) => Ok(Created { location: format!("/api/v1/reservations/{}", body.id), body }.into_response()),
+        Ok(made) => {
+            Ok(Created { location: format!("/api/v1/reservations/{}", made.id), body: Json(made) }.into_response())
+        }
         Err(error) => {
             claim.refused(&app.db, &error).await;
             Err(error)

@@ -80,18 +80,15 @@ pub(crate) async fn cancel_reservation(
         drop(tx);
         return Err(refusal(why_not_active(&app, caller.user_id, id).await?));
     };
-    let seats = seats_of(&mut tx, &[id]).await?;
-    let event = BookingEvent {
-        session_seat_ids: seats.into_iter().map(|(_, seat)| seat).collect(),
-        ..changed.event(BookingEventType::Cancelled)
-    };
-    outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
+    let events = announce_all(&mut tx, BookingEventType::Cancelled, &[changed]).await?;
     tx.commit().await?;
-    // The event frees the seats in any case; this frees them before the customer hears of it.
-    if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
-        tracing::info!(%error, "The cancelled seats are freed by the event");
+    for event in &events {
+        // The event frees the seats in any case; this frees them before the customer hears of it.
+        if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
+            tracing::info!(%error, "The cancelled seats are freed by the event");
+        }
+        announce_end(&app, event).await;
     }
-    announce_end(&app, &event).await;
     find(&app.db, id, caller.user_id).await.map(Json)
 }
 
@@ -140,19 +137,7 @@ async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<Book
     .bind(ids)
     .fetch_all(&mut *tx)
     .await?;
-    if expired.is_empty() {
-        return Ok(Vec::new());
-    }
-    let seats = seats_of(tx, ids).await?;
-    let events: Vec<BookingEvent> = expired
-        .iter()
-        .map(|changed| BookingEvent {
-            session_seat_ids: seats.iter().filter(|(owner, _)| *owner == changed.id).map(|(_, seat)| *seat).collect(),
-            ..changed.event(BookingEventType::Expired)
-        })
-        .collect();
-    outbox::append(tx, &events).await?;
-    Ok(events)
+    announce_all(tx, BookingEventType::Expired, &expired).await
 }
 
 /// Makes it impossible that a booking still writes its reservation for one of these holds: the row is written here first, expired
@@ -196,35 +181,63 @@ pub(crate) async fn refund_ticket(
             _ => Err(Error::refused(Code::TicketUsed, "A ticket that has been used can't be given back.")),
         };
     };
-    let changed: Changed = sqlx::query_as(
+    let (events, owed) = give_back(&mut tx, std::slice::from_ref(&ticket)).await?;
+    tx.commit().await?;
+    for event in &events {
+        announce_end(&app, event).await;
+    }
+    for (refund, charge, amount) in owed {
+        settle_now(&app, refund, charge, amount).await;
+    }
+    Ok(Json(ticket))
+}
+
+/// A refund's id, the charge that it is of, and the sum.
+pub(super) type Owed = (Uuid, PaymentId, Money);
+
+/// What refunded tickets entail, in the transaction that refunded them: a reservation without any other ticket is `refunded`, the
+/// money is owed, and the events are in the outbox.
+pub(super) async fn give_back(tx: &mut PgConnection, refunded: &[Ticket]) -> Result<(Vec<BookingEvent>, Vec<Owed>)> {
+    let mut owners: Vec<ReservationId> = refunded.iter().map(|ticket| ticket.reservation_id).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let changed: Vec<Changed> = sqlx::query_as(
         "update reservations r set sequence = sequence + 1, updated_at = now(),
              status = case when exists (select from tickets where reservation_id = r.id and status <> 'refunded') then 'confirmed' else 'refunded' end
-         where id = $1 and status = 'confirmed' returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+         where id = any($1) and status || '' = 'confirmed'
+         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
-    .bind(ticket.reservation_id)
-    .fetch_one(&mut *tx)
+    .bind(&owners)
+    .fetch_all(&mut *tx)
     .await?;
-    let charge: PaymentId = sqlx::query_scalar(
+    let owed: Vec<Owed> = sqlx::query_as(
         "insert into refunds (id, payment_id, amount)
-         select $1, id, $2 from payments where reservation_id = $3 and status = 'captured' returning payment_id",
+         select t.id, p.id, t.price from tickets t join payments p on p.reservation_id = t.reservation_id and p.status = 'captured'
+         where t.id = any($1) returning id, payment_id, amount",
     )
-    .bind(id)
-    .bind(ticket.price)
-    .bind(ticket.reservation_id)
-    .fetch_one(&mut *tx)
+    .bind(refunded.iter().map(|ticket| ticket.id).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
     .await?;
-    let event = BookingEvent {
-        session_seat_ids: vec![ticket.session_seat_id],
-        ticket_ids: vec![id],
-        amount: Some(ticket.price),
-        currency: Some(changed.currency.clone()),
-        ..changed.event(BookingEventType::TicketRefunded)
-    };
-    outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
-    tx.commit().await?;
-    announce_end(&app, &event).await;
-    settle_now(&app, id.as_uuid(), charge, ticket.price).await;
-    Ok(Json(ticket))
+    if (changed.len(), owed.len()) != (owners.len(), refunded.len()) {
+        return Err(Error::Internal(anyhow::anyhow!(
+            "tickets of {owners:?} are not of confirmed and paid reservations"
+        )));
+    }
+    let events: Vec<BookingEvent> = changed
+        .iter()
+        .map(|changed| {
+            let own = || refunded.iter().filter(|ticket| ticket.reservation_id == changed.id);
+            BookingEvent {
+                session_seat_ids: own().map(|ticket| ticket.session_seat_id).collect(),
+                ticket_ids: own().map(|ticket| ticket.id).collect(),
+                amount: Money::total(own().map(|ticket| ticket.price)),
+                currency: Some(changed.currency.clone()),
+                ..changed.event(BookingEventType::TicketRefunded)
+            }
+        })
+        .collect();
+    outbox::append(tx, &events).await?;
+    Ok((events, owed))
 }
 
 /// What is owed is written; the provider is asked at once, and again by reconciliation if it does not answer.
@@ -240,13 +253,28 @@ pub(super) async fn announce_end(app: &App, event: &BookingEvent) {
     app.locks.release(event.session_id, &event.session_seat_ids, event.reservation_id).await;
 }
 
-pub(super) async fn seats_of(
+/// Writes the events of reservations that have ended with all their seats, in the transaction that ended them.
+pub(super) async fn announce_all(
     tx: &mut PgConnection,
-    ids: &[ReservationId],
-) -> Result<Vec<(ReservationId, SessionSeatId)>> {
+    event_type: BookingEventType,
+    ended: &[Changed],
+) -> Result<Vec<BookingEvent>> {
+    if ended.is_empty() {
+        return Ok(Vec::new());
+    }
     let sql =
         "select reservation_id, session_seat_id from reservation_items where reservation_id = any($1) order by id";
-    Ok(sqlx::query_as(sql).bind(ids).fetch_all(tx).await?)
+    let ids: Vec<ReservationId> = ended.iter().map(|changed| changed.id).collect();
+    let seats: Vec<(ReservationId, SessionSeatId)> = sqlx::query_as(sql).bind(ids).fetch_all(&mut *tx).await?;
+    let events: Vec<BookingEvent> = ended
+        .iter()
+        .map(|changed| BookingEvent {
+            session_seat_ids: seats.iter().filter(|(owner, _)| *owner == changed.id).map(|(_, seat)| *seat).collect(),
+            ..changed.event(event_type)
+        })
+        .collect();
+    outbox::append(tx, &events).await?;
+    Ok(events)
 }
 
 /// The state of a reservation that a conditional update passed over. One that is active has run out of time.

@@ -6,7 +6,7 @@
 //!   │ │ ▲                │
 //!   │ │ └─ not captured ─┘
 //!   │ └──▶ expired      (its time is over: the worker, or whoever wants its seats)
-//!   └────▶ cancelled    (by the customer)
+//!   └────▶ cancelled    (by the customer, or with its session)
 //! ```
 //!
 //! Each arrow is one conditional update judged by this database's clock; of confirm, cancel and expire one wins and the others
@@ -19,6 +19,7 @@
 pub mod confirm;
 pub mod create;
 pub mod finish;
+pub mod session_cancelled;
 
 use axum::Json;
 use axum::extract::State;
@@ -26,7 +27,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::auth::Caller;
 use service_kit::error::{Error, Result};
-use service_kit::extract::{ApiPath, ApiQuery};
+use service_kit::extract::ApiPath;
+use service_kit::query::ApiQuery;
 use service_kit::refusals;
 use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId};
 use shared_contracts::label::Label;
@@ -121,6 +123,7 @@ const COLUMNS: &str = "id, user_id, session_id, booking_time, expiry_time, seats
 #[into_params(parameter_in = Query)]
 pub(crate) struct ReservationFilter {
     /// Only those in this state.
+    #[param(inline)]
     status: Option<ReservationStatus>,
 }
 
@@ -144,8 +147,7 @@ pub(crate) async fn get_reservation(
 pub(crate) async fn list_reservations(
     State(app): State<App>,
     caller: Caller,
-    ApiQuery(page): ApiQuery<PageQuery>,
-    ApiQuery(filter): ApiQuery<ReservationFilter>,
+    ApiQuery(page, filter): ApiQuery<PageQuery, ReservationFilter>,
 ) -> Result<Json<Page<Reservation>>> {
     let sql = format!(
         "select * from (select {COLUMNS} from reservations where user_id = $1 and id < $2) own

@@ -149,7 +149,7 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
             "sales_end = null, start_time = now() - interval '1 minute', end_time = now() + interval '1 hour'",
             "sales_ended",
         ),
-        ("status = 'cancelled'", "session_cancelled"),
+        ("status = 'cancelled', cancelled_at = now()", "session_cancelled"),
     ];
     for (change, code) in cases {
         let sql = format!("update sessions set {change}");
@@ -157,7 +157,7 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
         let problem = system.reserve(&sale, Uuid::now_v7(), &[0], 409).await;
         assert_eq!(problem["code"], code, "{problem}");
     }
-    let open = "update sessions set status = 'scheduled', sales_start = now() - interval '1 minute', start_time = now() + interval '1 hour', end_time = now() + interval '2 hours'";
+    let open = "update sessions set status = 'scheduled', cancelled_at = null, sales_start = now() - interval '1 minute', start_time = now() + interval '1 hour', end_time = now() + interval '2 hours'";
     sqlx::query(open).execute(&system.event_db).await.unwrap();
     system.reserved(&sale, &[0]).await;
     system.finish().await;

@@ -72,6 +72,50 @@ async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
     system.finish().await;
 }
 
+/// A thousand requests under one Idempotency-Key, and the process dies when the seats are held and the reservation is not written.
+/// The next thousand, at another process, make it: one reservation, and the seats held for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    let (user, http) = (Uuid::now_v7(), Client::builder().build().unwrap());
+    let thousand = async |base: &str| {
+        let requests = (0..1000).map(|_| {
+            let request = http.post(format!("{base}/api/v1/reservations")).header("x-user-id", user.to_string());
+            let request = request.header("idempotency-key", "one").json(&sale.order(&[0, 1]));
+            async move { request.send().await.map(|response| response.status().as_u16()).unwrap_or(0) }
+        });
+        join_all(requests).await
+    };
+    let (mut process, base) = spawn_process(&system).await;
+    // The row can't be written, so the one that works on the key gets as far as the hold and no further.
+    let mut blocked = service_kit::database::begin(&system.app.db).await.unwrap();
+    sqlx::query("lock table reservations in exclusive mode").execute(&mut *blocked).await.unwrap();
+    let killer = async {
+        wait_until("the seats are held", Duration::from_secs(20), async || {
+            system.statuses(&sale.session).await == ["reserved", "reserved"]
+        })
+        .await;
+        process.kill().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(thousand(&base), killer);
+    assert!(!answers.contains(&201), "a reservation was confirmed that could not be written");
+    drop(blocked);
+    assert_eq!(system.count("select count(*) from reservations").await, 0);
+
+    let (_process, base) = spawn_process(&system).await;
+    assert!(thousand(&base).await.iter().all(|status| *status == 409), "the dead attempt still has the key");
+    sqlx::query("update idempotency_keys set locked_until = now()").execute(&system.app.db).await.unwrap();
+    let answers = thousand(&base).await;
+    assert!(answers.iter().all(|status| [201, 409].contains(status)), "{answers:?}");
+    // One who found it at work comes again.
+    assert!(thousand(&base).await.iter().all(|status| *status == 201));
+    assert_eq!(system.count("select count(*) from reservations where status = 'active'").await, 1);
+    // What the dead attempt held is settled as any hold without a reservation; it was the same seats, so the new attempt did that.
+    reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
+    system.finish().await;
+}
+
 #[tokio::test]
 async fn a_process_that_is_told_to_stop_exits_cleanly() {
     let system = System::start().await;

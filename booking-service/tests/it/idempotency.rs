@@ -44,11 +44,11 @@ async fn a_repeated_reservation_is_the_same_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_twins_at_once_make_one_reservation() {
+async fn a_thousand_twins_at_once_make_one_reservation() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let user = Uuid::now_v7();
-    let answers = join_all((0..50).map(|_| reserve(&system, &sale, user, "twin", &[0]))).await;
+    let answers = join_all((0..1000).map(|_| reserve(&system, &sale, user, "twin", &[0]))).await;
     let mut ids = Vec::new();
     for response in answers {
         match response.status().as_u16() {

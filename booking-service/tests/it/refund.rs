@@ -14,7 +14,7 @@ async fn a_refunded_ticket_pays_once_and_frees_its_seat() {
     let paid = system.confirm(&id, user, None, 200).await;
     system.seats_become(&sale, &["sold", "sold"]).await;
     let ticket = text_of(&paid["tickets"][0], "id");
-    system.refund(&ticket, Uuid::now_v7(), 404).await;
+    assert_eq!(system.refund(&ticket, Uuid::now_v7(), 404).await["code"], "ticket_not_found");
     let first = system.refund(&ticket, user, 200).await;
     assert_eq!(first["status"], "refunded");
     assert_eq!(system.refund(&ticket, user, 200).await, first);

@@ -65,6 +65,7 @@ impl System {
             common: common(),
             database_url: event_url.clone(),
             database_connections_max: 20,
+            seat_stream_watchers_max: 150,
             broker: Broker { url: Secret::from(broker_url.as_str()), exchange: exchange.clone() },
             queue: unique("queue"),
         };

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use shared_contracts::problem::Code;
+
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -36,6 +38,9 @@ fn each_table_of_promises_has_one_writer() {
         ("reservations", "booking-service/src/reservations/"),
         ("outbox", "booking-service/src/outbox.rs"),
         ("tickets", "booking-service/src/tickets.rs"),
+        ("payments", "booking-service/src/reservations/confirm.rs"),
+        ("mock_provider_charges", "booking-service/src/payments.rs"),
+        ("mock_provider_refunds", "booking-service/src/payments.rs"),
     ];
     for (path, text) in all() {
         for (table, writer) in writers {
@@ -66,5 +71,27 @@ fn files_tell_one_story_each() {
     for (path, text) in all() {
         assert!(text.lines().count() <= 600, "{path} has more than 600 lines");
         assert!(text.starts_with("//!"), "{path} does not say what it is for");
+    }
+}
+
+#[test]
+fn every_code_of_the_problem_table_is_produced_by_a_test() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = Vec::new();
+    for service in ["event-service", "booking-service"] {
+        sources(&top.join(service).join("tests/it"), &mut found);
+    }
+    let tests: String = found.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    for code in Code::ALL {
+        assert!(tests.contains(&format!("\"{code}\"")), "no test expects {code}");
+    }
+}
+
+#[test]
+fn every_code_is_in_the_guide() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let guide = fs::read_to_string(top.join("SERVICE_INTEGRATION.md")).unwrap();
+    for code in Code::ALL {
+        assert!(guide.contains(&format!("`{code}`")), "SERVICE_INTEGRATION.md does not tell of {code}");
     }
 }

@@ -1,7 +1,13 @@
 //! Whatever goes wrong, the answer is a problem document that names the fault.
 
+use std::time::Duration;
+
 use reqwest::Response;
 use serde_json::{Value, json};
+use service_kit::testing::{server, wait_until};
+use sqlx::PgPool;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::TestApp;
 
@@ -64,11 +70,51 @@ async fn a_request_id_is_taken_over_and_returned() {
 #[tokio::test]
 async fn health_tells_of_every_part() {
     let app = TestApp::spawn().await;
-    service_kit::testing::wait_until("the consumer is up", std::time::Duration::from_secs(10), async || {
+    wait_until("the consumer is up", Duration::from_secs(10), async || {
         app.get("/health", 200).await["status"] == "healthy"
     })
     .await;
     let report = app.get("/health", 200).await;
     assert_eq!(report["checks"], json!({ "database": "up", "rabbitmq": "up" }));
     app.get("/health/ready", 200).await;
+}
+
+/// What only we can mend says nothing of how we work, and what passes by says when to come again.
+#[tokio::test]
+async fn a_broken_or_absent_database_is_told_from_each_other_and_tells_nothing() {
+    let app = TestApp::spawn().await;
+    let organizers = format!("{}/api/v1/organizers", app.base);
+    let name: String = sqlx::query_scalar("select current_database()").fetch_one(&app.db).await.unwrap();
+    let admin = PgPool::connect(&server("TEST_POSTGRES_URL")).await.unwrap();
+    let run = async |sql: String| sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&admin).await.unwrap();
+    run(format!("alter database {name} allow_connections false")).await;
+    run(format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")).await;
+    let absent = app.http.get(&organizers).send().await.unwrap();
+    assert!(absent.headers().contains_key("retry-after"));
+    problem(absent, 503, "database_unavailable").await;
+    assert_eq!(app.get("/health/ready", 503).await["status"], "unhealthy");
+    run(format!("alter database {name} allow_connections true")).await;
+    wait_until("the database is used again", Duration::from_secs(10), async || {
+        app.http.get(&organizers).send().await.unwrap().status() == 200
+    })
+    .await;
+
+    sqlx::query("alter table organizers rename to gone").execute(&app.db).await.unwrap();
+    let broken = problem(app.http.get(&organizers).send().await.unwrap(), 500, "internal_error").await;
+    for secret in ["organizers\"", "select", "relation", "postgres"] {
+        assert!(!broken.to_string().contains(secret), "{broken} tells of {secret}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_a_bad_request() {
+    let app = TestApp::spawn().await;
+    let mut connection = TcpStream::connect(app.base.trim_start_matches("http://")).await.unwrap();
+    let request = "POST /api/v1/organizers HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n4\r\n{\"na\r\nnonsense\r\n";
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(body["code"], "bad_request");
 }

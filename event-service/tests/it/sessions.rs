@@ -89,3 +89,36 @@ async fn a_seat_map_is_not_sent_twice_and_never_stale() {
     assert_eq!(changed["seats"][0]["status"], "reserved");
     app.get(&format!("/api/v1/sessions/{}/seat-map", uuid::Uuid::now_v7()), 404).await;
 }
+
+#[tokio::test]
+async fn a_seat_map_is_compressed_as_the_client_asks_and_known_by_a_tag_of_its_own() {
+    let app = TestApp::spawn().await;
+    let (session, _) = app.session(200).await;
+    let path = format!("{}/api/v1/sessions/{session}/seat-map", app.base);
+    let get = async |coding: &str, known: &str| {
+        app.http.get(&path).header("accept-encoding", coding).header("if-none-match", known).send().await.unwrap()
+    };
+    let plain = get("identity", "\"x\"").await;
+    let tag = plain.headers()["etag"].to_str().unwrap().to_owned();
+    assert!(plain.headers().get("content-encoding").is_none());
+    let plain = plain.bytes().await.unwrap();
+    let mut tags = vec![tag];
+    for (asked, coding) in [("gzip", "gzip"), ("br", "br"), ("zstd", "zstd"), ("gzip;q=0.5, br, x", "br")] {
+        let packed = get(asked, "\"x\"").await;
+        assert_eq!(packed.headers()["content-encoding"], coding);
+        assert!(packed.headers()["vary"].to_str().unwrap().contains("accept-encoding"));
+        let tag = packed.headers()["etag"].to_str().unwrap().to_owned();
+        assert!(tag.ends_with(&format!("-{coding}\"")), "{tag}");
+        tags.push(tag);
+        let size = packed.bytes().await.unwrap().len();
+        assert!(size < plain.len() / 3, "{coding}: {size} of {} bytes", plain.len());
+    }
+    for tag in tags {
+        let known = get("zstd, br, gzip", &tag).await;
+        assert_eq!((known.status().as_u16(), known.headers()["etag"].to_str().unwrap()), (304, tag.as_str()));
+    }
+    // A short answer is sent as it is.
+    let short =
+        app.http.get(format!("{}/health/live", app.base)).header("accept-encoding", "gzip").send().await.unwrap();
+    assert!(short.headers().get("content-encoding").is_none());
+}

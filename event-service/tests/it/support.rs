@@ -42,6 +42,7 @@ impl TestApp {
             },
             database_url: database_url.clone(),
             database_connections_max: 10,
+            seat_stream_watchers_max: 150,
             broker: broker.clone(),
             queue: queue.clone(),
         };

@@ -1,0 +1,127 @@
+//! A session is cancelled: nobody keeps a seat, and whoever paid has the money back.
+
+use booking_service::reconcile::{Sweep, end_cancelled_sessions, settle_payments, settle_refunds};
+use futures::stream::{self, StreamExt};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{Sale, System, answer, text_of};
+
+async fn cancel_session(system: &System, sale: &Sale) {
+    let path = format!("{}/api/v1/sessions/{}/cancel", system.event_base, sale.session);
+    answer(system.http.post(path).send().await.unwrap(), 200).await;
+}
+
+async fn status(system: &System, id: &str, user: Uuid) -> String {
+    text_of(&system.get(&format!("/api/v1/reservations/{id}"), user, 200).await, "status")
+}
+
+#[tokio::test]
+async fn active_reservations_end_and_paid_ones_are_refunded() {
+    let system = System::start().await;
+    let (sale, other) = (system.sale(6).await, system.sale(1).await);
+    let (active, first) = system.reserved(&sale, &[0, 1]).await;
+    let (paid, second) = system.reserved(&sale, &[2, 3]).await;
+    let tickets = system.confirm(&paid, second, None, 200).await["tickets"].clone();
+    let (half, third) = system.reserved(&sale, &[4, 5]).await;
+    let half_tickets = system.confirm(&half, third, None, 200).await["tickets"].clone();
+    system.refund(&text_of(&half_tickets[0], "id"), third, 200).await;
+    let (elsewhere, fourth) = system.reserved(&other, &[0]).await;
+
+    cancel_session(&system, &sale).await;
+    let mut sweep = Sweep::default();
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 3);
+    assert_eq!(settle_refunds(&system.app).await.unwrap(), 3, "two tickets of one, the other of the second");
+    assert_eq!(status(&system, &active, first).await, "cancelled");
+    assert_eq!(status(&system, &paid, second).await, "refunded");
+    assert_eq!(status(&system, &half, third).await, "refunded");
+    assert_eq!(status(&system, &elsewhere, fourth).await, "active");
+    let ticket = system.get(&format!("/api/v1/tickets/{}", text_of(&tickets[0], "id")), second, 200).await;
+    assert_eq!(ticket["status"], "refunded");
+    assert_eq!(system.confirm(&active, first, None, 409).await["code"], "reservation_cancelled");
+    assert_eq!(system.reserve(&sale, first, &[0], 409).await["code"], "session_cancelled");
+    system.seats_become(&sale, &["blocked"; 6]).await;
+
+    // Nothing is left to do, for this worker and for one that has just started.
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 0);
+    assert_eq!(end_cancelled_sessions(&system.app, &mut Sweep::default()).await.unwrap(), 0);
+    assert_eq!(settle_refunds(&system.app).await.unwrap(), 0);
+    system.finish().await;
+}
+
+/// The charge is under way when the session is cancelled: it is waited for, and given back.
+#[tokio::test]
+async fn a_payment_under_way_is_refunded_when_its_fate_is_known() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_charged" })), 503).await;
+    cancel_session(&system, &sale).await;
+    let mut sweep = Sweep::default();
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 0);
+    sqlx::query("update reservations set confirming_until = now() - interval '1 second'")
+        .execute(&system.app.db)
+        .await
+        .unwrap();
+    assert_eq!(settle_payments(&system.app).await.unwrap(), 1);
+    assert_eq!(status(&system, &id, user).await, "confirmed");
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 1);
+    assert_eq!(settle_refunds(&system.app).await.unwrap(), 1);
+    assert_eq!(status(&system, &id, user).await, "refunded");
+    system.finish().await;
+}
+
+/// Cancelled between the look at the seats and the hold: the reservation may still be written, and the next round ends it.
+#[tokio::test]
+async fn a_booking_that_slipped_through_is_ended_by_the_next_round() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    let (early, first) = system.reserved(&sale, &[0]).await;
+    cancel_session(&system, &sale).await;
+    let mut sweep = Sweep::default();
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 1);
+    sqlx::query("update sessions set status = 'scheduled', cancelled_at = null")
+        .execute(&system.event_db)
+        .await
+        .unwrap();
+    sqlx::query("update session_seats set status = 'available' where reservation_id is null")
+        .execute(&system.event_db)
+        .await
+        .unwrap();
+    let (late, second) = system.reserved(&sale, &[1]).await;
+    cancel_session(&system, &sale).await;
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 1);
+    assert_eq!(
+        (status(&system, &early, first).await, status(&system, &late, second).await),
+        ("cancelled".into(), "cancelled".into())
+    );
+    system.finish().await;
+}
+
+/// More than one batch of tickets and of holds, by two workers at once: each reservation ends once and each sum is given back once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_workers_end_many_reservations_once_each() {
+    let system = System::start().await;
+    let sale = system.sale(240).await;
+    let bookings = stream::iter(0..240).map(|seat| {
+        let (system, sale) = (&system, &sale);
+        async move {
+            let (id, user) = system.reserved(sale, &[seat]).await;
+            if seat % 2 == 0 {
+                system.confirm(&id, user, None, 200).await;
+            }
+        }
+    });
+    bookings.buffer_unordered(8).collect::<Vec<()>>().await;
+    cancel_session(&system, &sale).await;
+    let (mut one, mut two) = (Sweep::default(), Sweep::default());
+    let (first, second) =
+        tokio::join!(end_cancelled_sessions(&system.app, &mut one), end_cancelled_sessions(&system.app, &mut two));
+    let ended = first.unwrap() + second.unwrap();
+    let rest = end_cancelled_sessions(&system.app, &mut one).await.unwrap();
+    assert_eq!(ended + rest, 240);
+    settle_refunds(&system.app).await.unwrap();
+    assert_eq!(system.count("select count(*) from mock_provider_refunds").await, 120);
+    system.seats_become(&sale, &["blocked"; 240]).await;
+    system.finish().await;
+}

@@ -1,0 +1,319 @@
+//! `GET …/seat-map/stream`: a session's changes as Server-Sent Events.
+//!
+//! ```text
+//! watcher ──▶ snapshot            load the seat map now; whatever comes after this event is not in an older map
+//!         ◀── change, change, …   one a seat, with its new status
+//! ```
+//!
+//! One statement a tick reads the changes of all watched sessions of this process, and each batch is written once for all watchers
+//! of its session. An event id is a horizon: every change below it has been sent. Rows are asked for by the transaction that wrote
+//! them and not by their number, because numbers become visible out of order; so no change is missed, on any replica, and one may
+//! come twice. Of two changes of a seat the one with the higher version is the later.
+//!
+//! Everything is bounded: watchers by [`SeatStreams::new`], what waits for a slow reader by [`BATCHES_KEPT`] (one that falls further
+//! behind is cut off, and resumes by `Last-Event-ID`), the changes of one look by [`CHANGES_MAX`] (more of them are a new `snapshot`).
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use futures::{Stream, stream};
+use service_kit::error::{Error, Result};
+use service_kit::extract::ApiPath;
+use service_kit::refusals;
+use shared_contracts::ids::{SessionId, SessionSeatId};
+use shared_contracts::problem::{Code, Problem};
+use sqlx::PgPool;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::session_seats::{self, HORIZON_NOW, SeatChange};
+use crate::sessions;
+
+/// Between two looks: what a watcher's map is behind at most, and short against what a buyer needs to click.
+const TICK: Duration = Duration::from_millis(200);
+/// Proxies cut connections that are silent for a minute, some for half of one.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Batches kept for a reader that is slower than they come: some 13 seconds of ticks.
+const BATCHES_KEPT: usize = 64;
+/// Changes of one look. A watcher who missed more loads the map again, which is then shorter.
+const CHANGES_MAX: i64 = 10_000;
+/// What a watcher turned away should wait.
+const RETRY_AFTER_SECONDS: u32 = 10;
+
+/// Who watches which session of this process.
+#[derive(Debug)]
+pub struct SeatStreams {
+    db: PgPool,
+    feeds: Mutex<HashMap<SessionId, Feed>>,
+    places: Arc<Semaphore>,
+    first_watcher: Notify,
+    stopping: CancellationToken,
+}
+
+/// One watched session.
+#[derive(Debug)]
+struct Feed {
+    /// Written events, as they go to every watcher.
+    batches: broadcast::Sender<Bytes>,
+    /// Every change below it has been sent.
+    horizon: i64,
+    /// The highest number of a change that has been seen.
+    version: i64,
+}
+
+/// A watcher's place; given back when the stream ends.
+struct Watcher {
+    first: Option<Bytes>,
+    batches: broadcast::Receiver<Bytes>,
+    stopping: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
+
+refusals!(Refusals: &[Code::SessionNotFound, Code::TooManyWatchers, Code::ValidationFailed]);
+
+/// Follow a session's seat map
+///
+/// Server-Sent Events. First `snapshot` (`{session_id, version}`): load the seat map after it. Then a `change`
+/// (`{session_seat_id, status, version}`) for each seat that changes; of two for one seat the one with the higher version counts.
+/// When the connection breaks, send the last event's id as `Last-Event-ID` (browsers do so by themselves) and the stream goes on
+/// without a gap, or with a new `snapshot` when too much has happened. A comment every 15 s keeps proxies awake.
+#[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map/stream", tag = "5 Sessions",
+    params(("session_id" = SessionId, Path), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event received")),
+    responses((status = 200, description = "The stream", body = String, content_type = "text/event-stream"), Refusals))]
+pub(crate) async fn stream_seat_map(
+    State(streams): State<Arc<SeatStreams>>,
+    ApiPath(session_id): ApiPath<SessionId>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let events = streams.watch(session_id, last_id).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        // Proxies of nginx's kind collect answers otherwise.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::from_stream(events)).into_response())
+}
+
+impl SeatStreams {
+    /// Room for `watchers_max` watchers; `stopping` ends their streams.
+    #[must_use]
+    pub fn new(db: PgPool, watchers_max: u32, stopping: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            db,
+            feeds: Mutex::default(),
+            places: Arc::new(Semaphore::new(watchers_max as usize)),
+            first_watcher: Notify::new(),
+            stopping,
+        })
+    }
+
+    async fn watch(
+        &self,
+        session_id: SessionId,
+        last_id: Option<i64>,
+    ) -> Result<impl Stream<Item = std::result::Result<Bytes, Infallible>> + use<>> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let detail = "As many seat maps are being followed as this service can feed. Load the map from time to time instead.";
+            Error::from(Problem::new(Code::TooManyWatchers, detail).retry_after(RETRY_AFTER_SECONDS))
+        })?;
+        let mut connection = self.db.acquire().await?;
+        sessions::must_exist(&mut connection, session_id).await?;
+        // The feed's horizon is older than this watcher's first look, and that look is younger than the subscription: nothing
+        // can fall between the two.
+        let subscribed = self.feeds().get(&session_id).map(|feed| feed.batches.subscribe());
+        let batches = match subscribed {
+            Some(batches) => batches,
+            None => {
+                let (horizon, _) = session_seats::changes_since(&mut connection, &[session_id], HORIZON_NOW, 1).await?;
+                let version = session_seats::version(&mut connection, session_id).await?;
+                self.subscribe(session_id, horizon, version)
+            }
+        };
+        let from = last_id.unwrap_or(HORIZON_NOW);
+        let (horizon, changes) =
+            session_seats::changes_since(&mut connection, &[session_id], from, CHANGES_MAX).await?;
+        // An id that no database of ours has come to yet is of another one.
+        let resumed = last_id.is_some_and(|id| (0..=horizon).contains(&id)) && (changes.len() as i64) < CHANGES_MAX;
+        let first = if resumed { written(&changes, horizon) } else { self.snapshot(session_id, horizon) };
+        let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _place: place };
+        Ok(stream::unfold(watcher, |mut watcher| async move { Some((Ok(watcher.next().await?), watcher)) }))
+    }
+
+    fn subscribe(&self, session_id: SessionId, horizon: i64, version: i64) -> broadcast::Receiver<Bytes> {
+        let mut feeds = self.feeds();
+        let feed = feeds.entry(session_id).or_insert_with(|| Feed {
+            batches: broadcast::Sender::new(BATCHES_KEPT),
+            horizon,
+            version,
+        });
+        self.first_watcher.notify_one();
+        feed.batches.subscribe()
+    }
+
+    fn snapshot(&self, session_id: SessionId, horizon: i64) -> Bytes {
+        let version = self.feeds().get(&session_id).map_or(0, |feed| feed.version);
+        format!(
+            "retry: 1000\nevent: snapshot\ndata: {{\"session_id\":\"{session_id}\",\"version\":{version}}}\nid: {horizon}\n\n"
+        )
+        .into()
+    }
+
+    fn feeds(&self) -> MutexGuard<'_, HashMap<SessionId, Feed>> {
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Feeds all watchers until the process stops. A look that fails is made up for by the next: the horizon stays where it was.
+    ///
+    /// # Errors
+    /// None: it is made to be a task of the process.
+    pub async fn follow(self: Arc<Self>) -> anyhow::Result<()> {
+        let mut sent = HashMap::new();
+        let mut failing = false;
+        loop {
+            let wake = async {
+                if self.feeds().is_empty() {
+                    self.first_watcher.notified().await;
+                }
+                tokio::time::sleep(TICK).await;
+            };
+            if self.stopping.run_until_cancelled(wake).await.is_none() {
+                return Ok(());
+            }
+            match self.look(&mut sent).await {
+                Ok(()) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(
+                        error = format!("{:#}", anyhow::Error::from(error)),
+                        "Seat streams wait for the database"
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// One tick. `sent` is what the look before found: the same again is no news.
+    async fn look(&self, sent: &mut HashMap<SessionSeatId, i64>) -> Result<()> {
+        let (sessions, from) = {
+            let mut feeds = self.feeds();
+            feeds.retain(|_, feed| feed.batches.receiver_count() > 0);
+            let Some(from) = feeds.values().map(|feed| feed.horizon).min() else {
+                return Ok(());
+            };
+            (feeds.keys().copied().collect::<Vec<_>>(), from)
+        };
+        let mut connection = self.db.acquire().await?;
+        let (horizon, changes) = session_seats::changes_since(&mut connection, &sessions, from, CHANGES_MAX).await?;
+        drop(connection);
+        let too_many = changes.len() as i64 == CHANGES_MAX;
+        let mut news: HashMap<SessionId, Vec<SeatChange>> = HashMap::new();
+        for change in changes.iter().filter(|change| sent.get(&change.session_seat_id) != Some(&change.version)) {
+            news.entry(change.session_id).or_default().push(*change);
+        }
+        *sent = changes.iter().map(|change| (change.session_seat_id, change.version)).collect();
+        for session_id in sessions {
+            let news = news.remove(&session_id).unwrap_or_default();
+            let mut feeds = self.feeds();
+            let Some(feed) = feeds.get_mut(&session_id) else { continue };
+            feed.version = news.iter().map(|change| change.version).max().unwrap_or(0).max(feed.version);
+            feed.horizon = horizon;
+            let batches = feed.batches.clone();
+            drop(feeds);
+            // Nobody listening any more is no fault: the feed goes with the next tick.
+            if too_many {
+                let _ = batches.send(self.snapshot(session_id, horizon));
+            } else if !news.is_empty() {
+                let _ = batches.send(written(&news, horizon));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        tokio::select! {
+            () = self.stopping.cancelled() => None,
+            // One that lags behind is cut off, and comes back with the id of the last event that it has read.
+            batch = self.batches.recv() => batch.ok(),
+            () = tokio::time::sleep(HEARTBEAT) => Some(Bytes::from_static(b": heartbeat\n\n")),
+        }
+    }
+}
+
+/// Changes as events. Only the last has an id: a reader cut off before it has not seen all that lies below.
+fn written(changes: &[SeatChange], horizon: i64) -> Bytes {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(changes.len() * 128 + 32);
+    for (index, SeatChange { session_seat_id, status, version, .. }) in changes.iter().enumerate() {
+        let status = status.as_str();
+        let _ = write!(
+            text,
+            "event: change\ndata: {{\"session_seat_id\":\"{session_seat_id}\",\"status\":\"{status}\",\"version\":{version}}}\n"
+        );
+        if index + 1 == changes.len() {
+            let _ = writeln!(text, "id: {horizon}");
+        }
+        text.push('\n');
+    }
+    if changes.is_empty() {
+        text.push_str(": nothing has changed\n\n");
+    }
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
+    use super::*;
+
+    fn watcher(streams: &SeatStreams, session_id: SessionId) -> Watcher {
+        let place = Arc::clone(&streams.places).try_acquire_owned().unwrap();
+        let batches = streams.subscribe(session_id, 0, 0);
+        Watcher { first: None, batches, stopping: streams.stopping.clone(), _place: place }
+    }
+
+    /// What waits for a reader is bounded: one that stops reading is cut off, and the others hear everything.
+    #[tokio::test]
+    async fn a_slow_reader_is_cut_off_and_the_others_go_on() {
+        let db = PgPool::connect_lazy_with(PgConnectOptions::new());
+        let streams = SeatStreams::new(db, 2, CancellationToken::new());
+        let session_id = SessionId::new();
+        let (mut slow, mut quick) = (watcher(&streams, session_id), watcher(&streams, session_id));
+        let batches = streams.feeds()[&session_id].batches.clone();
+        for n in 0..=BATCHES_KEPT {
+            batches.send(n.to_string().into()).unwrap();
+            assert_eq!(quick.next().await.unwrap(), n.to_string());
+        }
+        assert_eq!(slow.next().await, None);
+        drop(slow);
+        assert_eq!(streams.places.available_permits(), 1, "its place is free");
+    }
+
+    #[test]
+    fn only_the_last_change_of_a_batch_has_the_id_of_its_horizon() {
+        let change = |version| SeatChange {
+            session_id: SessionId::new(),
+            session_seat_id: SessionSeatId::new(),
+            status: shared_contracts::seat_api::SeatStatus::Sold,
+            version,
+        };
+        let text = String::from_utf8(written(&[change(1), change(2)], 77).to_vec()).unwrap();
+        let events: Vec<&str> = text.trim_end().split("\n\n").collect();
+        assert_eq!(events.len(), 2);
+        assert!(!events[0].contains("id: ") && events[1].ends_with("\nid: 77"), "{text}");
+    }
+}

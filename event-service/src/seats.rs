@@ -1,0 +1,345 @@
+//! Seats: the chairs of a hall, made one at a time, as a grid, or as a list.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use service_kit::answer::Created;
+use service_kit::error::{Error, Result};
+use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
+use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
+use service_kit::query::ApiQuery;
+use service_kit::{database, openapi, patch_body, refusals};
+use shared_contracts::ids::{HallId, SeatId};
+use shared_contracts::label::Label;
+use shared_contracts::page::{Page, PageQuery};
+use shared_contracts::problem::{Code, FieldError};
+use sqlx::{FromRow, PgConnection, PgPool};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::error::{in_use, of_constraint};
+use crate::halls::not_found as hall_not_found;
+
+/// The most seats made by one call: a stadium, in about 2 s and one transaction.
+pub const SEATS_PER_CALL_MAX: usize = 100_000;
+/// The largest body of the bulk call: 100,000 seats of some 150 bytes.
+pub const BULK_BODY_BYTES_MAX: usize = 24 * 1024 * 1024;
+
+/// A seat: a chair in a hall.
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+pub struct Seat {
+    seat_id: SeatId,
+    hall_id: HallId,
+    row_number: Label,
+    seat_number: Label,
+    section: Option<String>,
+    seat_type: SeatType,
+    x: Option<f64>,
+    y: Option<f64>,
+    #[serde(skip)]
+    version: i64,
+}
+
+/// What kind of seat.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum SeatType {
+    #[default]
+    Regular,
+    Vip,
+    Premium,
+    Wheelchair,
+    Companion,
+    Standing,
+}
+
+/// A new seat.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct CreateSeat {
+    row_number: Label,
+    seat_number: Label,
+    /// `regular` when left out.
+    #[serde(default)]
+    seat_type: SeatType,
+    #[schema(max_length = 64, example = "Stalls")]
+    section: Option<String>,
+    /// Where to draw it, in any unit.
+    x: Option<f64>,
+    /// Where to draw it, in any unit.
+    y: Option<f64>,
+}
+
+/// New seats: either a grid (`rows` and `seats_per_row`, labelled from 1) or a list (`seats`).
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({ "rows": 40, "seats_per_row": 50, "section": "Stalls", "seat_type": "regular" }))]
+pub struct CreateSeats {
+    /// Grid: how many rows.
+    #[schema(minimum = 1, maximum = 100_000)]
+    rows: Option<u32>,
+    /// Grid: how many seats in each.
+    #[schema(minimum = 1, maximum = 100_000)]
+    seats_per_row: Option<u32>,
+    /// Grid: the section of all its seats.
+    #[schema(max_length = 64)]
+    section: Option<String>,
+    /// Grid: the type of all its seats; `regular` when left out.
+    seat_type: Option<SeatType>,
+    /// List: the seats.
+    #[schema(min_items = 1, max_items = 100_000)]
+    seats: Option<Vec<CreateSeat>>,
+}
+
+/// How many seats were made.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SeatsCreated {
+    created: usize,
+}
+
+patch_body!(UpdateSeat: CreateSeat, { "seat_type": "vip" });
+
+refusals!(CreateRefusals: openapi::BODY, &[Code::HallNotFound, Code::SeatExists, Code::HallFull]);
+refusals!(ListRefusals: &[Code::HallNotFound, Code::ValidationFailed]);
+refusals!(GetRefusals: &[Code::SeatNotFound, Code::ValidationFailed]);
+refusals!(UpdateRefusals: openapi::EDIT, &[Code::SeatNotFound, Code::SeatExists, Code::ResourceInUse]);
+refusals!(DeleteRefusals: &[Code::SeatNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+
+/// Create one seat
+///
+/// Sessions made before do not get it.
+#[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats", tag = "4 Halls and seats", request_body = CreateSeat,
+    params(("hall_id" = HallId, Path)), responses((status = 201, description = "Made", body = Seat, headers(("Location" = String), ("ETag" = String)), links(
+        ("get" = (operation_id = "get_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
+        ("update" = (operation_id = "update_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
+        ("delete" = (operation_id = "delete_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
+    )), CreateRefusals))]
+pub(crate) async fn create_seat(
+    State(db): State<PgPool>,
+    ApiPath(hall_id): ApiPath<HallId>,
+    ApiJson(new): ApiJson<CreateSeat>,
+) -> Result<Created<Editable<Seat>>> {
+    let mut tx = database::begin(&db).await?;
+    let seat_ids = insert_seats(&mut tx, hall_id, vec![new]).await?;
+    let seat: Seat =
+        sqlx::query_as("select * from seats where seat_id = any($1)").bind(seat_ids).fetch_one(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(Created { location: format!("/api/v1/seats/{}", seat.seat_id), body: seat.editable() })
+}
+
+/// Create many seats at once, as a grid or as a list
+///
+/// Up to 100,000 seats; all of them or none. Sessions made before do not get them.
+#[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats/bulk", tag = "4 Halls and seats", request_body = CreateSeats,
+    params(("hall_id" = HallId, Path)), responses((status = 201, description = "Made", body = SeatsCreated), CreateRefusals))]
+pub(crate) async fn create_seats(
+    State(db): State<PgPool>,
+    ApiPath(hall_id): ApiPath<HallId>,
+    ApiJson(new): ApiJson<CreateSeats>,
+) -> Result<(StatusCode, Json<SeatsCreated>)> {
+    let seats = new.into_list()?;
+    let mut tx = database::begin(&db).await?;
+    let created = insert_seats(&mut tx, hall_id, seats).await?.len();
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(SeatsCreated { created })))
+}
+
+/// List a hall's seats in the order in which they were made
+#[utoipa::path(get, path = "/api/v1/halls/{hall_id}/seats", tag = "4 Halls and seats", params(("hall_id" = HallId, Path), PageQuery),
+    responses((status = 200, description = "A page", body = Page<Seat>), ListRefusals))]
+pub(crate) async fn list_seats(
+    State(db): State<PgPool>,
+    ApiPath(hall_id): ApiPath<HallId>,
+    ApiQuery(page, _): ApiQuery<PageQuery>,
+) -> Result<Json<Page<Seat>>> {
+    let rows: Vec<Seat> =
+        sqlx::query_as("select * from seats where hall_id = $3 and seat_id > $1 order by seat_id limit $2")
+            .bind(page.cursor.unwrap_or(Uuid::nil()))
+            .bind(page.rows_to_read())
+            .bind(hall_id)
+            .fetch_all(&db)
+            .await?;
+    if rows.is_empty() {
+        let known: bool = sqlx::query_scalar("select exists (select from halls where hall_id = $1)")
+            .bind(hall_id)
+            .fetch_one(&db)
+            .await?;
+        known.then_some(()).ok_or_else(|| hall_not_found(hall_id))?;
+    }
+    Ok(Json(Page::from_rows(rows, &page, |row| row.seat_id.as_uuid())))
+}
+
+/// Get a seat
+#[utoipa::path(get, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", params(("seat_id" = SeatId, Path)),
+    responses((status = 200, description = "The seat", body = Seat, headers(("ETag" = String))), GetRefusals))]
+pub(crate) async fn get_seat(State(db): State<PgPool>, ApiPath(id): ApiPath<SeatId>) -> Result<Editable<Seat>> {
+    let found: Option<Seat> =
+        sqlx::query_as("select * from seats where seat_id = $1").bind(id).fetch_optional(&db).await?;
+    found.map(Seat::editable).ok_or_else(|| not_found(id))
+}
+
+/// Change a seat
+///
+/// Its labels (`section`, `row_number`, `seat_number`) stand on tickets, so they stay while it is in a session.
+#[utoipa::path(patch, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", request_body = UpdateSeat,
+    params(("seat_id" = SeatId, Path), IfMatchHeader),
+    responses((status = 200, description = "Changed", body = Seat, headers(("ETag" = String))), UpdateRefusals))]
+pub(crate) async fn update_seat(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<SeatId>,
+    if_match: IfMatch,
+    patch: ApiPatch,
+) -> Result<Editable<Seat>> {
+    let mut tx = database::begin(&db).await?;
+    let current = lock(&mut tx, id, &if_match).await?;
+    let edited: CreateSeat = patch.apply(&current)?;
+    let relabelled = (&current.row_number, &current.seat_number, &current.section)
+        != (&edited.row_number, &edited.seat_number, &edited.section);
+    if relabelled {
+        must_not_be_in_a_session(&mut tx, id).await?;
+    }
+    let seat: Seat = sqlx::query_as(
+        "update seats set row_number = $2, seat_number = $3, section = $4, seat_type = $5, x = $6, y = $7, version = version + 1
+         where seat_id = $1 returning *",
+    )
+    .bind(id)
+    .bind(edited.row_number)
+    .bind(edited.seat_number)
+    .bind(edited.section)
+    .bind(edited.seat_type)
+    .bind(edited.x)
+    .bind(edited.y)
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(of_constraint)?;
+    tx.commit().await?;
+    Ok(seat.editable())
+}
+
+/// Delete a seat
+///
+/// One that is in a session stays.
+#[utoipa::path(delete, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats",
+    params(("seat_id" = SeatId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
+pub(crate) async fn delete_seat(
+    State(db): State<PgPool>,
+    ApiPath(id): ApiPath<SeatId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = database::begin(&db).await?;
+    lock(&mut tx, id, &if_match).await?;
+    must_not_be_in_a_session(&mut tx, id).await?;
+    sqlx::query("delete from seats where seat_id = $1").bind(id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn must_not_be_in_a_session(tx: &mut PgConnection, id: SeatId) -> Result<()> {
+    let sessions: i64 =
+        sqlx::query_scalar("select count(*) from session_seats where seat_id = $1").bind(id).fetch_one(tx).await?;
+    in_use(sessions, "session", "The seat is sold in them; delete them first.")
+}
+
+impl CreateSeats {
+    fn into_list(self) -> Result<Vec<CreateSeat>> {
+        let (rows, per_row) = match (self.seats, self.rows, self.seats_per_row) {
+            (Some(seats), None, None) => return Ok(seats),
+            (None, Some(rows), Some(per_row)) => (rows, per_row),
+            (None, Some(_), None) => {
+                return Err(Error::invalid(FieldError::at("/seats_per_row", "is required for a grid")));
+            }
+            (None, None, Some(_)) => {
+                return Err(Error::invalid(FieldError::at("/rows", "is required for a grid")));
+            }
+            _ => {
+                return Err(Error::invalid(FieldError::at("", "give either `seats`, or `rows` and `seats_per_row`")));
+            }
+        };
+        if u64::from(rows) * u64::from(per_row) > SEATS_PER_CALL_MAX as u64 {
+            return Err(Error::invalid(FieldError::at(
+                "/rows",
+                format!("rows times seats_per_row may be {SEATS_PER_CALL_MAX} at most"),
+            )));
+        }
+        let seat_type = self.seat_type.unwrap_or_default();
+        let seat = |row, number| CreateSeat {
+            row_number: Label::of_number(row),
+            seat_number: Label::of_number(number),
+            seat_type,
+            section: self.section.clone(),
+            x: None,
+            y: None,
+        };
+        Ok((1..=rows)
+            .flat_map(|row| (1..=per_row).map(move |number| (row, number)))
+            .map(|(row, number)| seat(row, number))
+            .collect())
+    }
+}
+
+/// Adds seats within the hall's capacity. The hall's row is locked first, so that two calls can't both find room for their own.
+async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateSeat>) -> Result<Vec<SeatId>> {
+    let capacity: Option<i32> = sqlx::query_scalar("select capacity from halls where hall_id = $1 for no key update")
+        .bind(hall_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let capacity = i64::from(capacity.ok_or_else(|| hall_not_found(hall_id))?);
+    let present = count(tx, hall_id).await?;
+    if present + seats.len() as i64 > capacity {
+        let detail =
+            format!("The hall has {present} of {capacity} seats; {} more do not fit. No seat was made.", seats.len());
+        return Err(Error::refused(Code::HallFull, detail));
+    }
+    let seat_ids: Vec<SeatId> = seats.iter().map(|_| SeatId::new()).collect();
+    let column =
+        |label: fn(&CreateSeat) -> &Label| -> Vec<&str> { seats.iter().map(|seat| label(seat).as_str()).collect() };
+    sqlx::query(
+        "insert into seats (seat_id, hall_id, row_number, seat_number, section, seat_type, x, y)
+         select seat_id, $1, row_number, seat_number, section, seat_type, x, y
+         from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[])
+              as new (seat_id, row_number, seat_number, section, seat_type, x, y)",
+    )
+    .bind(hall_id)
+    .bind(&seat_ids)
+    .bind(column(|seat| &seat.row_number))
+    .bind(column(|seat| &seat.seat_number))
+    .bind(seats.iter().map(|seat| seat.section.as_deref()).collect::<Vec<_>>())
+    .bind(seats.iter().map(|seat| seat.seat_type).collect::<Vec<_>>())
+    .bind(seats.iter().map(|seat| seat.x).collect::<Vec<_>>())
+    .bind(seats.iter().map(|seat| seat.y).collect::<Vec<_>>())
+    .execute(tx)
+    .await
+    .map_err(of_constraint)?;
+    Ok(seat_ids)
+}
+
+impl Seat {
+    fn editable(self) -> Editable<Self> {
+        Editable { version: self.version, body: self }
+    }
+}
+
+/// The row for an edit: nobody else changes it, or makes a session with it, until the transaction ends.
+async fn lock(tx: &mut PgConnection, id: SeatId, if_match: &IfMatch) -> Result<Seat> {
+    let found: Option<Seat> =
+        sqlx::query_as("select * from seats where seat_id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let seat = found.ok_or_else(|| not_found(id))?;
+    if_match.check(seat.version)?;
+    Ok(seat)
+}
+
+/// How many seats the hall has.
+pub(crate) async fn count(tx: &mut PgConnection, hall_id: HallId) -> Result<i64> {
+    Ok(sqlx::query_scalar("select count(*) from seats where hall_id = $1").bind(hall_id).fetch_one(tx).await?)
+}
+
+/// Deletes all seats of a hall in which no session takes place.
+pub(crate) async fn delete_all(tx: &mut PgConnection, hall_id: HallId) -> Result<()> {
+    sqlx::query("delete from seats where hall_id = $1").bind(hall_id).execute(tx).await?;
+    Ok(())
+}
+
+fn not_found(id: SeatId) -> Error {
+    Error::refused(Code::SeatNotFound, format!("No seat has the id {id}."))
+}

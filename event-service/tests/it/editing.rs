@@ -1,0 +1,265 @@
+//! Changing and deleting: what is in use stays, and nobody overwrites a change that they have not seen.
+
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{TestApp, id};
+
+async fn edit(app: &TestApp, method: Method, path: &str, body: Option<&Value>, if_match: Option<&str>) -> Response {
+    let mut request = app.http.request(method, format!("{}{path}", app.base));
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    if let Some(tag) = if_match {
+        request = request.header("if-match", tag);
+    }
+    request.send().await.unwrap()
+}
+
+async fn patch(app: &TestApp, path: &str, body: Value, expected: u16) -> Value {
+    let response = edit(app, Method::PATCH, path, Some(&body), None).await;
+    let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+    assert_eq!(status, expected, "{path} {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+async fn delete(app: &TestApp, path: &str, expected: u16) -> Value {
+    let response = edit(app, Method::DELETE, path, None, None).await;
+    let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+    assert_eq!(status, expected, "{path} {text}");
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}
+
+/// One of each resource, the later ones standing on the earlier, with a change of each.
+async fn one_of_each(app: &TestApp) -> Vec<(String, Value)> {
+    let organizer = app.organizer().await;
+    let event = json!({ "organizer_id": organizer, "title": "Concert", "description": "old", "event_type": "concert" });
+    let event = id(&app.post("/api/v1/events", &event, 201).await, "event_id");
+    let location = app.location().await;
+    let hall = json!({ "name": "Hall", "capacity": 10 });
+    let hall = id(&app.post(&format!("/api/v1/locations/{location}/halls"), &hall, 201).await, "hall_id");
+    let seat = json!({ "row_number": "A", "seat_number": 1 });
+    let seat = id(&app.post(&format!("/api/v1/halls/{hall}/seats"), &seat, 201).await, "seat_id");
+    let session = id(&app.post("/api/v1/sessions", &app.session_body(&event, &hall), 201).await, "session_id");
+    vec![
+        (format!("/api/v1/organizers/{organizer}"), json!({ "description": "new" })),
+        (format!("/api/v1/events/{event}"), json!({ "description": null, "event_type": "other" })),
+        (format!("/api/v1/locations/{location}"), json!({ "timezone": "Asia/Tokyo" })),
+        (format!("/api/v1/halls/{hall}"), json!({ "capacity": 5 })),
+        (format!("/api/v1/seats/{seat}"), json!({ "seat_type": "vip", "x": 2.5 })),
+        (format!("/api/v1/sessions/{session}"), json!({ "base_price": 12.5, "sales_start": "2030-01-01T00:00:00Z" })),
+    ]
+}
+
+#[tokio::test]
+async fn an_edit_changes_what_it_names_and_nothing_else() {
+    let app = TestApp::spawn().await;
+    for (path, change) in one_of_each(&app).await {
+        let before = app.get(&path, 200).await;
+        let after = patch(&app, &path, change.clone(), 200).await;
+        assert_eq!(app.get(&path, 200).await, after);
+        for (member, value) in after.as_object().unwrap() {
+            let expected = change.get(member).unwrap_or(&before[member]);
+            assert!(value == expected || member == "updated_at", "{path} {member}: {value}, expected {expected}");
+        }
+        assert_eq!(
+            patch(&app, &path, json!({ "unknown": 1 }), 200).await["updated_at"].is_string(),
+            after["updated_at"].is_string()
+        );
+        assert_eq!(patch(&app, &path, json!([]), 422).await["code"], "validation_failed");
+    }
+}
+
+#[tokio::test]
+async fn an_edit_is_held_against_the_rules_of_a_new_one() {
+    let app = TestApp::spawn().await;
+    let paths: Vec<String> = one_of_each(&app).await.into_iter().map(|(path, _)| path).collect();
+    let bad = [
+        json!({ "name": "", "contact_email": "nobody", "description": 5 }),
+        json!({ "title": null, "event_type": "party", "organizer_id": "x" }),
+        json!({ "timezone": "Europe/Atlantis", "city": " ", "name": "a\u{0}b" }),
+        json!({ "capacity": 0, "name": "x".repeat(201) }),
+        json!({ "row_number": "", "seat_type": "sofa", "section": "x".repeat(65) }),
+        json!({ "base_price": -1, "currency": "euro", "start_time": "noon" }),
+    ];
+    for (path, body) in paths.iter().zip(bad) {
+        let before = app.get(path, 200).await;
+        let problem = patch(&app, path, body.clone(), 422).await;
+        let mut named: Vec<&str> = problem["errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|error| &error["pointer"].as_str().unwrap()[1..])
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        let mut wrong: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
+        wrong.sort_unstable();
+        // What PostgreSQL could not even be told is refused before the rules are looked at.
+        assert!(named == wrong || named == ["name"], "{path}: {problem}");
+        assert_eq!(app.get(path, 200).await, before);
+    }
+    let stranger = Uuid::now_v7();
+    assert_eq!(patch(&app, &paths[1], json!({ "organizer_id": stranger }), 404).await["code"], "organizer_not_found");
+    assert_eq!(patch(&app, &paths[5], json!({ "hall_id": stranger }), 404).await["code"], "hall_not_found");
+    assert_eq!(patch(&app, &paths[5], json!({ "event_id": stranger }), 404).await["code"], "event_not_found");
+    let problem = patch(&app, &paths[5], json!({ "end_time": "2020-01-01T00:00:00Z" }), 422).await;
+    assert_eq!(problem["errors"][0]["pointer"], "/end_time");
+}
+
+#[tokio::test]
+async fn a_stale_edit_is_refused() {
+    let app = TestApp::spawn().await;
+    for (path, change) in one_of_each(&app).await {
+        let tag = |response: &Response| response.headers()["etag"].to_str().unwrap().to_owned();
+        let seen = tag(&app.call(Method::GET, &path, None).await);
+        let first = edit(&app, Method::PATCH, &path, Some(&change), Some(&seen)).await;
+        assert_eq!(first.status(), 200);
+        let now = tag(&first);
+        assert_ne!(now, seen);
+        for method in [Method::PATCH, Method::DELETE] {
+            let body = (method == Method::PATCH).then_some(&change);
+            let stale = edit(&app, method, &path, body, Some(&seen)).await;
+            assert_eq!(stale.status(), 412, "{path}");
+            assert_eq!(stale.json::<Value>().await.unwrap()["code"], "precondition_failed");
+        }
+        assert_eq!(edit(&app, Method::PATCH, &path, Some(&change), Some(&now)).await.status(), 200);
+    }
+}
+
+/// Fifty editors who have all seen the same version: one edit counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_edits_of_one_version_one_wins() {
+    let app = TestApp::spawn().await;
+    let path = format!("/api/v1/organizers/{}", app.organizer().await);
+    let bodies: Vec<Value> = (0..50).map(|editor| json!({ "name": format!("Editor {editor}") })).collect();
+    let edits = bodies.iter().map(|body| edit(&app, Method::PATCH, &path, Some(body), Some("\"1\"")));
+    let statuses: Vec<u16> =
+        futures::future::join_all(edits).await.iter().map(|response| response.status().as_u16()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 412].contains(status)), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn what_is_in_use_is_not_deleted_and_says_by_what() {
+    let app = TestApp::spawn().await;
+    let mut paths: Vec<String> = one_of_each(&app).await.into_iter().map(|(path, _)| path).collect();
+    let users = ["1 event ", "1 session ", "1 hall ", "1 session ", "1 session "];
+    for (path, user) in paths.iter().zip(users) {
+        let problem = delete(&app, path, 409).await;
+        assert_eq!(problem["code"], "resource_in_use");
+        assert!(problem["detail"].as_str().unwrap().starts_with(user), "{path}: {problem}");
+        app.get(path, 200).await;
+    }
+    assert_eq!(patch(&app, &paths[4], json!({ "seat_number": "2" }), 409).await["code"], "resource_in_use");
+    assert_eq!(patch(&app, &paths[3], json!({ "capacity": 1 }), 200).await["capacity"], 1);
+    // From the session down, everything goes.
+    paths.reverse();
+    for path in &paths {
+        delete(&app, path, 204).await;
+        let code = app.get(path, 404).await["code"].as_str().unwrap().to_owned();
+        assert_eq!(delete(&app, path, 404).await["code"], code);
+        assert_eq!(patch(&app, path, json!({}), 404).await["code"], code);
+    }
+}
+
+#[tokio::test]
+async fn a_hall_is_deleted_with_its_seats_and_can_not_shrink_below_them() {
+    let app = TestApp::spawn().await;
+    let hall = app.hall(10).await;
+    let path = format!("/api/v1/halls/{hall}");
+    app.post(&format!("{path}/seats/bulk"), &json!({ "rows": 2, "seats_per_row": 4 }), 201).await;
+    assert_eq!(patch(&app, &path, json!({ "capacity": 7 }), 409).await["code"], "hall_full");
+    patch(&app, &path, json!({ "capacity": 8 }), 200).await;
+    let seats = app.get(&format!("{path}/seats"), 200).await;
+    let twice = json!({ "row_number": "1", "seat_number": "2" });
+    let seat = format!("/api/v1/seats/{}", id(&seats["items"][0], "seat_id"));
+    assert_eq!(patch(&app, &seat, twice, 409).await["code"], "seat_exists");
+    delete(&app, &path, 204).await;
+    app.get(&seat, 404).await;
+}
+
+async fn hold(app: &TestApp, session: &str, seats: &[&String]) -> Uuid {
+    let owner = Uuid::now_v7();
+    let hold = json!({ "reservation_id": owner, "session_seat_ids": seats, "reserved_until": "2031-01-01T00:00:00Z" });
+    app.post(&format!("/api/internal/sessions/{session}/seats/reserve"), &hold, 200).await;
+    owner
+}
+
+#[tokio::test]
+async fn a_session_with_reserved_or_sold_seats_keeps_its_hall_event_and_currency() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(3).await;
+    let path = format!("/api/v1/sessions/{session}");
+    let owner = hold(&app, &session, &[&seats[0]]).await;
+    let other_hall = app.hall(5).await;
+    app.post(&format!("/api/v1/halls/{other_hall}/seats/bulk"), &json!({ "rows": 1, "seats_per_row": 5 }), 201).await;
+    let changes =
+        [json!({ "hall_id": other_hall }), json!({ "event_id": app.event().await }), json!({ "currency": "EUR" })];
+    for change in &changes {
+        assert_eq!(patch(&app, &path, change.clone(), 409).await["code"], "resource_in_use");
+    }
+    assert_eq!(delete(&app, &path, 409).await["code"], "resource_in_use");
+    assert_eq!(app.statuses(&session).await, ["reserved", "available", "available"]);
+    // Time and price may change; the price is for those who buy from now on.
+    let changed = patch(&app, &path, json!({ "base_price": 80, "end_time": "2031-12-31T00:00:00Z" }), 200).await;
+    assert_eq!(changed["end_time"], "2031-12-31T00:00:00Z");
+    let map = app.get(&format!("{path}/seat-map"), 200).await;
+    assert!(map["seats"].as_array().unwrap().iter().all(|seat| seat["price"] == 80.0), "{map}");
+
+    let body = json!({ "reservation_id": owner, "session_seat_ids": [seats[0]] });
+    app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200).await;
+    for change in changes {
+        patch(&app, &path, change, 200).await;
+    }
+    let moved = app.get(&path, 200).await;
+    assert_eq!((&moved["seats_count"], &moved["available_seats_count"]), (&json!(5), &json!(5)));
+    assert_eq!(app.get(&format!("{path}/seats"), 200).await[0]["price"], 80.0);
+    delete(&app, &path, 204).await;
+}
+
+#[tokio::test]
+async fn a_session_can_not_be_moved_onto_another_or_into_an_empty_hall() {
+    let app = TestApp::spawn().await;
+    let (first, _) = app.session(1).await;
+    let (second, seats) = app.session(1).await;
+    let first = app.get(&format!("/api/v1/sessions/{first}"), 200).await;
+    let path = format!("/api/v1/sessions/{second}");
+    let onto = json!({ "hall_id": first["hall_id"], "start_time": first["start_time"], "end_time": first["end_time"] });
+    assert_eq!(patch(&app, &path, onto, 409).await["code"], "session_overlap");
+    assert_eq!(patch(&app, &path, json!({ "hall_id": app.hall(1).await }), 409).await["code"], "hall_has_no_seats");
+    let left = app.get(&format!("{path}/seats"), 200).await;
+    assert_eq!(id(&left[0], "session_seat_id"), seats[0], "a refused edit changes nothing");
+}
+
+#[tokio::test]
+async fn a_cancelled_session_is_off_sale_and_what_is_freed_in_it_stays_so() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(3).await;
+    let path = format!("/api/v1/sessions/{session}");
+    let owner = hold(&app, &session, &[&seats[1]]).await;
+    let cancelled = app.post(&format!("{path}/cancel"), &json!({}), 200).await;
+    assert_eq!((&cancelled["status"], &cancelled["available_seats_count"]), (&json!("cancelled"), &json!(0)));
+    assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 200).await, cancelled, "repeating it is harmless");
+    assert_eq!(app.statuses(&session).await, ["blocked", "reserved", "blocked"]);
+    let wanted = json!({ "session_seat_ids": [seats[0]] });
+    let check = format!("/api/internal/sessions/{session}/seats/check-availability");
+    assert_eq!(app.post(&check, &wanted, 409).await["code"], "session_cancelled");
+    let late = json!({ "reservation_id": Uuid::now_v7(), "session_seat_ids": [seats[0]], "reserved_until": "2031-01-01T00:00:00Z" });
+    let reserve = format!("/api/internal/sessions/{session}/seats/reserve");
+    assert_eq!(app.post(&reserve, &late, 409).await["code"], "session_cancelled");
+    assert_eq!(patch(&app, &path, json!({ "base_price": 1 }), 409).await["code"], "session_cancelled");
+    let listed = app.get("/api/internal/sessions/cancelled", 200).await;
+    assert_eq!(listed["items"][0]["session_id"], session.as_str());
+
+    let body = json!({ "reservation_id": owner, "session_seat_ids": [seats[1]] });
+    app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200).await;
+    assert_eq!(app.statuses(&session).await, ["blocked", "blocked", "blocked"]);
+    // Its time is free for another.
+    let again = json!({ "event_id": cancelled["event_id"], "hall_id": cancelled["hall_id"], "base_price": 5,
+        "start_time": cancelled["start_time"], "end_time": cancelled["end_time"] });
+    app.post("/api/v1/sessions", &again, 201).await;
+    delete(&app, &path, 204).await;
+    assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 404).await["code"], "session_not_found");
+}

@@ -1,0 +1,145 @@
+//! Entity tags: so that nobody overwrites a change they have not seen, and nobody loads again what they have.
+//!
+//! A tag names the resource's version, or a hash of its content. An answer that is compressed on its way gets a tag of its own
+//! (`"7"` becomes `"7-gzip"`): RFC 9110 wants different bytes to have different strong tags. Both come back as the same.
+
+use axum::Json;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use shared_contracts::problem::Code;
+use utoipa::IntoParams;
+
+use crate::error::{Error, Result};
+
+/// The codings that [`crate::layers`] may apply, as they follow a tag.
+const CODINGS: [&str; 3] = ["-gzip", "-br", "-zstd"];
+
+/// A resource that can be edited: as JSON, with its version as `ETag`.
+#[derive(Debug)]
+pub struct Editable<T> {
+    /// Rises with each edit.
+    pub version: i64,
+    /// The resource.
+    pub body: T,
+}
+
+impl<T: Serialize> IntoResponse for Editable<T> {
+    fn into_response(self) -> Response {
+        ([(header::ETAG, format!("\"{}\"", self.version))], Json(self.body)).into_response()
+    }
+}
+
+/// The `If-Match` of an edit: the version that its author has seen. An edit without one overwrites whatever is there.
+#[derive(Debug)]
+pub struct IfMatch(Vec<String>);
+
+impl<S: Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        Ok(Self(tags(&parts.headers, &header::IF_MATCH)))
+    }
+}
+
+/// How the documents show [`IfMatch`].
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only its description is of interest")]
+pub struct IfMatchHeader {
+    /// The `ETag` of the version that you have seen; with it, an edit of a newer one is refused.
+    #[param(rename = "If-Match", value_type = Option<String>)]
+    if_match: Option<String>,
+}
+
+impl IfMatch {
+    /// Refuses an edit whose author has seen another version.
+    ///
+    /// # Errors
+    /// `412`.
+    pub fn check(&self, version: i64) -> Result<()> {
+        let current = format!("\"{version}\"");
+        if self.0.is_empty() || self.0.iter().any(|tag| tag == "*" || without_coding(tag) == current) {
+            return Ok(());
+        }
+        let detail = format!(
+            "It was changed by someone else: its ETag is {current} now. Get it again, look at the change, and repeat yours."
+        );
+        Err(Error::refused(Code::PreconditionFailed, detail))
+    }
+}
+
+/// The tag under which the client has this content already, as it sent it; for a `304`.
+#[must_use]
+pub fn known(headers: &HeaderMap, current: &str) -> Option<HeaderValue> {
+    tags(headers, &header::IF_NONE_MATCH).into_iter().find_map(|tag| {
+        let strong = tag.strip_prefix("W/").unwrap_or(&tag);
+        match strong {
+            "*" => HeaderValue::from_str(current).ok(),
+            _ if without_coding(strong) == current => HeaderValue::from_str(strong).ok(),
+            _ => None,
+        }
+    })
+}
+
+fn tags(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
+    let values = headers.get_all(name).iter();
+    // What is no text can't be a tag of ours, but it must not count as no condition at all.
+    values.flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(|tag| tag.trim().to_owned()).collect()
+}
+
+fn without_coding(tag: &str) -> String {
+    let Some(bare) = tag.strip_suffix('"') else {
+        return tag.to_owned();
+    };
+    let bare = CODINGS.iter().find_map(|coding| bare.strip_suffix(coding)).unwrap_or(bare);
+    format!("{bare}\"")
+}
+
+/// Gives a compressed answer a tag of its own.
+pub(crate) async fn name_coding(mut response: Response) -> Response {
+    let (Some(coding), Some(tag)) =
+        (response.headers().get(header::CONTENT_ENCODING), response.headers().get(header::ETAG))
+    else {
+        return response;
+    };
+    if let (Ok(coding), Ok(tag)) = (coding.to_str(), tag.to_str())
+        && let Some(bare) = tag.strip_suffix('"')
+        && let Ok(named) = HeaderValue::from_str(&format!("{bare}-{coding}\""))
+    {
+        response.headers_mut().insert(header::ETAG, named);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: HeaderName, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn an_edit_needs_the_present_version_under_any_of_its_names() {
+        let check = |value, version| IfMatch(tags(&headers(header::IF_MATCH, value), &header::IF_MATCH)).check(version);
+        for good in ["\"7\"", "\"7-gzip\"", "\"1\", \"7-br\"", "*"] {
+            assert!(check(good, 7).is_ok(), "{good}");
+        }
+        // A weak tag never matches here (RFC 9110, 13.1.1), and half a tag is none.
+        for bad in ["\"6\"", "7", "W/\"7\"", "\"7", "", "\"77\""] {
+            assert!(check(bad, 7).is_err(), "{bad}");
+        }
+        assert!(IfMatch(Vec::new()).check(7).is_ok());
+    }
+
+    #[test]
+    fn what_the_client_has_is_answered_under_the_name_that_it_knows() {
+        let known = |value| known(&headers(header::IF_NONE_MATCH, value), "\"abc\"");
+        assert_eq!(known("\"x\", W/\"abc-zstd\"").unwrap(), "\"abc-zstd\"");
+        assert_eq!(known("*").unwrap(), "\"abc\"");
+        assert_eq!(known("\"abd\""), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! The parameters after the `?`: held against the schema that the OpenAPI document shows of them, all faults named at once.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use shared_contracts::problem::{FieldError, Problem};
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::Parameter;
+
+use crate::error::{Error, Result};
+use crate::extract::{faults_of, validator_of};
+
+/// The parameters of one or two types: a list's page and its filter, say.
+#[derive(Debug)]
+pub struct ApiQuery<A, B = NoMore>(pub A, pub B);
+
+/// No further parameters.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+pub struct NoMore {}
+
+impl<A, B, S> FromRequestParts<S> for ApiQuery<A, B>
+where
+    A: DeserializeOwned + IntoParams + 'static,
+    B: DeserializeOwned + IntoParams + 'static,
+    S: Send + Sync,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let query = parts.uri.query().unwrap_or_default();
+        let mut faults = Vec::new();
+        let (first, second) = (parse::<A>(query, &mut faults)?, parse::<B>(query, &mut faults)?);
+        match (first, second) {
+            (Some(first), Some(second)) if faults.is_empty() => Ok(Self(first, second)),
+            _ => Err(Problem::validation(faults).into()),
+        }
+    }
+}
+
+/// The parameters of one type; `None` when `faults` says why not. Those that it does not know are another's, or nobody's.
+fn parse<T: DeserializeOwned + IntoParams + 'static>(query: &str, faults: &mut Vec<FieldError>) -> Result<Option<T>> {
+    let known = T::into_params(|| None);
+    let mut given = Map::new();
+    for (name, text) in form_urlencoded::parse(query.as_bytes()) {
+        let Some(parameter) = known.iter().find(|parameter| parameter.name == name) else {
+            continue;
+        };
+        let text = text.trim();
+        if text.contains('\0') {
+            faults.push(FieldError::parameter(&*name, "a NUL character is not allowed"));
+        }
+        if given.insert(name.clone().into_owned(), typed(parameter, text)).is_some() {
+            faults.push(FieldError::parameter(&*name, "is given more than once"));
+        }
+    }
+    let given = Value::Object(given);
+    let validator = validator_of::<T>(|| schema_of(&known)).map_err(Error::Internal)?;
+    let before = faults.len();
+    faults.extend(validator.iter_errors(&given).flat_map(|error| faults_of(&error)).map(|fault| {
+        let pointer = fault.pointer.unwrap_or_default();
+        FieldError::parameter(pointer.trim_start_matches('/'), fault.detail)
+    }));
+    if faults.len() > before {
+        return Ok(None);
+    }
+    match serde_path_to_error::deserialize(given) {
+        Ok(parsed) => Ok(Some(parsed)),
+        Err(error) => {
+            faults.push(FieldError::parameter(error.path().to_string(), error.inner().to_string()));
+            Ok(None)
+        }
+    }
+}
+
+/// All parameters are text; one that is declared as a number or a truth value becomes that, if it is one.
+fn typed(parameter: &Parameter, text: &str) -> Value {
+    let schema = serde_json::to_value(&parameter.schema).unwrap_or_default();
+    let declared = |name: &str| match &schema["type"] {
+        Value::Array(types) => types.iter().any(|one| one == name),
+        one => one == name,
+    };
+    let parsed = if declared("integer") {
+        text.parse::<i64>().ok().map(Value::from)
+    } else if declared("number") {
+        text.parse::<f64>().ok().map(Value::from)
+    } else if declared("boolean") {
+        text.parse::<bool>().ok().map(Value::from)
+    } else {
+        None
+    };
+    parsed.unwrap_or_else(|| text.into())
+}
+
+fn schema_of(parameters: &[Parameter]) -> anyhow::Result<Value> {
+    let properties: Map<String, Value> = parameters
+        .iter()
+        .map(|parameter| Ok((parameter.name.clone(), serde_json::to_value(&parameter.schema)?)))
+        .collect::<serde_json::Result<_>>()?;
+    let required: Vec<&str> = parameters
+        .iter()
+        .filter(|parameter| matches!(parameter.required, Required::True))
+        .map(|parameter| parameter.name.as_str())
+        .collect();
+    Ok(json!({ "type": "object", "properties": properties, "required": required }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize, IntoParams)]
+    #[into_params(parameter_in = Query)]
+    struct Wanted {
+        #[param(minimum = 1, maximum = 10)]
+        rows: Option<u16>,
+        #[param(max_length = 3)]
+        word: Option<String>,
+        id: Option<uuid::Uuid>,
+    }
+
+    fn faults(query: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        let parsed = parse::<Wanted>(query, &mut faults).unwrap();
+        assert_eq!(parsed.is_some(), faults.is_empty(), "{query}");
+        faults.into_iter().filter_map(|fault| fault.parameter).collect()
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        assert_eq!(faults("rows=0&word=long&id=x&other=1"), ["id", "rows", "word"]);
+        assert_eq!(faults("rows=ten"), ["rows"]);
+        assert_eq!(faults("rows="), ["rows"]);
+    }
+
+    #[test]
+    fn what_is_given_is_read() {
+        let mut faults = Vec::new();
+        let wanted: Wanted = parse("word=a%20b&rows=10", &mut faults).unwrap().unwrap();
+        assert_eq!((wanted.rows, wanted.word.as_deref(), wanted.id), (Some(10), Some("a b"), None));
+    }
+}
