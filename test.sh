@@ -20,7 +20,8 @@ usage() {
 Usage: ./test.sh [OPTION]
 
 Without an option: format, lints, shellcheck, unit and integration tests on private
-servers, then the whole system: start.sh, test_integration.sh, stop.sh. It installs what is
+servers, then the whole system: start.sh, test_integration.sh, generated clients and
+requests (scripts/interface), stop.sh. It installs what is
 missing, uses free ports and a folder of its own, and takes everything down at the end, so
 that it can run beside a system that was started before.
 
@@ -78,6 +79,7 @@ install_packages() {
     need_basic_tools
     need_servers
     need_build_tools
+    need_python
     need shellcheck shellcheck shellcheck
     install_missing
 }
@@ -135,6 +137,9 @@ test_whole_system() (
         done
         exit 1
     fi
+    # With a fixed seed: a run that fails fails again. More requests: scripts/interface/run.sh --examples 200.
+    scripts/interface/run.sh "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT" \
+        --work-dir "$WORK_DIR/interface" --examples 10 --seed 1
     ./stop.sh --clean
     [[ ! -e $WORK_DIR/system ]] || die "stop.sh --clean has left something in $WORK_DIR/system"
 )

@@ -39,6 +39,13 @@ need_build_tools() {
     need pkg-config pkg-config 'pkg-config'
 }
 
+need_python() {
+    if ! python3 -c 'import venv, ensurepip' >/dev/null 2>&1; then
+        MISSING_PACKAGES+=(python3 python3-venv)
+        MISSING_THINGS+=('Python 3.10 or newer, with venv')
+    fi
+}
+
 need_cargo() {
     command -v cargo >/dev/null 2>&1 && return
     die "Rust is not installed. Get it with rustup (https://rustup.rs), which needs no root:

@@ -86,6 +86,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .with_state(Arc::clone(app))
         .merge(health::routes(health))
         .split_for_parts();
+    openapi::refer_to_items(&mut document);
     openapi::describe_alias(&mut document, "/api/v1/admin/price-tiers", "/api/v1/price-tiers");
     (routes, document)
 }

@@ -98,6 +98,12 @@ enum QrFormat {
     Svg,
 }
 
+/// Bytes of an image, for the document.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "only its description is of interest")]
+struct Image(Vec<u8>);
+
 refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
 
@@ -132,7 +138,7 @@ pub(crate) async fn get_ticket(
 
 /// Get a ticket's QR code
 #[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = [])),
-    responses((status = 200, description = "The image", content((Vec<u8> = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
+    responses((status = 200, description = "The image", content((inline(Image) = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
 pub(crate) async fn get_ticket_qr(
     State(app): State<App>,
     caller: Caller,

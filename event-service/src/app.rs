@@ -52,8 +52,8 @@ struct AppState {
 }
 
 /// All routes, and the document that describes them.
-fn api(state: AppState, health: Health) -> OpenApiRouter {
-    OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
+fn api(state: AppState, health: Health) -> (Router, utoipa::openapi::OpenApi) {
+    let (routes, mut document) = OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
         .routes(routes!(organizers::create_organizer, organizers::list_organizers))
         .routes(routes!(organizers::get_organizer, organizers::update_organizer, organizers::delete_organizer))
         .routes(routes!(events::create_event, events::list_events))
@@ -85,10 +85,13 @@ fn api(state: AppState, health: Health) -> OpenApiRouter {
         .routes(routes!(internal_api::get_internal_health, internal_api::post_internal_health))
         .with_state(state)
         .merge(health::routes(health))
+        .split_for_parts();
+    openapi::refer_to_items(&mut document);
+    (routes, document)
 }
 
 fn router(state: AppState, health: Health) -> Router {
-    let (routes, document) = api(state, health).split_for_parts();
+    let (routes, document) = api(state, health);
     routes.merge(openapi::pages(document))
 }
 
@@ -96,7 +99,7 @@ fn router(state: AppState, health: Health) -> Router {
 pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    api(AppState { db, streams }, Health::new("event-service", env!("CARGO_PKG_VERSION"))).split_for_parts()
+    api(AppState { db, streams }, Health::new("event-service", env!("CARGO_PKG_VERSION")))
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.

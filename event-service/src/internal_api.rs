@@ -144,7 +144,11 @@ fn refusal(conflicts: Vec<SeatConflict>) -> Error {
 #[into_params(parameter_in = Query)]
 pub(crate) struct PricingQuery {
     /// Only these seats, separated by commas; all of the session when left out.
-    #[param(example = "019ac1c0-0000-7000-8000-000000000007")]
+    #[param(
+        example = "019ac1c0-0000-7000-8000-000000000007",
+        max_length = 18_499,
+        pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(,[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})*$"
+    )]
     session_seat_ids: Option<String>,
 }
 
@@ -194,7 +198,7 @@ fn parse_list(list: &str) -> Result<Vec<SessionSeatId>> {
     let fault = |detail: String| Error::invalid(FieldError::parameter("session_seat_ids", detail));
     let ids: Vec<SessionSeatId> = list
         .split(',')
-        .map(|id| id.trim().parse().map_err(|error| fault(format!("{id:?} is not a UUID: {error}"))))
+        .map(|id| id.parse().map_err(|error| fault(format!("{id:?} is not a UUID: {error}"))))
         .collect::<Result<_>>()?;
     if ids.len() > SEATS_PER_CALL_MAX {
         return Err(fault(format!("names more than {SEATS_PER_CALL_MAX} seats")));
@@ -210,6 +214,7 @@ pub(crate) struct WalkQuery {
     #[param(minimum = 1, maximum = 1000, default = 500)]
     limit: Option<u16>,
     /// The `next_cursor` of the page before.
+    #[param(pattern = "^[0-9]{1,17}_[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     cursor: Option<String>,
 }
 

@@ -31,6 +31,7 @@ use shared_contracts::problem::{Code, Problem};
 use sqlx::PgPool;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 
 use crate::session_seats::{self, HORIZON_NOW, SeatChange};
 use crate::sessions;
@@ -77,6 +78,23 @@ struct Watcher {
 
 refusals!(Refusals: &[Code::SessionNotFound, Code::TooManyWatchers, Code::ValidationFailed]);
 
+/// One event of the stream, for the document: its lines as members.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its description is of interest")]
+struct StreamEvent {
+    /// `snapshot` or `change`.
+    event: Option<String>,
+    /// `{session_id, version}` or `{session_seat_id, status, version}`, as JSON.
+    #[schema(
+        example = r#"{"session_seat_id":"019ac1c0-0000-7000-8000-000000000007","status":"reserved","version":42}"#
+    )]
+    data: String,
+    /// What to send as `Last-Event-ID`.
+    id: Option<String>,
+    /// Milliseconds to wait before coming back.
+    retry: Option<i64>,
+}
+
 /// Follow a session's seat map
 ///
 /// Server-Sent Events. First `snapshot` (`{session_id, version}`): load the seat map after it. Then a `change`
@@ -85,7 +103,7 @@ refusals!(Refusals: &[Code::SessionNotFound, Code::TooManyWatchers, Code::Valida
 /// without a gap, or with a new `snapshot` when too much has happened. A comment every 15 s keeps proxies awake.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map/stream", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event received")),
-    responses((status = 200, description = "The stream", body = String, content_type = "text/event-stream"), Refusals))]
+    responses((status = 200, description = "The stream", body = StreamEvent, content_type = "text/event-stream"), Refusals))]
 pub(crate) async fn stream_seat_map(
     State(streams): State<Arc<SeatStreams>>,
     ApiPath(session_id): ApiPath<SessionId>,

@@ -7,6 +7,7 @@ use axum::response::Redirect;
 use axum::routing::get;
 use shared_contracts::problem::{CONTENT_TYPE, Code, Problem};
 use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::schema::ArrayItems;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
 use utoipa::{Modify, OpenApi as _, PartialSchema, ToSchema};
@@ -120,6 +121,21 @@ impl Modify for UserHeader {
 #[must_use]
 pub fn complete(document: OpenApi) -> OpenApi {
     document.merge_from(Common::openapi())
+}
+
+/// Lets a page's items be the resource that is described already: generics describe theirs once more, and a generated client
+/// would have two types for one thing.
+pub fn refer_to_items(document: &mut OpenApi) {
+    let Some(components) = document.components.as_mut() else { return };
+    let known: Vec<String> = components.schemas.keys().cloned().collect();
+    for (name, schema) in &mut components.schemas {
+        if let (Some(item), RefOr::T(Schema::Object(page))) = (name.strip_prefix("Page_"), schema)
+            && known.iter().any(|known| known == item)
+            && let Some(RefOr::T(Schema::Array(items))) = page.properties.get_mut("items")
+        {
+            items.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
+        }
+    }
 }
 
 /// Describes the paths that begin with `path` a second time, under the name `alias`.

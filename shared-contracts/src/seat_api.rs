@@ -183,7 +183,9 @@ impl std::str::FromStr for TimeCursor {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = text.split_once('_').and_then(|(micros, id)| {
-            Some(Self { time: DateTime::from_timestamp_micros(micros.parse().ok()?)?, id: id.parse().ok()? })
+            // Seventeen digits reach the year 5138; PostgreSQL's calendar has an end, too.
+            let micros = micros.parse().ok().filter(|micros| (0..100_000_000_000_000_000).contains(micros))?;
+            Some(Self { time: DateTime::from_timestamp_micros(micros)?, id: id.parse().ok()? })
         });
         parsed.ok_or("is not a next_cursor of this list")
     }

@@ -65,7 +65,12 @@ refusals!(ConfirmRefusals: openapi::BODY, &[
 #[utoipa::path(post, path = "/api/v1/reservations/{id}/confirm", tag = "2 Reservations", request_body = Option<ConfirmReservation>,
     params(("id" = ReservationId, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
-    security(("user_id" = [])), responses((status = 200, description = "Paid", body = ConfirmedReservation), ConfirmRefusals))]
+    security(("user_id" = [])), responses((status = 200, description = "Paid", body = ConfirmedReservation, links(
+        ("ticket" = (operation_id = "get_ticket", parameters(("id" = "$response.body#/tickets/0/id")))),
+        ("qr" = (operation_id = "get_ticket_qr", parameters(("id" = "$response.body#/tickets/0/id")))),
+        ("refund" = (operation_id = "refund_ticket", parameters(("id" = "$response.body#/tickets/0/id")))),
+        ("tickets" = (operation_id = "list_tickets", parameters(("user_id" = "$response.body#/user_id")))),
+    )), ConfirmRefusals))]
 pub(crate) async fn confirm_reservation(
     State(app): State<App>,
     caller: Caller,

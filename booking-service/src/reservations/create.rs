@@ -51,7 +51,8 @@ pub(crate) const BOOKING_TIME_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CreateReservation {
     session_id: SessionId,
-    #[schema(min_items = 1)]
+    /// Up to `MAX_SEATS_PER_RESERVATION` (10 unless set otherwise), each once.
+    #[schema(min_items = 1, max_items = 100)]
     seats: Vec<WantedSeat>,
 }
 
@@ -77,7 +78,11 @@ refusals!(Refusals: openapi::BODY, &[
 /// from the Event Service's seat map. With an `Idempotency-Key`, a repeated request gets the answer of the first.
 #[utoipa::path(post, path = "/api/v1/reservations", tag = "2 Reservations", request_body = CreateReservation, security(("user_id" = [])),
     params(("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
-    responses((status = 201, description = "Held", body = Reservation), Refusals))]
+    responses((status = 201, description = "Held", body = Reservation, headers(("Location" = String)), links(
+        ("get" = (operation_id = "get_reservation", parameters(("id" = "$response.body#/id")))),
+        ("confirm" = (operation_id = "confirm_reservation", parameters(("id" = "$response.body#/id")))),
+        ("cancel" = (operation_id = "cancel_reservation", parameters(("id" = "$response.body#/id")))),
+    )), Refusals))]
 pub(crate) async fn create_reservation(
     State(app): State<App>,
     caller: Caller,

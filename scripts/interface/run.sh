@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Tries the interface from outside, with what others generate from the OpenAPI documents: clients that
+# do the whole flow, and requests by the thousand that are held against the documents.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+Usage: scripts/interface/run.sh EVENT_SERVICE_URL BOOKING_SERVICE_URL [OPTION...]
+
+  --examples N     generated requests for each operation (default 10)
+  --seed N         the same seed makes the same requests (default 1)
+  --work-dir DIR   where to keep the Python environment between runs (default: a folder that
+                   is deleted at the end)
+
+Both services must run. They get a lot of data that nobody wants: use ones of your own.
+HELP
+}
+
+main() {
+    local examples=10 seed=1 work_dir='' urls=()
+    while (($# > 0)); do
+        case $1 in
+            --examples) examples=$2 && shift ;;
+            --seed) seed=$2 && shift ;;
+            --work-dir) work_dir=$2 && shift ;;
+            --help | -h) usage && exit ;;
+            *) urls+=("$1") ;;
+        esac
+        shift
+    done
+    ((${#urls[@]} == 2)) || { usage >&2 && exit 2; }
+
+    local here
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    cd "$here/../.."
+    if [[ -z $work_dir ]]; then
+        work_dir=$(mktemp -d)
+        trap 'rm -rf "$work_dir"' EXIT
+    fi
+    mkdir -p "$work_dir"
+    work_dir=$(cd "$work_dir" && pwd)
+    local bin=$work_dir/venv/bin
+    # Complete is what has the mark of the present requirements.
+    if ! cmp -s "$here/requirements.txt" "$work_dir/installed.txt"; then
+        rm -rf "$work_dir/venv"
+        python3 -m venv "$work_dir/venv"
+        "$bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
+        cp "$here/requirements.txt" "$work_dir/installed.txt"
+    fi
+    # The generator tidies what it has made with ruff, which it looks for in the path.
+    export PATH=$bin:$PATH NO_PROXY='*'
+
+    local name
+    for name in event booking; do
+        local url=${urls[0]}
+        [[ $name == event ]] || url=${urls[1]}
+        rm -rf "$work_dir/clients/${name}_client"
+        mkdir -p "$work_dir/clients"
+        # A warning means that something in the document has no client.
+        "$bin/openapi-python-client" generate --url "$url/openapi.json" --meta none --overwrite \
+            --fail-on-warning --config "$here/openapi-python-client.yaml" --output-path "$work_dir/clients/${name}_client"
+    done
+
+    export REAL_IDS=$work_dir/real-ids.json
+    PYTHONPATH=$work_dir/clients "$bin/python" "$here/flow.py" "${urls[0]}" "${urls[1]}" "$REAL_IDS"
+
+    local user_id
+    user_id=$(jq -r .user_id "$REAL_IDS")
+    # It leaves a folder where it runs.
+    cd "$work_dir"
+    export SCHEMATHESIS_HOOKS=$here/hooks.py
+    for name in event booking; do
+        local url=${urls[0]}
+        [[ $name == event ]] || url=${urls[1]}
+        "$bin/st" --config-file "$here/schemathesis.toml" run "$url/openapi.json" --no-color \
+            --max-examples "$examples" --seed "$seed" --workers 1 --continue-on-failure \
+            --header "X-User-ID: $user_id"
+    done
+}
+
+main "$@"
