@@ -136,6 +136,15 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
     Ok(app)
 }
 
+/// What a command needs that looks at the system from outside: nothing runs in it, and no schema is touched.
+///
+/// # Errors
+/// A setting is no address.
+pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<App> {
+    let db = database::lazy_pool(&settings.database_url, name, 4)?;
+    Ok(Arc::new(Shared::new(settings, db, name)?))
+}
+
 /// Serves requests until `lifecycle` stops.
 pub fn serve(app: &App, listener: TcpListener, lifecycle: &Lifecycle) {
     server::serve(lifecycle, listener, router(app, health(app, "booking-service")));

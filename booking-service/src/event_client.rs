@@ -14,11 +14,13 @@ use serde::de::DeserializeOwned;
 use service_kit::error::Error;
 use service_kit::layers;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{
-    Availability, CancelledSessions, CheckAvailabilityRequest, OverdueHolds, Pricing, ReserveRequest, SeatConflict,
-    SeatsChanged, SeatsOfReservation, TimeCursor,
+    Availability, CancelledSessions, CheckAvailabilityRequest, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
+    Pricing, ReserveRequest, SeatConflict, SeatsChanged, SeatsOfReservation, TimeCursor,
 };
+use uuid::Uuid;
 
 /// One try. Three of them with their pauses stay well under what a buyer's request may take.
 const TRY_TIME_MAX: Duration = Duration::from_millis(1000);
@@ -170,6 +172,26 @@ impl EventClient {
     /// The Event Service does not answer.
     pub async fn cancelled_sessions(&self, cursor: Option<TimeCursor>, limit: u16) -> Result<CancelledSessions, Error> {
         self.page(&format!("sessions/cancelled?limit={limit}"), cursor).await
+    }
+
+    /// A page of the seats that someone holds or owns, in the order of their ids.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn owned_seats(&self, after: Uuid, limit: u16) -> Result<Page<OwnedSeat>, Error> {
+        self.page(&format!("seats/owned?cursor={after}&limit={limit}"), None).await
+    }
+
+    /// Those of `seats` that someone holds or owns.
+    ///
+    /// # Errors
+    /// The Event Service does not answer.
+    pub async fn look_up(&self, seats: &[SessionSeatId]) -> Result<Vec<OwnedSeat>, Error> {
+        let request = LookUpRequest { session_seat_ids: seats.to_vec() };
+        match self.call::<OwnedSeats>(Method::POST, "seats/look-up", Some(&request)).await.map_err(unavailable)? {
+            Answer::Success(owned) => Ok(owned.items),
+            Answer::Refused(problem) => Err(unexpected(&problem)),
+        }
     }
 
     async fn page<T: DeserializeOwned>(&self, path: &str, cursor: Option<TimeCursor>) -> Result<T, Error> {

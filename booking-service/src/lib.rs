@@ -6,6 +6,7 @@
 //! [`reconcile`] heals what a crash left between this service and the Event Service.
 
 pub mod app;
+pub mod audit;
 pub mod event_client;
 pub mod idempotency;
 pub mod outbox;

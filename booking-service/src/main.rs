@@ -1,9 +1,11 @@
 //! The Booking Service's command line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use booking_service::app;
+use booking_service::audit::Patience;
 use booking_service::settings::Settings;
+use booking_service::{app, audit};
 use clap::{Parser, Subcommand};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
@@ -25,6 +27,18 @@ enum Command {
     Worker,
     /// Bring the database schema up to date and end
     Migrate,
+    /// Hold both databases against the eight promises; exits 2 when one is violated
+    Audit {
+        /// Print the whole report as JSON
+        #[arg(long)]
+        json: bool,
+        /// Seconds between the two looks: a difference that is younger is in passing
+        #[arg(long, default_value_t = 10)]
+        settle_seconds: u64,
+        /// Seconds that an expiry, a refund or an event may be late
+        #[arg(long, default_value_t = 60)]
+        late_seconds: u64,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// Ask the running process on PORT whether it is ready; exits 1 when it is not
@@ -47,6 +61,18 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Healthcheck => server::healthcheck(settings.common.listen.port()).await?,
         Command::Migrate => {
             database::connect(&settings.database_url, "booking-service", 1, &app::MIGRATIONS).await?;
+        }
+        Command::Audit { json, settle_seconds, late_seconds } => {
+            let patience =
+                Patience { settle: Duration::from_secs(settle_seconds), late: Duration::from_secs(late_seconds) };
+            let app = app::for_command(&settings, "audit")?;
+            let report = audit::audit(&app, &settings.broker, &settings.queue, patience).await?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                print!("{report}");
+            }
+            return Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }));
         }
         _ => {
             let lifecycle = Lifecycle::new();

@@ -22,6 +22,8 @@ pub struct Settings {
     pub event_service_url: String,
     /// `RABBITMQ_URL`, `RABBITMQ_EXCHANGE`.
     pub broker: Broker,
+    /// `RABBITMQ_QUEUE`: the Event Service's, whose dead letters the audit counts.
+    pub queue: String,
     /// The rules of booking.
     pub rules: Rules,
     /// `EXPIRY_WORKER_INTERVAL_SECONDS`: how often due reservations are looked for.
@@ -72,6 +74,7 @@ impl Settings {
                 url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
                 exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
             },
+            queue: reader.or("RABBITMQ_QUEUE", booking_event::QUEUE.to_owned()),
             rules: Rules {
                 hold_time: reader.duration("RESERVATION_TIMEOUT_MINUTES", minute, 10.0, 0.02, 1440.0),
                 seats_max: reader.within("MAX_SEATS_PER_RESERVATION", 10, 1, 100),

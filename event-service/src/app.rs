@@ -82,6 +82,8 @@ fn api(state: AppState, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(internal_api::get_pricing))
         .routes(routes!(internal_api::list_overdue_holds))
         .routes(routes!(internal_api::list_cancelled_sessions))
+        .routes(routes!(internal_api::list_owned_seats))
+        .routes(routes!(internal_api::look_up_seats))
         .routes(routes!(internal_api::get_internal_health, internal_api::post_internal_health))
         .with_state(state)
         .merge(health::routes(health))

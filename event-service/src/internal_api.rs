@@ -10,14 +10,16 @@ use service_kit::query::ApiQuery;
 use service_kit::{openapi, refusals};
 use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::money::{Currency, Money};
+use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
-    Availability, CancelledSessions, CheckAvailabilityRequest, OverdueHolds, Pricing, ReserveRequest,
-    SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsOfReservation,
-    TimeCursor,
+    Availability, CancelledSessions, CheckAvailabilityRequest, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
+    Pricing, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged,
+    SeatsOfReservation, TimeCursor,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use crate::session_seats::{self, ChangeOutcome};
 use crate::sessions;
@@ -267,6 +269,31 @@ pub(crate) async fn list_cancelled_sessions(
     let items = sessions::cancelled_after(&mut *db.acquire().await?, after, walk.limit()).await?;
     let next_cursor = walk.next(&items, |last| TimeCursor { time: last.cancelled_at, id: last.session_id.as_uuid() });
     Ok(Json(CancelledSessions { items, next_cursor }))
+}
+
+/// Seats that someone holds or owns, in the order of their ids, for the audit
+#[utoipa::path(get, path = "/api/internal/seats/owned", tag = "6 Internal seat API", params(PageQuery),
+    responses((status = 200, description = "A page", body = Page<OwnedSeat>), ListRefusals))]
+pub(crate) async fn list_owned_seats(
+    State(db): State<PgPool>,
+    ApiQuery(page, _): ApiQuery<PageQuery>,
+) -> Result<Json<Page<OwnedSeat>>> {
+    let after = page.cursor.unwrap_or(Uuid::nil());
+    let rows = session_seats::owned_after(&mut *db.acquire().await?, after, page.rows_to_read()).await?;
+    Ok(Json(Page::from_rows(rows, &page, |row| row.session_seat_id.as_uuid())))
+}
+
+/// Who holds or owns these seats, for the audit
+///
+/// Seats that nobody has, and unknown ones, are left out.
+#[utoipa::path(post, path = "/api/internal/seats/look-up", tag = "6 Internal seat API", request_body = LookUpRequest,
+    responses((status = 200, description = "Those that are reserved or sold", body = OwnedSeats), ReleaseRefusals))]
+pub(crate) async fn look_up_seats(
+    State(db): State<PgPool>,
+    ApiJson(request): ApiJson<LookUpRequest>,
+) -> Result<Json<OwnedSeats>> {
+    let items = session_seats::owned_of(&mut *db.acquire().await?, &request.session_seat_ids).await?;
+    Ok(Json(OwnedSeats { items }))
 }
 
 /// The internal health check's answer.

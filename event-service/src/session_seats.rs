@@ -24,7 +24,7 @@ use chrono::{DateTime, Utc};
 use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{OverdueHold, SeatConflict, SeatStatus, TimeCursor};
+use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -281,6 +281,37 @@ pub async fn remove_unowned(tx: &mut PgConnection, session_id: SessionId) -> Res
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Seats that someone holds or owns, in the order of their ids, after `after`.
+///
+/// # Errors
+/// The database failed.
+pub async fn owned_after(connection: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<OwnedSeat>> {
+    let owned = sqlx::query_as(
+        "select session_seat_id, session_id, status, reservation_id from session_seats
+         where session_seat_id > $1 and reservation_id is not null order by session_seat_id limit $2",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(owned)
+}
+
+/// Those of `seats`, of any session, that someone holds or owns.
+///
+/// # Errors
+/// The database failed.
+pub async fn owned_of(connection: &mut PgConnection, seats: &[SessionSeatId]) -> Result<Vec<OwnedSeat>> {
+    let owned = sqlx::query_as(
+        "select session_seat_id, session_id, status, reservation_id from session_seats
+         where session_seat_id = any($1) and reservation_id is not null",
+    )
+    .bind(seats)
+    .fetch_all(connection)
+    .await?;
+    Ok(owned)
 }
 
 /// A seat's latest change.

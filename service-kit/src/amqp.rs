@@ -72,6 +72,20 @@ impl Broker {
             .context("can't connect to the broker of RABBITMQ_URL")
     }
 
+    /// How many messages wait in a queue.
+    ///
+    /// # Errors
+    /// The broker does not answer, or there is no such queue.
+    pub async fn messages_in(&self, queue: &str) -> anyhow::Result<u32> {
+        let connection = self.connect("queue length").await?;
+        let channel = connection.create_channel().await?;
+        let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let found = channel.queue_declare(queue.into(), look, FieldTable::default()).await;
+        let found = found.with_context(|| format!("the broker has no queue {queue}"))?.message_count();
+        drop(tokio::time::timeout(FAREWELL_TIME_MAX, connection.close(200, "done".into())).await);
+        Ok(found)
+    }
+
     async fn declare_exchange(&self, channel: &Channel) -> anyhow::Result<()> {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         channel
@@ -244,12 +258,10 @@ pub struct ConsumedQueue {
     pub up: Arc<AtomicBool>,
 }
 
-impl ConsumedQueue {
-    /// The queue of messages set aside, each with its reason.
-    #[must_use]
-    pub fn dead_letters(&self) -> String {
-        format!("{}.dead", self.name)
-    }
+/// The queue of the messages that were set aside from `queue`, each with its reason.
+#[must_use]
+pub fn dead_letters_of(queue: &str) -> String {
+    format!("{queue}.dead")
 }
 
 /// Consumes `queue` until `stopping`: each message is acknowledged after `handle` has committed its effect.
@@ -339,7 +351,7 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
     broker.declare_exchange(channel).await?;
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let quorum = || HashMap::from([("x-queue-type", AMQPValue::LongString("quorum".into()))]);
-    let dead_letters = queue.dead_letters();
+    let dead_letters = dead_letters_of(&queue.name);
     let table = |arguments: HashMap<&str, AMQPValue>| -> FieldTable {
         arguments
             .into_iter()
@@ -433,7 +445,8 @@ async fn set_aside(
     headers.insert("x-original-routing-key".into(), AMQPValue::LongString(delivery.routing_key.as_str().into()));
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(PERSISTENT);
-    let confirm = aside.basic_publish("".into(), queue.dead_letters().into(), options, &delivery.data, properties);
+    let confirm =
+        aside.basic_publish("".into(), dead_letters_of(&queue.name).into(), options, &delivery.data, properties);
     let confirmed = tokio::time::timeout(PUBLISH_TIME_MAX, async { confirm.await?.await })
         .await
         .context("the broker gave no confirm in time")??;

@@ -217,3 +217,31 @@ pub struct CancelledSessions {
     /// Pass it as `cursor` for the next page; null on the last.
     pub next_cursor: Option<String>,
 }
+
+/// A seat that someone holds or owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
+pub struct OwnedSeat {
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+    /// The session.
+    pub session_id: SessionId,
+    /// `reserved` or `sold`.
+    pub status: SeatStatus,
+    /// Whose it is.
+    pub reservation_id: ReservationId,
+}
+
+/// Body of `seats/look-up`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LookUpRequest {
+    /// The seats asked for, of any session.
+    #[schema(min_items = 1, max_items = 500)]
+    pub session_seat_ids: Vec<SessionSeatId>,
+}
+
+/// Answer of `seats/look-up`: those of the seats that someone holds or owns.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct OwnedSeats {
+    /// The seats.
+    pub items: Vec<OwnedSeat>,
+}

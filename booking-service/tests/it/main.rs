@@ -4,6 +4,7 @@
 
 mod support;
 
+mod audit;
 mod booking;
 mod cancel;
 mod confirm;
