@@ -22,7 +22,7 @@ use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
 use crate::worker::{self, Schedule};
-use crate::{outbox, price_tiers, tickets};
+use crate::{outbox, price_tiers, replay, tickets};
 
 /// The schema, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -56,7 +56,7 @@ pub type App = Arc<Shared>;
             **New here?** Press *Authorize* and enter any UUID as your user id: it goes with all calls. Create a price tier; take a session \
             and a seat from the Event Service's seat map (port 8000); `POST /api/v1/reservations`; confirm it; look at your ticket.",
     ),
-    tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "Health"))
+    tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "4 Administration"), (name = "Health"))
 )]
 struct Document;
 
@@ -72,6 +72,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(tickets::get_ticket))
         .routes(routes!(tickets::get_ticket_qr))
         .routes(routes!(finish::refund_ticket))
+        .routes(routes!(replay::replay_events))
         // The same resource under its other name, for the clients that know it so.
         .route(
             "/api/v1/price-tiers",

@@ -4,12 +4,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use booking_service::audit::Patience;
+use booking_service::replay::ReplayRequest;
 use booking_service::settings::Settings;
-use booking_service::{app, audit};
+use booking_service::{app, audit, replay};
+use chrono::{DateTime, Utc};
 use clap::{Parser, Subcommand};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
 use service_kit::{database, server, telemetry};
+use shared_contracts::booking_event::BookingEventType;
+use shared_contracts::ids::ReservationId;
 
 /// Price tiers, reservations, payment and tickets.
 #[derive(Parser)]
@@ -39,10 +43,31 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         late_seconds: u64,
     },
+    /// Publish stored events again; harmless when repeated
+    Replay {
+        /// Those that were committed at this time (RFC 3339) or later
+        #[arg(long, required_unless_present = "reservation_id")]
+        from: Option<DateTime<Utc>>,
+        /// Those that were committed before this time
+        #[arg(long)]
+        to: Option<DateTime<Utc>>,
+        /// Only of this type, such as reservation.confirmed
+        #[arg(long, value_parser = event_type)]
+        event_type: Option<BookingEventType>,
+        /// Only of this reservation
+        #[arg(long)]
+        reservation_id: Option<ReservationId>,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// Ask the running process on PORT whether it is ready; exits 1 when it is not
     Healthcheck,
+}
+
+fn event_type(name: &str) -> Result<BookingEventType, String> {
+    let names = BookingEventType::ALL.map(BookingEventType::routing_key);
+    let known = BookingEventType::ALL.into_iter().find(|known| known.routing_key() == name);
+    known.ok_or_else(|| format!("is none of {}", names.join(", ")))
 }
 
 #[tokio::main]
@@ -73,6 +98,20 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 print!("{report}");
             }
             return Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }));
+        }
+        Command::Replay { from, to, event_type, reservation_id } => {
+            let app = app::for_command(&settings, "replay")?;
+            let mut request = ReplayRequest { from, to, event_type, reservation_id, ..ReplayRequest::default() };
+            let mut published = 0;
+            loop {
+                let page = replay::replay(&app, &request).await?;
+                published += page.published;
+                request.cursor = page.next_cursor;
+                if request.cursor.is_none() {
+                    break;
+                }
+            }
+            println!("{published} events published again");
         }
         _ => {
             let lifecycle = Lifecycle::new();

@@ -4,21 +4,25 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::{database, layers};
-use shared_contracts::booking_event::BookingEvent;
+use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use sqlx::{FromRow, PgConnection, PgPool};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::replay::ReplayRequest;
+
 /// Events published in one go, and rows locked meanwhile.
-const BATCH_MAX: i64 = 100;
+pub const BATCH_MAX: i64 = 100;
 /// One batch with all its waits: a database that vanished without a word must not stop the relay for ever.
 const RELAY_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often the relay looks without being nudged: events of other processes, and of a time without a broker.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How far a service's clock, which ids are made by, may be ahead of the database's.
+const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(10);
 /// How long it leaves a broker alone that just failed.
 const PAUSE_AFTER_FAULT: Duration = Duration::from_secs(1);
 
@@ -128,6 +132,38 @@ impl Pending {
             traceparent: self.traceparent,
         }
     }
+}
+
+/// A page of published events, in the order of their ids, which is nearly that of their commits.
+///
+/// # Errors
+/// The database failed.
+pub async fn published(db: &PgPool, wanted: &ReplayRequest, limit: i64) -> Result<Vec<Outgoing>, sqlx::Error> {
+    // Ids begin with the time at which they were made, shortly before the commit: they are the index by time.
+    let not_before = wanted.from.map_or(Uuid::nil(), |from| first_id_of(from - CLOCKS_APART_MAX));
+    let events: Vec<Pending> = sqlx::query_as(
+        "select id, event_type, payload, traceparent, created_at from outbox
+         where id > greatest($1, $2) and published_at is not null
+           and ($3::timestamptz is null or created_at >= $3) and ($4::timestamptz is null or created_at < $4)
+           and ($5::text is null or event_type = $5) and ($6::uuid is null or reservation_id = $6)
+         order by id limit $7",
+    )
+    .bind(wanted.cursor.unwrap_or(Uuid::nil()))
+    .bind(not_before)
+    .bind(wanted.from)
+    .bind(wanted.to)
+    .bind(wanted.event_type.map(BookingEventType::routing_key))
+    .bind(wanted.reservation_id)
+    .bind(limit)
+    .fetch_all(db)
+    .await?;
+    Ok(events.into_iter().map(Pending::into_message).collect())
+}
+
+/// The lowest UUIDv7 of a time.
+fn first_id_of(time: DateTime<Utc>) -> Uuid {
+    let millis = u128::try_from(time.timestamp_millis()).unwrap_or(0);
+    Uuid::from_u128((millis & 0xFFFF_FFFF_FFFF) << 80)
 }
 
 /// Relays until `stopping`: at once when nudged, and every [`POLL_INTERVAL`].

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use event_service::app;
 use event_service::settings::Settings;
+use service_kit::dead_letters::{self, Which};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::{database, server, telemetry};
+use uuid::Uuid;
 
 /// Catalogue, seat maps, and who has a seat.
 #[derive(Parser)]
@@ -22,10 +24,58 @@ enum Command {
     Serve,
     /// Bring the database schema up to date and end
     Migrate,
+    /// Look at the messages that were set aside, send them again, or drop them
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Print the OpenAPI document
     Openapi,
     /// Ask the running service whether it is ready; exits 1 when it is not
     Healthcheck,
+}
+
+#[derive(Subcommand)]
+enum DeadLetters {
+    /// One a line as JSON, oldest first, each with its reason
+    List {
+        /// How many at most
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Send them to the queue again, after what they failed of is mended
+    Requeue(Chosen),
+    /// Throw them away
+    Drop(Chosen),
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Chosen {
+    /// The messages with these ids
+    #[arg(value_name = "MESSAGE_ID")]
+    ids: Vec<Uuid>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+impl From<Chosen> for Which {
+    fn from(chosen: Chosen) -> Self {
+        if chosen.all { Self::All } else { Self::These(chosen.ids) }
+    }
+}
+
+async fn deal_with(letters: DeadLetters, settings: &Settings) -> anyhow::Result<()> {
+    let (broker, queue) = (&settings.broker, settings.queue.as_str());
+    let (done, met) = match letters {
+        DeadLetters::List { limit } => ("set aside", dead_letters::list(broker, queue, limit).await?),
+        DeadLetters::Requeue(chosen) => ("sent again", dead_letters::requeue(broker, queue, &chosen.into()).await?),
+        DeadLetters::Drop(chosen) => ("dropped", dead_letters::drop(broker, queue, &chosen.into()).await?),
+    };
+    for letter in &met {
+        println!("{}", serde_json::to_string(letter)?);
+    }
+    eprintln!("{} messages {done}", met.len());
+    Ok(())
 }
 
 #[tokio::main]
@@ -43,6 +93,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Openapi => unreachable!("answered above, without settings"),
         Command::Healthcheck => server::healthcheck(settings.common.listen.port()).await?,
+        Command::DeadLetters(letters) => deal_with(letters, &settings).await?,
         Command::Migrate => {
             database::connect(&settings.database_url, "event-service", 1, &app::MIGRATIONS).await?;
         }

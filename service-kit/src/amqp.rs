@@ -28,7 +28,7 @@ use crate::settings::Secret;
 /// TCP, handshake and declarations together; the library has no time-out of its own there.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// A batch and all its confirms. Past it, a message's fate is unknown, never "not sent".
-const PUBLISH_TIME_MAX: Duration = Duration::from_secs(5);
+pub(crate) const PUBLISH_TIME_MAX: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats: a dead peer is noticed after two. RabbitMQ advises 5 to 20.
 const HEARTBEAT_SECONDS: u32 = 10;
 /// Messages on their way to one consumer: enough to keep it busy, few enough that a crash redelivers few.
@@ -47,6 +47,20 @@ const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
 /// AMQP delivery mode: written to disk.
 const PERSISTENT: u8 = 2;
 
+/// The header that says why a message was set aside.
+pub(crate) const REASON: &str = "x-reason";
+/// The header that says what a message was about, once it goes by the names of queues.
+pub(crate) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
+
+/// A header's text.
+pub(crate) fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
+    match properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
 /// Where the broker is, and the exchange that both sides meet at.
 #[derive(Debug, Clone)]
 pub struct Broker {
@@ -57,7 +71,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    async fn connect(&self, name: &'static str) -> anyhow::Result<Connection> {
+    pub(crate) async fn connect(&self, name: &'static str) -> anyhow::Result<Connection> {
         let url = self.url.reveal();
         let separator = if url.contains('?') { '&' } else { '?' };
         let url = if url.contains("heartbeat=") {
@@ -395,7 +409,10 @@ async fn settle<F: Future<Output = Verdict>>(
     stopping: &CancellationToken,
     handle: &impl Fn(Arc<Incoming>) -> F,
 ) -> anyhow::Result<()> {
-    let incoming = Arc::new(Incoming { routing_key: delivery.routing_key.to_string(), body: delivery.data.clone() });
+    // One that was sent again from the dead letters came by the queue's name.
+    let routing_key = text_header(&delivery.properties, ORIGINAL_ROUTING_KEY);
+    let routing_key = routing_key.unwrap_or_else(|| delivery.routing_key.to_string());
+    let incoming = Arc::new(Incoming { routing_key, body: delivery.data.clone() });
     tracing::info!(routing_key = incoming.routing_key, redelivered = delivery.redelivered, "Received message");
     let mut delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
@@ -408,11 +425,11 @@ async fn settle<F: Future<Output = Verdict>>(
         let handled = tokio::time::timeout(HANDLE_TIME_MAX, handle(Arc::clone(&incoming))).await;
         let error = match handled.unwrap_or_else(|elapsed| Verdict::Unavailable(elapsed.into())) {
             Verdict::Done => return Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?),
-            Verdict::Poison(error) => return set_aside(&delivery, queue, aside, &error).await,
+            Verdict::Poison(error) => return set_aside(&delivery, &incoming, queue, aside, &error).await,
             Verdict::Failed(error) => {
                 failures += 1;
                 if failures == TRIES_MAX {
-                    return set_aside(&delivery, queue, aside, &error).await;
+                    return set_aside(&delivery, &incoming, queue, aside, &error).await;
                 }
                 error
             }
@@ -434,15 +451,16 @@ async fn settle<F: Future<Output = Verdict>>(
 /// Moves a message to the dead letter queue. It is acknowledged only when it is safe there.
 async fn set_aside(
     delivery: &Delivery,
+    incoming: &Incoming,
     queue: &ConsumedQueue,
     aside: &Channel,
     error: &anyhow::Error,
 ) -> anyhow::Result<()> {
     let reason = format!("{error:#}");
-    tracing::error!(error = reason, routing_key = %delivery.routing_key, "Message set aside in the dead letter queue");
+    tracing::error!(error = reason, routing_key = incoming.routing_key, "Message set aside in the dead letter queue");
     let mut headers = delivery.properties.headers().clone().unwrap_or_default();
-    headers.insert("x-reason".into(), AMQPValue::LongString(LongString::from(reason)));
-    headers.insert("x-original-routing-key".into(), AMQPValue::LongString(delivery.routing_key.as_str().into()));
+    headers.insert(REASON.into(), AMQPValue::LongString(LongString::from(reason)));
+    headers.insert(ORIGINAL_ROUTING_KEY.into(), AMQPValue::LongString(incoming.routing_key.as_str().into()));
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(PERSISTENT);
     let confirm =

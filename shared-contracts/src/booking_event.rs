@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::{MessageId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use crate::money::{Currency, Money};
@@ -14,7 +15,7 @@ pub const QUEUE: &str = "event_service_queue";
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// What happened; also the message's routing key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub enum BookingEventType {
     /// Paid: the seats are sold.
     #[serde(rename = "reservation.confirmed")]

@@ -126,6 +126,8 @@ codes! {
     DatabaseUnavailable = 503 "database_unavailable" "The database can't be reached";
     /// The Event Service can't be reached.
     EventServiceUnavailable = 503 "event_service_unavailable" "The Event Service can't be reached";
+    /// The message broker can't be reached.
+    BrokerUnavailable = 503 "broker_unavailable" "The message broker can't be reached";
     /// The payment provider gave no answer; the charge's fate is being asked for.
     PaymentUnavailable = 503 "payment_unavailable" "The payment provider gave no answer";
     /// As many streams are open as the service can feed.

@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use booking_service::outbox::{Relayed, relay_batch};
 use futures::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
 use service_kit::amqp::{Broker, Publisher};
-use service_kit::testing::unique;
+use service_kit::testing::{server, unique};
+use tokio::process::Command;
+use uuid::Uuid;
 
-use crate::support::System;
+use crate::support::{System, answer};
 
 #[tokio::test]
 async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
@@ -16,7 +20,7 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     system.to_broker.cut(); // So that the service's own relay does not publish it first.
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
-    let url = service_kit::settings::Secret::from(service_kit::testing::server("TEST_RABBITMQ_URL").as_str());
+    let url = service_kit::settings::Secret::from(server("TEST_RABBITMQ_URL").as_str());
     let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere") }, "test");
     assert_eq!(relay_batch(&system.app.db, &nowhere).await.unwrap(), Relayed { published: 0, left: 1 });
     assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
@@ -41,5 +45,53 @@ async fn two_relays_share_the_work_and_publish_everything() {
     });
     join_all(relays).await;
     // Everything was published twice; the inbox makes the second time harmless.
+    system.finish().await;
+}
+
+/// The receiver has lost everything: its inbox and what the messages did. Replayed once they are all applied; replayed again, nothing changes.
+#[tokio::test]
+async fn what_a_receiver_lost_is_replayed_and_the_rest_is_not_harmed() {
+    let system = System::start().await;
+    let sale = system.sale(3).await;
+    let admin = Uuid::now_v7();
+    let replay = async |body: Value, expected: u16| {
+        let response = system.call(Method::POST, "/api/v1/admin/events/replay", admin, Some(&body)).await;
+        answer(response, expected).await
+    };
+    let (first, user) = system.reserved(&sale, &[0]).await;
+    system.confirm(&first, user, None, 200).await;
+    let (second, user) = system.reserved(&sale, &[1]).await;
+    system.confirm(&second, user, None, 200).await;
+    system.seats_become(&sale, &["sold", "sold", "available"]).await;
+    let lose = "with lost as (delete from inbox)
+                update session_seats set status = 'reserved', reserved_until = now() + interval '1 hour' where status = 'sold'";
+    sqlx::query(lose).execute(&system.event_db).await.unwrap();
+
+    assert_eq!(replay(json!({ "reservation_id": first }), 200).await, json!({ "published": 1, "next_cursor": null }));
+    system.seats_become(&sale, &["sold", "reserved", "available"]).await;
+    let since = "2020-01-01T00:00:00Z";
+    let none = replay(json!({ "from": since, "to": "2020-01-02T00:00:00Z" }), 200).await;
+    assert_eq!(none["published"], 0);
+    assert_eq!(replay(json!({ "from": since, "event_type": "ticket.refunded" }), 200).await["published"], 0);
+    let page = replay(json!({ "from": since, "limit": 1 }), 200).await;
+    let rest = replay(json!({ "from": since, "limit": 1, "cursor": page["next_cursor"] }), 200).await;
+    let end = replay(json!({ "from": since, "limit": 1, "cursor": rest["next_cursor"] }), 200).await;
+    assert_eq!((&page["published"], &rest["published"], &end["published"]), (&json!(1), &json!(1), &json!(0)));
+    system.seats_become(&sale, &["sold", "sold", "available"]).await;
+    assert_eq!(replay(json!({}), 422).await["errors"][0]["pointer"], "/from");
+
+    let settings = &system.settings;
+    let output = Command::new(env!("CARGO_BIN_EXE_booking-service"))
+        .args(["replay", "--from", since, "--event-type", "reservation.confirmed"])
+        .env("DATABASE_URL", settings.database_url.reveal())
+        .env("RABBITMQ_URL", server("TEST_RABBITMQ_URL"))
+        .env("RABBITMQ_EXCHANGE", &settings.broker.exchange)
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().last(), Some("2 events published again"));
+    system.to_broker.cut();
+    assert_eq!(replay(json!({ "from": since }), 503).await["code"], "broker_unavailable");
+    system.to_broker.heal();
     system.finish().await;
 }

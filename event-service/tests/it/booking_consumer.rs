@@ -15,9 +15,14 @@ use uuid::Uuid;
 
 use crate::support::TestApp;
 
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-fn event(event_type: BookingEventType, owner: ReservationId, seats: &[String], sequence: i64) -> BookingEvent {
+pub(crate) fn event(
+    event_type: BookingEventType,
+    owner: ReservationId,
+    seats: &[String],
+    sequence: i64,
+) -> BookingEvent {
     BookingEvent {
         event_id: MessageId::new(),
         event_type,
@@ -34,7 +39,7 @@ fn event(event_type: BookingEventType, owner: ReservationId, seats: &[String], s
     }
 }
 
-fn message(body: Vec<u8>, event_type: BookingEventType) -> Outgoing {
+pub(crate) fn message(body: Vec<u8>, event_type: BookingEventType) -> Outgoing {
     Outgoing {
         message_id: Uuid::now_v7(),
         routing_key: event_type.routing_key().into(),
@@ -44,23 +49,23 @@ fn message(body: Vec<u8>, event_type: BookingEventType) -> Outgoing {
     }
 }
 
-fn message_of(event: &BookingEvent) -> Outgoing {
+pub(crate) fn message_of(event: &BookingEvent) -> Outgoing {
     message(serde_json::to_vec(event).unwrap(), event.event_type)
 }
 
-async fn reserve(app: &TestApp, session: &str, owner: ReservationId, seats: &[String]) {
+pub(crate) async fn reserve(app: &TestApp, session: &str, owner: ReservationId, seats: &[String]) {
     let hold = json!({ "reservation_id": owner, "session_seat_ids": seats, "reserved_until": "2031-01-01T00:00:00Z" });
     app.post(&format!("/api/internal/sessions/{session}/seats/reserve"), &hold, 200).await;
 }
 
-async fn publish(app: &TestApp, messages: &[Outgoing]) {
+pub(crate) async fn publish(app: &TestApp, messages: &[Outgoing]) {
     let publisher = Publisher::new(app.broker.clone(), "test");
     publisher.connect_if_needed().await.unwrap();
     let outcomes = publisher.publish(messages).await.unwrap();
     assert!(outcomes.iter().all(|outcome| *outcome == Published::Confirmed), "{outcomes:?}");
 }
 
-async fn consumer_is_up(app: &TestApp) {
+pub(crate) async fn consumer_is_up(app: &TestApp) {
     wait_until("the consumer is up", SOON, async || app.get("/health", 200).await["checks"]["rabbitmq"] == "up").await;
 }
 

@@ -6,6 +6,7 @@ mod support;
 mod booking_consumer;
 mod catalogue;
 mod database;
+mod dead_letters;
 mod editing;
 mod internal_api;
 mod openapi;
