@@ -167,12 +167,17 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
 }
 
 fn health(app: &App, service: &'static str) -> Health {
-    let (event_service, locks, broker) = (Arc::clone(app), Arc::clone(app), Arc::clone(app));
+    let (event_service, circuit) = (Arc::clone(app), Arc::clone(app));
+    let (locks, broker) = (Arc::clone(app), Arc::clone(app));
     Health::new(service, env!("CARGO_PKG_VERSION"))
         .needs_database(app.db.clone())
         .uses("event_service", move || {
             let app = Arc::clone(&event_service);
             async move { app.event_service.ping().await }
+        })
+        .uses("event_service_circuit", move || {
+            let app = Arc::clone(&circuit);
+            async move { app.event_service.circuit() }
         })
         .uses("redis", move || {
             let app = Arc::clone(&locks);

@@ -1,16 +1,18 @@
-//! Every call to the Event Service: bounded in time, tried again where that is harmless, with outcomes instead of statuses.
+//! Every call to the Event Service: bounded in time, tried again within a budget, with outcomes instead of statuses. When it
+//! fails again and again the circuit opens, and callers hear so at once instead of waiting.
 //!
 //! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means "unknown":
 //! a `reserve` without an answer may have taken the seats.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backon::{ExponentialBuilder, Retryable};
 use chrono::{DateTime, Utc};
 use reqwest::{Client, Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use service_kit::circuit::Circuit;
 use service_kit::error::Error;
 use service_kit::layers;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
@@ -26,8 +28,8 @@ use uuid::Uuid;
 const TRY_TIME_MAX: Duration = Duration::from_millis(1000);
 /// A connection to a host that is there is made in a millisecond.
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(300);
-/// Tries after the first.
-const RETRIES: usize = 2;
+/// Tries of one call.
+const TRIES: usize = 3;
 /// Idle connections kept for the next booking.
 const IDLE_CONNECTIONS_MAX: usize = 64;
 
@@ -36,6 +38,7 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 pub struct EventClient {
     http: Client,
     base: String,
+    circuit: Arc<Circuit>,
 }
 
 /// What became of a change that needs all its seats.
@@ -68,7 +71,8 @@ impl EventClient {
             .tcp_nodelay(true)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build()?;
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
+        let circuit = Arc::new(Circuit::new("the Event Service"));
+        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), circuit })
     }
 
     /// Looks whether seats can be had.
@@ -202,6 +206,15 @@ impl EventClient {
         }
     }
 
+    /// Whether calls are let through: after many failures in a row nobody is kept waiting for the next.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn circuit(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.circuit.is_closed(), "the circuit to the Event Service is open");
+        Ok(())
+    }
+
     /// Whether the seat API can do its work.
     ///
     /// # Errors
@@ -229,15 +242,7 @@ impl EventClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Answer<T>, Failure> {
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(20))
-            .with_max_delay(Duration::from_millis(100))
-            .with_jitter()
-            .with_max_times(RETRIES);
-        (|| self.try_once(method.clone(), path, body))
-            .retry(pauses)
-            .notify(|error, _| tracing::debug!(error = format!("{error:#}"), path, "Asking the Event Service again"))
-            .await
+        self.circuit.call(TRIES, || self.try_once(method.clone(), path, body)).await
     }
 
     async fn try_once<T: DeserializeOwned>(
@@ -253,6 +258,8 @@ impl EventClient {
         if let Some(traceparent) = layers::traceparent() {
             request = request.header(layers::TRACEPARENT, traceparent);
         }
+        // Past it nobody listens to the answer.
+        request = request.header(layers::TIMEOUT_MS, TRY_TIME_MAX.as_millis().to_string());
         if let Some(body) = body {
             request = request.json(body);
         }

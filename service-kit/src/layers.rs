@@ -25,6 +25,12 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The W3C trace context, passed on unchanged.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// How long the caller waits for its answer, in milliseconds: a service passes its own deadline on with it.
+pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-timeout-ms");
+
+/// What only other services call.
+const INTERNAL_PATHS: &str = "/api/internal/";
+
 /// The largest body of an ordinary call; one that takes more says so at its route.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 /// The longest a client waits. What changes state goes on to its end all the same.
@@ -87,28 +93,31 @@ async fn no_such_method(method: Method, uri: Uri) -> Error {
 async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
     let context = RequestContext::of(request.headers());
     let request_id = context.request_id.clone();
+    let patience = patience_of(&request);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-", |path| path.as_str()).to_owned();
     let span = tracing::info_span!("request", %method, route, request_id);
 
-    let work = CONTEXT.scope(context, caught(next.run(request))).instrument(span.clone());
+    let work = CONTEXT.scope(context.clone(), caught(next.run(request))).instrument(span.clone());
     let answer = async {
         if method.is_safe() {
             work.await
         } else {
             // A client that hangs up must not stop a change half-way: the work has a task of its own.
-            let bounded = tokio::time::timeout(WORK_TIME_MAX, work);
+            let bounded = tokio::time::timeout(patience.unwrap_or(WORK_TIME_MAX), work);
             let done = lifecycle.spawn_work(bounded).await.map_err(anyhow::Error::from);
             done.and_then(|answer| answer.map_err(anyhow::Error::from))
                 .unwrap_or_else(|error| Error::Internal(error).into_response())
         }
     };
-    let mut response = tokio::time::timeout(REQUEST_TIME_MAX, answer).await.unwrap_or_else(|_| {
+    let time_max = patience.unwrap_or(REQUEST_TIME_MAX);
+    let mut response = tokio::time::timeout(time_max, answer).await.unwrap_or_else(|_| {
         let detail = format!(
-            "No answer within {} s. The call may still take effect; look before you repeat it.",
-            REQUEST_TIME_MAX.as_secs()
+            "No answer within {} ms. The call may still take effect; look before you repeat it.",
+            time_max.as_millis()
         );
-        Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(5)).into_response()
+        let error = Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(5));
+        CONTEXT.sync_scope(context, || error.into_response())
     });
 
     span.in_scope(|| log(&response));
@@ -116,6 +125,14 @@ async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// How long another service said that it waits, if that is shorter than we would work for anybody. What is cut off by it is rolled
+/// back, or as harmless as a lost answer. Clients can't cut work off so.
+fn patience_of(request: &Request) -> Option<Duration> {
+    let millis = request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(INTERNAL_PATHS))?;
+    let patience = Duration::from_millis(millis.to_str().ok()?.parse().ok()?);
+    Some(patience).filter(|patience| *patience < REQUEST_TIME_MAX)
 }
 
 async fn caught(answer: impl Future<Output = Response>) -> Response {

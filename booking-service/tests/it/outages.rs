@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use serde_json::json;
 use service_kit::testing::wait_until;
 use uuid::Uuid;
@@ -113,5 +114,39 @@ async fn without_the_event_service_nothing_is_held_and_the_rest_works_on() {
     system.to_event_service.heal();
     system.seats_become(&sale, &["sold", "available", "available"]).await;
     system.reserved(&sale, &[2]).await;
+    system.finish().await;
+}
+
+/// The first buyers wait for an answer that does not come; after that everyone hears of it at once, and of its return within seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_event_service_hangs_the_circuit_opens_and_closes_by_itself() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    system.to_event_service.freeze();
+    let begun = Instant::now();
+    let stampede = (0..100).map(|_| system.reserve(&sale, Uuid::now_v7(), &[0], 503));
+    join_all(stampede).await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "the stampede waited {:?}", begun.elapsed());
+    let health = system.get("/health", Uuid::now_v7(), 200).await;
+    assert_eq!(health["checks"]["event_service_circuit"], "down");
+    let mut slowest = Duration::ZERO;
+    let mut turned_away = 0;
+    // For two seconds: some are the probe that is let through, and wait for it.
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let begun = Instant::now();
+        assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[0], 503).await["code"], "event_service_unavailable");
+        if begun.elapsed() < Duration::from_millis(500) {
+            turned_away += 1;
+            slowest = slowest.max(begun.elapsed());
+        }
+    }
+    assert!(turned_away > 20, "only {turned_away} were turned away at once");
+    system.to_event_service.heal();
+    let recovered = wait_until("bookings work again", Duration::from_secs(10), async || {
+        system.try_reserve(&sale, Uuid::now_v7(), &[1]).await.status() == 201
+    })
+    .await;
+    println!("turned away {turned_away}, the slowest after {slowest:?}; bookings again after {recovered:?}");
     system.finish().await;
 }

@@ -63,6 +63,9 @@ async fn a_price_tier_takes_either_name_of_its_factor_and_both_paths() {
 async fn health_tells_of_every_part() {
     let system = System::start().await;
     let report = system.get("/health", Uuid::now_v7(), 200).await;
-    assert_eq!(report["checks"], json!({ "database": "up", "event_service": "up", "rabbitmq": "up", "redis": "up" }));
+    assert_eq!(
+        report["checks"],
+        json!({ "database": "up", "event_service": "up", "event_service_circuit": "up", "rabbitmq": "up", "redis": "up" })
+    );
     system.finish().await;
 }

@@ -1,6 +1,6 @@
 //! Whatever goes wrong, the answer is a problem document that names the fault.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -117,4 +117,24 @@ async fn a_body_that_breaks_off_is_a_bad_request() {
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(body["code"], "bad_request");
+}
+
+/// A lock keeps the call waiting longer than its caller does. Other callers can't have work cut off.
+#[tokio::test]
+async fn work_for_another_service_ends_when_that_has_stopped_waiting() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(1).await;
+    let mut locked = service_kit::database::begin(&app.db).await.unwrap();
+    sqlx::query("select from session_seats for update").execute(&mut *locked).await.unwrap();
+    let call = |path: String, body: Value| app.http.post(path).header("x-timeout-ms", "200").json(&body).send();
+    let hold = json!({ "reservation_id": uuid::Uuid::now_v7(), "session_seat_ids": seats, "reserved_until": "2031-01-01T00:00:00Z" });
+    let begun = Instant::now();
+    let reserve = format!("{}/api/internal/sessions/{session}/seats/reserve", app.base);
+    problem(call(reserve, hold).await.unwrap(), 503, "deadline_exceeded").await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let cancel = call(format!("{}/api/v1/sessions/{session}/cancel", app.base), json!({})).await.unwrap();
+    problem(cancel, 503, "database_unavailable").await; // The lock's own time limit.
+    assert!(begun.elapsed() > Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(locked);
+    assert_eq!(app.statuses(&session).await, ["available"]);
 }
