@@ -127,7 +127,7 @@ test_whole_system() (
     unset EVENT_SERVICE_URL BOOKING_SERVICE_URL BOOKING_WORKER_URL RABBITMQ_MANAGEMENT_URL
     export TICKETING_STATE_DIR=$WORK_DIR/system TICKETING_BUILD_PROFILE=dev
     # A hold of six seconds, so that the test can see one expire.
-    export RESERVATION_TIMEOUT_MINUTES=0.1 EXPIRY_WORKER_INTERVAL_SECONDS=1
+    export RESERVATION_TIMEOUT_MINUTES=0.1 EXPIRY_WORKER_INTERVAL_SECONDS=1 RECONCILE_INTERVAL_SECONDS=1
 
     ./start.sh --native --demo
     if ! ./test_integration.sh; then

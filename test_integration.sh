@@ -400,6 +400,95 @@ send_wrong_input() {
     check 'after all that the seat is available' seat_status_is 5 available
 }
 
+# --- editing, following, cancelling -----------------------------------------------------
+
+edit_resources() {
+    local organizer tag
+    request POST "$EVENT_API/organizers" '{"name": "To be edited", "description": "old"}'
+    created 'organizer to edit is created' .organizer_id
+    organizer=$EVENT_API/organizers/$CREATED
+    tag=$(header ETag)
+    check 'it has an ETag' test -n "$tag"
+    request PATCH "$organizer" '{"description": "new"}' --header "If-Match: $tag"
+    check_status 'an edit changes what it names, and nothing else' 200 '.description == "new" and .name == "To be edited"'
+    request PATCH "$organizer" '{"description": "late"}' --header "If-Match: $tag"
+    check_problem 'an edit of a version that is gone is refused: 412' 412 precondition_failed
+    request PATCH "$organizer" '{"name": "", "contact_email": "nobody"}'
+    check_problem 'a faulty edit is refused: 422' 422 validation_failed
+    request DELETE "$organizer"
+    check 'it is deleted: 204' status_is 204
+    request GET "$organizer"
+    check_problem 'and gone: 404' 404 organizer_not_found
+
+    request DELETE "$EVENT_API/sessions/$SESSION"
+    check_problem 'a session with sold seats is not deleted: 409' 409 resource_in_use
+    request GET "$EVENT_API/events?limit=500&q=INTEGRATION%20nig"
+    check_status 'events are found by parts of words' 200 '.items | length > 0 and all(.[]; .title == "Integration Night")'
+    request GET "$EVENT_API/events?limit=0&event_type=party"
+    check_problem 'wrong parameters are refused: 422' 422 validation_failed
+    check 'all of them are named' json '[.errors[].parameter] | sort == ["event_type", "limit"]'
+    request DELETE "$BOOKING_API/admin/price-tiers/$STANDARD"
+    check_problem 'a price tier that was used is not deleted: 409' 409 resource_in_use
+
+    request GET "$EVENT_API/sessions/$SESSION/seat-map"
+    tag=$(header ETag)
+    request GET "$EVENT_API/sessions/$SESSION/seat-map" '' --header "If-None-Match: $tag"
+    check 'a seat map that has not changed is not sent again: 304' status_is 304
+    request GET "$EVENT_API/sessions/$SESSION/seat-map" '' --header 'Accept-Encoding: gzip'
+    check 'a seat map is compressed on request' test "$(header Content-Encoding)" = gzip
+    BODY=''
+}
+
+stream_has() { grep -q "$1" "$STREAM_FILE"; }
+
+follow_seat_map() {
+    local user seat follower
+    user=$(new_uuid)
+    STREAM_FILE=$RESPONSE_DIR/stream
+    : >"$STREAM_FILE"
+    curl --silent --no-buffer --noproxy '*' --max-time 60 --output "$STREAM_FILE" \
+        "$EVENT_API/sessions/$SESSION/seat-map/stream" &
+    follower=$!
+    check_within 'the stream begins with a snapshot' 10 stream_has '^event: snapshot'
+    seat=$(jq -r '.[6].session_seat_id' <<<"$SEATS")
+    reserve "$user" "$(seat_body 6 "$STANDARD")"
+    created 'a seat is reserved meanwhile' .id
+    check_within 'the stream tells of it' 10 stream_has "\"session_seat_id\":\"$seat\",\"status\":\"reserved\""
+    as_user "$user" DELETE "$BOOKING_API/reservations/$CREATED"
+    check_within 'and that it is free again' 10 stream_has "\"session_seat_id\":\"$seat\",\"status\":\"available\""
+    kill "$follower" 2>/dev/null || true
+    wait "$follower" 2>/dev/null || true
+}
+
+# A hold of some seconds may end before the worker comes to it.
+reservation_has_ended() { reservation_status_is "$1" "$2" cancelled || reservation_status_is "$1" "$2" expired; }
+
+cancel_session() {
+    local buyer paid other active
+    buyer=$(new_uuid)
+    other=$(new_uuid)
+    reserve "$buyer" "$(seat_body 7 "$STANDARD")"
+    created 'a reservation to be paid is made' .id
+    paid=$CREATED
+    as_user "$buyer" POST "$BOOKING_API/reservations/$paid/confirm"
+    check_status 'it is paid' 200
+    reserve "$other" "$(seat_body 8 "$STANDARD")"
+    created 'another is made and not paid' .id
+    active=$CREATED
+    request POST "$EVENT_API/sessions/$SESSION/cancel"
+    check_status 'the session is cancelled and off sale' 200 '.status == "cancelled" and .available_seats_count == 0'
+    reserve "$other" "$(seat_body 9 "$STANDARD")"
+    check_problem 'nothing is sold any more: 409' 409 session_cancelled
+    check_within 'what was paid is refunded' 30 reservation_status_is "$buyer" "$paid" refunded
+    check_within 'what was not paid has ended' 30 reservation_has_ended "$other" "$active"
+    check_within 'no seat is left with anyone' 30 no_seat_is_owned
+}
+
+no_seat_is_owned() {
+    request GET "$EVENT_API/sessions/$SESSION/seats"
+    json 'all(.[]; .status == "blocked")'
+}
+
 # --- RabbitMQ ---------------------------------------------------------------------------
 
 broker() { request GET "$MANAGEMENT_URL/api/$1" '' --user "$MANAGEMENT_LOGIN"; }
@@ -450,6 +539,12 @@ step 'Expiry'
 let_one_expire
 step 'Wrong input'
 send_wrong_input
+step 'Editing'
+edit_resources
+step 'Following the seat map'
+follow_seat_map
+step 'Cancelling the session'
+cancel_session
 step 'RabbitMQ'
 check_broker
 finish

@@ -209,18 +209,27 @@ pub async fn end_cancelled_sessions(app: &App, sweep: &mut Sweep) -> Result<usiz
         }
     }
     sweep.ending = session_cancelled::with_live_reservations(&app.db, &sweep.ending).await?;
-    let mut ended = 0;
+    let mut ended = Ok(0);
     for session_id in &sweep.ending {
-        loop {
-            let batch = session_cancelled::end_reservations(app, *session_id, ENDED_PER_BATCH).await?;
-            if batch == 0 {
-                break;
-            }
-            tracing::info!(%session_id, reservations = batch, "Ended reservations of a cancelled session");
-            ended += batch;
+        // One that fails must not keep the others from their money.
+        match end_cancelled_session(app, *session_id).await {
+            Ok(count) => ended = ended.map(|ended| ended + count),
+            Err(error) => ended = Err(error),
         }
     }
-    Ok(ended)
+    ended
+}
+
+async fn end_cancelled_session(app: &App, session_id: SessionId) -> Result<usize> {
+    let mut ended = 0;
+    loop {
+        let batch = session_cancelled::end_reservations(app, session_id, ENDED_PER_BATCH).await?;
+        if batch == 0 {
+            return Ok(ended);
+        }
+        tracing::info!(%session_id, reservations = batch, "Ended reservations of a cancelled session");
+        ended += batch;
+    }
 }
 
 /// Settles confirmations whose lease has run out, by asking the provider what became of the charge. Returns how many.
