@@ -147,8 +147,9 @@ pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<Ap
 }
 
 /// Serves requests until `lifecycle` stops.
-pub fn serve(app: &App, listener: TcpListener, lifecycle: &Lifecycle) {
-    server::serve(lifecycle, listener, router(app, health(app, "booking-service")));
+pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) {
+    let router = router(app, health(app, "booking-service"));
+    server::serve(lifecycle, listener, router, settings.common.requests_in_flight_max);
 }
 
 /// Runs the worker until `lifecycle` stops; its listener answers health checks only.
@@ -162,7 +163,8 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
         reconcile: settings.reconcile_interval,
     };
     worker::start(app, schedule, lifecycle).await?;
-    server::serve(lifecycle, listener, health::routes(health(app, "booking-worker")).into());
+    let router = health::routes(health(app, "booking-worker")).into();
+    server::serve(lifecycle, listener, router, settings.common.requests_in_flight_max);
     Ok(())
 }
 

@@ -124,7 +124,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 } else {
                     telemetry::warn_of_header_authentication();
                     let app = app::start(&settings, "booking-service", &lifecycle).await?;
-                    app::serve(&app, listener, &lifecycle);
+                    app::serve(&app, &settings, listener, &lifecycle);
                     Ok(())
                 }
             };

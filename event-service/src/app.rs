@@ -134,6 +134,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     lifecycle.spawn("booking consumer", consumer);
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    server::serve(lifecycle, listener, router(AppState { db, streams }, health));
+    let router = router(AppState { db, streams }, health);
+    server::serve(lifecycle, listener, router, settings.common.requests_in_flight_max);
     Ok(())
 }

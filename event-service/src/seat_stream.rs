@@ -6,9 +6,9 @@
 //! ```
 //!
 //! One statement a tick reads the changes of all watched sessions of this process, and each batch is written once for all watchers
-//! of its session. An event id is a horizon: every change below it has been sent. Rows are asked for by the transaction that wrote
-//! them and not by their number, because numbers become visible out of order; so no change is missed, on any replica, and one may
-//! come twice. Of two changes of a seat the one with the higher version is the later.
+//! of its session. An event id is a horizon: a snapshot of the database, which tells exactly what has been seen. Rows are asked for by
+//! the transaction that wrote them and not by their number, because numbers become visible out of order; so no change is missed, on
+//! any replica, and one may come twice. Of two changes of a seat the one with the higher version is the later.
 //!
 //! Everything is bounded: watchers by [`SeatStreams::new`], what waits for a slow reader by [`BATCHES_KEPT`] (one that falls further
 //! behind is cut off, and resumes by `Last-Event-ID`), the changes of one look by [`CHANGES_MAX`] (more of them are a new `snapshot`).
@@ -26,14 +26,14 @@ use futures::{Stream, stream};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
 use service_kit::refusals;
-use shared_contracts::ids::{SessionId, SessionSeatId};
+use shared_contracts::ids::SessionId;
 use shared_contracts::problem::{Code, Problem};
 use sqlx::PgPool;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use crate::session_seats::{self, HORIZON_NOW, SeatChange};
+use crate::session_seats::{self, Horizon, SeatChange};
 use crate::sessions;
 
 /// Between two looks: what a watcher's map is behind at most, and short against what a buyer needs to click.
@@ -62,8 +62,8 @@ pub struct SeatStreams {
 struct Feed {
     /// Written events, as they go to every watcher.
     batches: broadcast::Sender<Bytes>,
-    /// Every change below it has been sent.
-    horizon: i64,
+    /// What it shows has been sent.
+    horizon: Horizon,
     /// The highest number of a change that has been seen.
     version: i64,
 }
@@ -109,7 +109,7 @@ pub(crate) async fn stream_seat_map(
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let last_id = headers.get("last-event-id").and_then(|id| Horizon::parse(id.to_str().ok()?));
     let events = streams.watch(session_id, last_id).await?;
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -136,7 +136,7 @@ impl SeatStreams {
     async fn watch(
         &self,
         session_id: SessionId,
-        last_id: Option<i64>,
+        last_id: Option<Horizon>,
     ) -> Result<impl Stream<Item = std::result::Result<Bytes, Infallible>> + use<>> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let detail = "As many seat maps are being followed as this service can feed. Load the map from time to time instead.";
@@ -150,22 +150,20 @@ impl SeatStreams {
         let batches = match subscribed {
             Some(batches) => batches,
             None => {
-                let (horizon, _) = session_seats::changes_since(&mut connection, &[session_id], HORIZON_NOW, 1).await?;
+                let (horizon, _) = session_seats::changes_since(&mut connection, &[], None, 0).await?;
                 let version = session_seats::version(&mut connection, session_id).await?;
                 self.subscribe(session_id, horizon, version)
             }
         };
-        let from = last_id.unwrap_or(HORIZON_NOW);
         let (horizon, changes) =
-            session_seats::changes_since(&mut connection, &[session_id], from, CHANGES_MAX).await?;
-        // An id that no database of ours has come to yet is of another one.
-        let resumed = last_id.is_some_and(|id| (0..=horizon).contains(&id)) && (changes.len() as i64) < CHANGES_MAX;
-        let first = if resumed { written(&changes, horizon) } else { self.snapshot(session_id, horizon) };
+            session_seats::changes_since(&mut connection, &[session_id], last_id.as_ref(), CHANGES_MAX).await?;
+        let resumed = last_id.is_some_and(|id| id.is_before(&horizon)) && (changes.len() as i64) < CHANGES_MAX;
+        let first = if resumed { written(&changes, &horizon) } else { self.snapshot(session_id, &horizon) };
         let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _place: place };
         Ok(stream::unfold(watcher, |mut watcher| async move { Some((Ok(watcher.next().await?), watcher)) }))
     }
 
-    fn subscribe(&self, session_id: SessionId, horizon: i64, version: i64) -> broadcast::Receiver<Bytes> {
+    fn subscribe(&self, session_id: SessionId, horizon: Horizon, version: i64) -> broadcast::Receiver<Bytes> {
         let mut feeds = self.feeds();
         let feed = feeds.entry(session_id).or_insert_with(|| Feed {
             batches: broadcast::Sender::new(BATCHES_KEPT),
@@ -176,7 +174,7 @@ impl SeatStreams {
         feed.batches.subscribe()
     }
 
-    fn snapshot(&self, session_id: SessionId, horizon: i64) -> Bytes {
+    fn snapshot(&self, session_id: SessionId, horizon: &Horizon) -> Bytes {
         let version = self.feeds().get(&session_id).map_or(0, |feed| feed.version);
         format!(
             "retry: 1000\nevent: snapshot\ndata: {{\"session_id\":\"{session_id}\",\"version\":{version}}}\nid: {horizon}\n\n"
@@ -193,7 +191,6 @@ impl SeatStreams {
     /// # Errors
     /// None: it is made to be a task of the process.
     pub async fn follow(self: Arc<Self>) -> anyhow::Result<()> {
-        let mut sent = HashMap::new();
         let mut failing = false;
         loop {
             let wake = async {
@@ -205,7 +202,7 @@ impl SeatStreams {
             if self.stopping.run_until_cancelled(wake).await.is_none() {
                 return Ok(());
             }
-            match self.look(&mut sent).await {
+            match self.look().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
@@ -219,41 +216,44 @@ impl SeatStreams {
         }
     }
 
-    /// One tick. `sent` is what the look before found: the same again is no news.
-    async fn look(&self, sent: &mut HashMap<SessionSeatId, i64>) -> Result<()> {
-        let (sessions, from) = {
+    /// One tick. Sessions that are followed for longer go together; one that has just come has a horizon of its own.
+    async fn look(&self) -> Result<()> {
+        let mut by_horizon: HashMap<Horizon, Vec<SessionId>> = HashMap::new();
+        {
             let mut feeds = self.feeds();
             feeds.retain(|_, feed| feed.batches.receiver_count() > 0);
-            let Some(from) = feeds.values().map(|feed| feed.horizon).min() else {
-                return Ok(());
-            };
-            (feeds.keys().copied().collect::<Vec<_>>(), from)
-        };
-        let mut connection = self.db.acquire().await?;
-        let (horizon, changes) = session_seats::changes_since(&mut connection, &sessions, from, CHANGES_MAX).await?;
-        drop(connection);
-        let too_many = changes.len() as i64 == CHANGES_MAX;
-        let mut news: HashMap<SessionId, Vec<SeatChange>> = HashMap::new();
-        for change in changes.iter().filter(|change| sent.get(&change.session_seat_id) != Some(&change.version)) {
-            news.entry(change.session_id).or_default().push(*change);
+            for (session_id, feed) in feeds.iter() {
+                by_horizon.entry(feed.horizon.clone()).or_default().push(*session_id);
+            }
         }
-        *sent = changes.iter().map(|change| (change.session_seat_id, change.version)).collect();
+        for (from, sessions) in by_horizon {
+            let mut connection = self.db.acquire().await?;
+            let (horizon, changes) =
+                session_seats::changes_since(&mut connection, &sessions, Some(&from), CHANGES_MAX).await?;
+            drop(connection);
+            self.send(&sessions, &horizon, &changes);
+        }
+        Ok(())
+    }
+
+    fn send(&self, sessions: &[SessionId], horizon: &Horizon, changes: &[SeatChange]) {
+        let too_many = changes.len() as i64 == CHANGES_MAX;
         for session_id in sessions {
-            let news = news.remove(&session_id).unwrap_or_default();
+            let own: Vec<SeatChange> =
+                changes.iter().filter(|change| change.session_id == *session_id).copied().collect();
             let mut feeds = self.feeds();
-            let Some(feed) = feeds.get_mut(&session_id) else { continue };
-            feed.version = news.iter().map(|change| change.version).max().unwrap_or(0).max(feed.version);
-            feed.horizon = horizon;
+            let Some(feed) = feeds.get_mut(session_id) else { continue };
+            feed.version = own.iter().map(|change| change.version).max().unwrap_or(0).max(feed.version);
+            feed.horizon = horizon.clone();
             let batches = feed.batches.clone();
             drop(feeds);
             // Nobody listening any more is no fault: the feed goes with the next tick.
             if too_many {
-                let _ = batches.send(self.snapshot(session_id, horizon));
-            } else if !news.is_empty() {
-                let _ = batches.send(written(&news, horizon));
+                let _ = batches.send(self.snapshot(*session_id, horizon));
+            } else if !own.is_empty() {
+                let _ = batches.send(written(&own, horizon));
             }
         }
-        Ok(())
     }
 }
 
@@ -272,7 +272,7 @@ impl Watcher {
 }
 
 /// Changes as events. Only the last has an id: a reader cut off before it has not seen all that lies below.
-fn written(changes: &[SeatChange], horizon: i64) -> Bytes {
+fn written(changes: &[SeatChange], horizon: &Horizon) -> Bytes {
     use std::fmt::Write;
     let mut text = String::with_capacity(changes.len() * 128 + 32);
     for (index, SeatChange { session_seat_id, status, version, .. }) in changes.iter().enumerate() {
@@ -300,7 +300,7 @@ mod tests {
 
     fn watcher(streams: &SeatStreams, session_id: SessionId) -> Watcher {
         let place = Arc::clone(&streams.places).try_acquire_owned().unwrap();
-        let batches = streams.subscribe(session_id, 0, 0);
+        let batches = streams.subscribe(session_id, Horizon::parse("1:1:").unwrap(), 0);
         Watcher { first: None, batches, stopping: streams.stopping.clone(), _place: place }
     }
 
@@ -325,13 +325,14 @@ mod tests {
     fn only_the_last_change_of_a_batch_has_the_id_of_its_horizon() {
         let change = |version| SeatChange {
             session_id: SessionId::new(),
-            session_seat_id: SessionSeatId::new(),
+            session_seat_id: shared_contracts::ids::SessionSeatId::new(),
             status: shared_contracts::seat_api::SeatStatus::Sold,
             version,
         };
-        let text = String::from_utf8(written(&[change(1), change(2)], 77).to_vec()).unwrap();
+        let text =
+            String::from_utf8(written(&[change(1), change(2)], &Horizon::parse("70:77:72").unwrap()).to_vec()).unwrap();
         let events: Vec<&str> = text.trim_end().split("\n\n").collect();
         assert_eq!(events.len(), 2);
-        assert!(!events[0].contains("id: ") && events[1].ends_with("\nid: 77"), "{text}");
+        assert!(!events[0].contains("id: ") && events[1].ends_with("\nid: 70:77:72"), "{text}");
     }
 }

@@ -327,33 +327,74 @@ pub struct SeatChange {
     pub version: i64,
 }
 
-/// The latest change of each seat of `sessions` that a transaction at or above the horizon `from` made, in their order, and the
-/// horizon for the next look: every change below it is seen by this look or an earlier one. Asked with [`HORIZON_NOW`], it tells only that.
+/// Which transactions a look has seen: PostgreSQL's snapshot, as text (`<xmin>:<xmax>:<those in between that were under way>`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Horizon(String);
+
+impl Horizon {
+    /// The longest that is taken over from a client: some hundred transactions under way.
+    const BYTES_MAX: usize = 4096;
+
+    /// Takes over what a client got as an event's id; `None` when it is no horizon.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let (xmin, xmax): (i64, i64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let between: Vec<i64> = parts
+            .next()?
+            .split(',')
+            .filter(|xid| !xid.is_empty())
+            .map(|xid| xid.parse().ok())
+            .collect::<Option<_>>()?;
+        let rising = between.windows(2).all(|pair| pair[0] < pair[1]);
+        let within = between.iter().all(|xid| (xmin..xmax).contains(xid));
+        let whole = parts.next().is_none() && text.len() <= Self::BYTES_MAX && 0 < xmin && xmin <= xmax;
+        (whole && rising && within).then(|| Self(text.to_owned()))
+    }
+
+    /// Whether this one is of the same database and not younger: of another one it would say nothing.
+    #[must_use]
+    pub fn is_before(&self, now: &Self) -> bool {
+        let xmax = |horizon: &Self| horizon.0.split(':').nth(1).and_then(|xid| xid.parse::<i64>().ok());
+        xmax(self) <= xmax(now)
+    }
+}
+
+impl std::fmt::Display for Horizon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The latest change of each seat of `sessions` that has become visible since the look with the horizon `from`, in the order of their
+/// numbers, and the horizon of this look. Without a `from` it tells only that.
 ///
 /// # Errors
 /// The database failed.
 pub async fn changes_since(
     connection: &mut PgConnection,
     sessions: &[SessionId],
-    from: i64,
+    from: Option<&Horizon>,
     limit: i64,
-) -> Result<(i64, Vec<SeatChange>)> {
-    // One statement, so that the horizon and the rows are of one snapshot.
+) -> Result<(Horizon, Vec<SeatChange>)> {
     /// The horizon, and a change if there is any.
-    type Row = (i64, Option<SessionId>, Option<SessionSeatId>, Option<SeatStatus>, Option<i64>);
+    type Row = (String, Option<SessionId>, Option<SessionSeatId>, Option<SeatStatus>, Option<i64>);
+    // One statement, so that the horizon and the rows are of one snapshot. The first condition is for the index, the second exact.
     let rows: Vec<Row> = sqlx::query_as(
-        "select pg_snapshot_xmin(pg_current_snapshot())::text::int8, changes.* from (select) as always
+        "select pg_current_snapshot()::text, changes.* from (select) as always
          left join lateral (
              select session_id, session_seat_id, status, change_seq from session_seats
-             where session_id = any($1) and change_xid >= $2::text::xid8 order by change_seq limit $3
+             where session_id = any($1) and change_xid >= pg_snapshot_xmin($2::pg_snapshot)
+               and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)
+             order by change_seq limit $3
          ) changes on true",
     )
     .bind(sessions)
-    .bind(from.to_string())
+    .bind(from.map(ToString::to_string))
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    let horizon = rows.first().map_or(from, |row| row.0);
+    let horizon = Horizon(rows.first().map(|row| row.0.clone()).unwrap_or_default());
     let changes = rows.into_iter().filter_map(|(_, session_id, session_seat_id, status, version)| {
         Some(SeatChange {
             session_id: session_id?,
@@ -373,9 +414,6 @@ pub async fn version(connection: &mut PgConnection, session_id: SessionId) -> Re
     let sql = "select coalesce(max(change_seq), 0) from session_seats where session_id = $1";
     Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
 }
-
-/// Above every transaction there will be.
-pub const HORIZON_NOW: i64 = i64::MAX;
 
 fn all_or_refused(
     seats: &[SessionSeatId],
@@ -451,4 +489,33 @@ pub async fn holds_before(
     .fetch_all(connection)
     .await?;
     Ok(holds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_postgresql_would_take_is_a_horizon() {
+        for good in ["10:10:", "10:20:", "10:20:10,14,19"] {
+            assert_eq!(Horizon::parse(good).unwrap().to_string(), good);
+        }
+        let long = format!("10:9999999999:{}", (100..2000).map(|xid| xid.to_string()).collect::<Vec<_>>().join(","));
+        for bad in [
+            "",
+            "x",
+            "10",
+            "10:20",
+            "20:10:",
+            "0:10:",
+            "-5:10:",
+            "10:20:14,11",
+            "10:20:20",
+            "10:20:9",
+            "10:20:11:12",
+            &long,
+        ] {
+            assert_eq!(Horizon::parse(bad), None, "{bad}");
+        }
+    }
 }

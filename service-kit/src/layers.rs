@@ -1,6 +1,7 @@
 //! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and its compression.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,6 +11,7 @@ use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use shared_contracts::problem::{Code, Problem};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
@@ -30,6 +32,9 @@ pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-timeout-ms");
 
 /// What only other services call.
 const INTERNAL_PATHS: &str = "/api/internal/";
+
+/// Where others ask how the process is.
+const HEALTH_PATHS: &str = "/health";
 
 /// The largest body of an ordinary call; one that takes more says so at its route.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -66,15 +71,23 @@ pub fn traceparent() -> Option<String> {
     CONTEXT.try_with(|context| context.traceparent.clone()).ok().flatten()
 }
 
+/// What [`handle`] needs.
+#[derive(Clone)]
+struct Guard {
+    lifecycle: Lifecycle,
+    places: Arc<Semaphore>,
+}
+
 /// Wraps a service's finished router.
-pub fn wrap(router: Router, lifecycle: &Lifecycle) -> Router {
+pub fn wrap(router: Router, lifecycle: &Lifecycle, in_flight_max: usize) -> Router {
+    let guard = Guard { lifecycle: lifecycle.clone(), places: Arc::new(Semaphore::new(in_flight_max)) };
     router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing()))
         .layer(map_response(etag::name_coding))
-        .layer(from_fn_with_state(lifecycle.clone(), handle))
+        .layer(from_fn_with_state(guard, handle))
 }
 
 /// Seat maps and lists, not the short answers on a booking's way, nor what is packed already.
@@ -90,7 +103,7 @@ async fn no_such_method(method: Method, uri: Uri) -> Error {
     Error::refused(Code::MethodNotAllowed, format!("{method} is not a method of {}; see /docs.", uri.path()))
 }
 
-async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next) -> Response {
+async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let context = RequestContext::of(request.headers());
     let request_id = context.request_id.clone();
     let patience = patience_of(&request);
@@ -98,20 +111,32 @@ async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next
     let route = request.extensions().get::<MatchedPath>().map_or("-", |path| path.as_str()).to_owned();
     let span = tracing::info_span!("request", %method, route, request_id);
 
-    let work = CONTEXT.scope(context.clone(), caught(next.run(request))).instrument(span.clone());
+    let Ok(place) = place_for(&guard.places, &request) else {
+        let detail =
+            "More requests are being worked on than the service can keep up with. Nothing was done; come again.";
+        let error = Error::from(Problem::new(Code::Overloaded, detail).retry_after(1));
+        // Not logged one by one: of these there may be thousands a second.
+        return with_id(CONTEXT.sync_scope(context, || error.into_response()), &request_id);
+    };
+    let work = async move {
+        let answer = caught(next.run(request)).await;
+        drop(place);
+        answer
+    };
+    let work = CONTEXT.scope(context.clone(), work).instrument(span.clone());
     let answer = async {
         if method.is_safe() {
             work.await
         } else {
             // A client that hangs up must not stop a change half-way: the work has a task of its own.
             let bounded = tokio::time::timeout(patience.unwrap_or(WORK_TIME_MAX), work);
-            let done = lifecycle.spawn_work(bounded).await.map_err(anyhow::Error::from);
+            let done = guard.lifecycle.spawn_work(bounded).await.map_err(anyhow::Error::from);
             done.and_then(|answer| answer.map_err(anyhow::Error::from))
                 .unwrap_or_else(|error| Error::Internal(error).into_response())
         }
     };
     let time_max = patience.unwrap_or(REQUEST_TIME_MAX);
-    let mut response = tokio::time::timeout(time_max, answer).await.unwrap_or_else(|_| {
+    let response = tokio::time::timeout(time_max, answer).await.unwrap_or_else(|_| {
         let detail = format!(
             "No answer within {} ms. The call may still take effect; look before you repeat it.",
             time_max.as_millis()
@@ -121,10 +146,22 @@ async fn handle(State(lifecycle): State<Lifecycle>, request: Request, next: Next
     });
 
     span.in_scope(|| log(&response));
-    if let Ok(value) = HeaderValue::from_str(&request_id) {
+    with_id(response, &request_id)
+}
+
+fn with_id(mut response: Response, request_id: &str) -> Response {
+    if let Ok(value) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// A place among the requests in flight; health checks need none, or a busy process would be taken for a dead one.
+fn place_for(places: &Arc<Semaphore>, request: &Request) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+    if request.uri().path().starts_with(HEALTH_PATHS) {
+        return Ok(None);
+    }
+    Arc::clone(places).try_acquire_owned().map(Some)
 }
 
 /// How long another service said that it waits, if that is shorter than we would work for anybody. What is cut off by it is rolled

@@ -25,9 +25,9 @@ pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("can't listen on {address}; is the port taken? HOST and PORT move it"))
 }
 
-/// Serves `router` until the process stops.
-pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router) {
-    let router = layers::wrap(router, lifecycle);
+/// Serves `router` until the process stops: `in_flight_max` requests at a time, and those beyond them are turned away.
+pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router, in_flight_max: usize) {
+    let router = layers::wrap(router, lifecycle, in_flight_max);
     // Small answers must not wait for the client's delayed acknowledgement.
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {

@@ -136,6 +136,9 @@ pub struct Common {
     pub log_level: String,
     /// `LOG_FORMAT`: `json` or `pretty`.
     pub log_format: LogFormat,
+    /// `REQUESTS_IN_FLIGHT_MAX`: more than these are answered `503` at once. A queue that grows serves nobody: at some 500 bookings
+    /// a second and core, the last of a thousand waits two seconds already.
+    pub requests_in_flight_max: usize,
 }
 
 /// How log lines are written.
@@ -168,6 +171,7 @@ impl Common {
             listen: SocketAddr::new(host, port),
             log_level: reader.or("LOG_LEVEL", "info".to_owned()).to_lowercase(),
             log_format: reader.or("LOG_FORMAT", LogFormat::Json),
+            requests_in_flight_max: reader.within("REQUESTS_IN_FLIGHT_MAX", 1000, 1, 100_000),
         };
         Self::check_auth_mode(reader);
         common

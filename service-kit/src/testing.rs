@@ -40,6 +40,12 @@ pub fn server(name: &str) -> String {
     })
 }
 
+/// How large a test is to be: what the environment says under this name, for a run on a day with time, or the usual size.
+#[must_use]
+pub fn scale(name: &str, usual: usize) -> usize {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
 /// A name that no other test uses.
 #[must_use]
 pub fn unique(prefix: &str) -> String {

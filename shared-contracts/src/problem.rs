@@ -132,6 +132,8 @@ codes! {
     PaymentUnavailable = 503 "payment_unavailable" "The payment provider gave no answer";
     /// As many streams are open as the service can feed.
     TooManyWatchers = 503 "too_many_watchers" "Too many streams are open";
+    /// Too many requests are being worked on; this one was not begun.
+    Overloaded = 503 "overloaded" "The service is overloaded";
     /// The request took longer than the service allows.
     DeadlineExceeded = 503 "deadline_exceeded" "The request took too long";
 }

@@ -14,12 +14,18 @@ use uuid::Uuid;
 use crate::support::System;
 
 async fn spawn_process(system: &System) -> (Child, String) {
+    spawn(system, "serve").await
+}
+
+/// `serve` or `worker`, as a process of its own, and its address.
+pub(crate) async fn spawn(system: &System, command: &str) -> (Child, String) {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let settings = &system.settings;
     let child = Command::new(env!("CARGO_BIN_EXE_booking-service"))
-        .arg("serve")
+        .arg(command)
         .env("HOST", "127.0.0.1")
         .env("PORT", port.to_string())
+        .env("REQUESTS_IN_FLIGHT_MAX", "2000")
         .env("DATABASE_URL", settings.database_url.reveal())
         .env("REDIS_URL", settings.redis_url.reveal())
         .env("RABBITMQ_URL", settings.broker.url.reveal())

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use booking_service::reservations::finish::expire_due;
 use booking_service::worker::{self, Schedule};
 use futures::future::join_all;
-use service_kit::testing::wait_until;
+use service_kit::testing::{scale, wait_until};
 use uuid::Uuid;
 
+use crate::crash;
 use crate::support::{SOON, System};
 
 /// Moves all reservations and holds into the past, as if the hold time had gone by.
@@ -103,5 +104,63 @@ async fn several_workers_share_the_due_ones_and_end_each_once() {
     let buyer = Uuid::now_v7();
     system.seats_become(&sale, &["available"; 40]).await;
     system.reserve(&sale, buyer, &[7], 201).await;
+    system.finish().await;
+}
+
+/// Thousands of holds expire in the same second, with two workers, one of which is killed half-way. `EXPIRY_SEATS=100000` for the real thing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_hall_that_expires_at_once_is_back_on_sale_although_a_worker_dies() {
+    let seats = scale("EXPIRY_SEATS", 2000);
+    let system = System::start().await;
+    let sale = system.sale(seats as u32).await;
+    let ids: Vec<Uuid> = (0..seats).map(|_| Uuid::now_v7()).collect();
+    let held: Vec<Uuid> = sale.seats.iter().map(|seat| seat.parse().unwrap()).collect();
+    // One reservation a seat, as bookings would have left them, all of them due three seconds from now.
+    let due: chrono::DateTime<chrono::Utc> =
+        sqlx::query_scalar("select now() + interval '3 seconds'").fetch_one(&system.app.db).await.unwrap();
+    sqlx::query(
+        "with made as (
+             insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+             select id, gen_random_uuid(), $2, 'active', $4 - interval '10 minutes', $4, 1, 100, 'USD' from unnest($1::uuid[]) as new (id)
+         )
+         insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+         select gen_random_uuid(), id, seat, gen_random_uuid(), '1', '1', 100, 0, 100 from unnest($1::uuid[], $3::uuid[]) as new (id, seat)",
+    )
+    .bind(&ids)
+    .bind(sale.session.parse::<Uuid>().unwrap())
+    .bind(&held)
+    .bind(due)
+    .execute(&system.app.db)
+    .await
+    .unwrap();
+    sqlx::query(
+        "update session_seats s set status = 'reserved', reservation_id = id, reserved_until = $3
+         from unnest($1::uuid[], $2::uuid[]) as new (id, seat) where session_seat_id = seat",
+    )
+    .bind(&ids)
+    .bind(&held)
+    .bind(due)
+    .execute(&system.event_db)
+    .await
+    .unwrap();
+    let (mut first, _) = crash::spawn(&system, "worker").await;
+    let (_second, _) = crash::spawn(&system, "worker").await;
+    let left = async || -> i64 {
+        let sql = "select count(*) from session_seats where status <> 'available'";
+        sqlx::query_scalar(sql).fetch_one(&system.event_db).await.unwrap()
+    };
+    let time_max = Duration::from_secs(60 + seats as u64 / 100);
+    wait_until("half of them have ended", time_max, async || {
+        system.count("select count(*) from reservations where status = 'expired'").await >= seats as i64 / 2
+    })
+    .await;
+    first.kill().await.unwrap();
+    wait_until("all seats are on sale again", time_max, async || left().await == 0).await;
+    let late: f64 = sqlx::query_scalar("select extract(epoch from now() - $1)::float8")
+        .bind(due)
+        .fetch_one(&system.app.db)
+        .await
+        .unwrap();
+    println!("{seats} seats were back on sale {late:.1} s after their time");
     system.finish().await;
 }

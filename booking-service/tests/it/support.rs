@@ -44,7 +44,12 @@ pub(crate) struct Sale {
 }
 
 fn common() -> Common {
-    Common { listen: ([127, 0, 0, 1], 0).into(), log_level: "warn".into(), log_format: LogFormat::Pretty }
+    Common {
+        listen: ([127, 0, 0, 1], 0).into(),
+        log_level: "warn".into(),
+        log_format: LogFormat::Pretty,
+        requests_in_flight_max: 2000,
+    }
 }
 
 impl System {
@@ -92,7 +97,7 @@ impl System {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let booking_base = format!("http://{}", listener.local_addr().unwrap());
         let app = app::start(&settings, "booking-service", &lifecycle).await.unwrap();
-        app::serve(&app, listener, &lifecycle);
+        app::serve(&app, &settings, listener, &lifecycle);
         let system = Self {
             app,
             event_base: format!("http://{event_address}"),

@@ -78,7 +78,12 @@ async fn faulty_booking(system: &System, fault: Fault) -> (String, Arc<AtomicUsi
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    service_kit::server::serve(&lifecycle, listener, Router::new().route("/{*path}", any(forward)).with_state(front));
+    service_kit::server::serve(
+        &lifecycle,
+        listener,
+        Router::new().route("/{*path}", any(forward)).with_state(front),
+        100,
+    );
 
     let shared = Arc::new(app::Shared {
         db: system.app.db.clone(),
@@ -91,7 +96,7 @@ async fn faulty_booking(system: &System, fault: Fault) -> (String, Arc<AtomicUsi
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let booking = format!("http://{}", listener.local_addr().unwrap());
-    app::serve(&shared, listener, &lifecycle);
+    app::serve(&shared, &system.settings, listener, &lifecycle);
     (booking, hit, lifecycle)
 }
 
@@ -202,7 +207,7 @@ async fn a_lost_answer_of_the_last_step_never_parts_seats_from_their_reservation
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let booking = format!("http://{}", listener.local_addr().unwrap());
-    app::serve(&shared, listener, &lifecycle);
+    app::serve(&shared, &system.settings, listener, &lifecycle);
 
     let request =
         system.http.post(format!("{booking}/api/v1/reservations")).header("x-user-id", Uuid::now_v7().to_string());

@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::TestApp;
+use crate::support::{IN_FLIGHT_MAX, TestApp};
 
 async fn problem(response: Response, status: u16, code: &str) -> Value {
     assert_eq!(response.headers()["content-type"], "application/problem+json");
@@ -137,4 +137,31 @@ async fn work_for_another_service_ends_when_that_has_stopped_waiting() {
     assert!(begun.elapsed() > Duration::from_secs(2), "{:?}", begun.elapsed());
     drop(locked);
     assert_eq!(app.statuses(&session).await, ["available"]);
+}
+
+/// As many requests as are allowed hang at a lock; the next is turned away at once, and health checks are not.
+#[tokio::test]
+async fn requests_beyond_the_limit_are_turned_away_at_once() {
+    let app = TestApp::spawn().await;
+    let path = format!("{}/api/v1/organizers/{}", app.base, app.organizer().await);
+    let mut locked = service_kit::database::begin(&app.db).await.unwrap();
+    sqlx::query("select from organizers for update").execute(&mut *locked).await.unwrap();
+    let hanging = (0..IN_FLIGHT_MAX).map(|_| app.http.patch(&path).json(&json!({ "name": "New" })).send());
+    let refused = async {
+        wait_until("the service is full", Duration::from_secs(2), async || {
+            // One that still found a place hangs like the others.
+            let response = app.http.get(&path).timeout(Duration::from_millis(100)).send().await;
+            response.is_ok_and(|response| response.status() == 503)
+        })
+        .await;
+        let begun = Instant::now();
+        let refused = app.http.get(&path).send().await.unwrap();
+        assert_eq!(refused.headers()["retry-after"], "1");
+        problem(refused, 503, "overloaded").await;
+        assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+        assert_eq!(app.http.get(format!("{}/health/live", app.base)).send().await.unwrap().status(), 200);
+    };
+    let (_, ()) = tokio::join!(futures::future::join_all(hanging), refused);
+    drop(locked);
+    assert_eq!(app.http.get(&path).send().await.unwrap().status(), 200);
 }

@@ -13,6 +13,9 @@ use service_kit::testing::{database, server, unique};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 
+/// Requests in flight that the service takes.
+pub(crate) const IN_FLIGHT_MAX: usize = 300;
+
 /// A service of its own, with a look into its database.
 pub(crate) struct TestApp {
     pub(crate) base: String,
@@ -39,6 +42,7 @@ impl TestApp {
                 listen: ([127, 0, 0, 1], 0).into(),
                 log_level: "warn".into(),
                 log_format: LogFormat::Pretty,
+                requests_in_flight_max: IN_FLIGHT_MAX,
             },
             database_url: database_url.clone(),
             database_connections_max: 10,
