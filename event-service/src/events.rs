@@ -188,7 +188,7 @@ pub(crate) async fn delete_event(
     lock(&mut tx, id, &if_match).await?;
     let sessions: i64 =
         sqlx::query_scalar("select count(*) from sessions where event_id = $1").bind(id).fetch_one(&mut *tx).await?;
-    in_use(sessions, "session", "The event takes place in them; delete them first.")?;
+    in_use(sessions, "session", "Delete its sessions first.")?;
     sqlx::query("delete from events where event_id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

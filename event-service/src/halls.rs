@@ -156,7 +156,7 @@ pub(crate) async fn delete_hall(
     lock(&mut tx, id, &if_match).await?;
     let sessions: i64 =
         sqlx::query_scalar("select count(*) from sessions where hall_id = $1").bind(id).fetch_one(&mut *tx).await?;
-    in_use(sessions, "session", "They take place there; delete them, or move them to another hall, first.")?;
+    in_use(sessions, "session", "Delete its sessions, or move them to another hall, first.")?;
     seats::delete_all(&mut tx, id).await?;
     sqlx::query("delete from halls where hall_id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;

@@ -156,7 +156,7 @@ pub(crate) async fn delete_location(
     lock(&mut tx, id, &if_match).await?;
     let halls: i64 =
         sqlx::query_scalar("select count(*) from halls where location_id = $1").bind(id).fetch_one(&mut *tx).await?;
-    in_use(halls, "hall", "They stand there; delete them first.")?;
+    in_use(halls, "hall", "Delete its halls first.")?;
     sqlx::query("delete from locations where location_id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

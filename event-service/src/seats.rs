@@ -238,7 +238,7 @@ pub(crate) async fn delete_seat(
 async fn must_not_be_in_a_session(tx: &mut PgConnection, id: SeatId) -> Result<()> {
     let sessions: i64 =
         sqlx::query_scalar("select count(*) from session_seats where seat_id = $1").bind(id).fetch_one(tx).await?;
-    in_use(sessions, "session", "The seat is sold in them; delete them first.")
+    in_use(sessions, "session", "Delete the sessions in which it is sold first.")
 }
 
 impl CreateSeats {
