@@ -72,8 +72,9 @@ main() {
     for name in event booking; do
         local url=${urls[0]}
         [[ $name == event ]] || url=${urls[1]}
+        # What goes by two names is created under one and deleted under the other; one is enough.
         "$bin/st" --config-file "$here/schemathesis.toml" run "$url/openapi.json" --no-color \
-            --max-examples "$examples" --seed "$seed" --workers 1 --continue-on-failure \
+            --exclude-operation-id-regex '_by_other_name$' --max-examples "$examples" --seed "$seed" --workers 1 --continue-on-failure \
             --header "X-User-ID: $user_id"
     done
 }
