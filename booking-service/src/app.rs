@@ -6,7 +6,7 @@ use axum::Router;
 use service_kit::amqp::Publisher;
 use service_kit::health::{self, Health};
 use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::SettingsReader;
+use service_kit::settings::{Secret, SettingsReader};
 use service_kit::{database, openapi, server};
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
@@ -22,7 +22,7 @@ use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
 use crate::worker::{self, Schedule};
-use crate::{outbox, price_tiers, replay, tickets};
+use crate::{outbox, payment_webhook, price_tiers, replay, tickets};
 
 /// The schema, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -43,6 +43,8 @@ pub struct Shared {
     pub outbox_nudge: Notify,
     /// The rules of booking.
     pub rules: Rules,
+    /// What the payment provider signs its notices with.
+    pub webhook_secrets: Vec<Secret>,
 }
 
 /// A handle on [`Shared`].
@@ -56,7 +58,7 @@ pub type App = Arc<Shared>;
             **New here?** Press *Authorize* and enter any UUID as your user id: it goes with all calls. Create a price tier; take a session \
             and a seat from the Event Service's seat map (port 8000); `POST /api/v1/reservations`; confirm it; look at your ticket.",
     ),
-    tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "4 Administration"), (name = "Health"))
+    tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "4 Administration"), (name = "5 Payment provider"), (name = "Health"))
 )]
 struct Document;
 
@@ -73,6 +75,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(tickets::get_ticket_qr))
         .routes(routes!(finish::refund_ticket))
         .routes(routes!(replay::replay_events))
+        .routes(routes!(payment_webhook::take_payment_notice))
         // The same resource under its other name, for the clients that know it so.
         .route(
             "/api/v1/price-tiers",
@@ -116,6 +119,7 @@ impl Shared {
             publisher: Publisher::new(settings.broker.clone(), name),
             outbox_nudge: Notify::new(),
             rules: settings.rules,
+            webhook_secrets: settings.webhook_secrets.clone(),
             db,
         })
     }

@@ -137,7 +137,7 @@ const CHECKS: &[(usize, &str, &str)] = &[
         5,
         "the provider says otherwise of this charge",
         "select p.id, p.reservation_id from payments p left join mock_provider_charges c on c.idempotency_key = p.id
-         where p.status <> 'pending' and (p.status = 'captured') <> coalesce(c.state = 'captured', false)
+         where p.status not in ('pending', 'processing') and (p.status = 'captured') <> coalesce(c.state = 'captured', false)
            and not exists (select from refunds where id = p.id and amount = p.amount)",
     ),
     (
@@ -183,6 +183,17 @@ const LATE_CHECKS: &[(usize, &str, &str)] = &[
         5,
         "the payment takes too long",
         "select id, id from reservations where status = 'confirming' and confirming_until < now() - make_interval(secs => $1)",
+    ),
+    (
+        5,
+        "the reservation has ended and the charge has not",
+        "select p.id, r.id from payments p join reservations r on r.id = p.reservation_id
+         where p.status = 'processing' and r.status <> 'active' and r.updated_at < now() - make_interval(secs => $1)",
+    ),
+    (
+        5,
+        "the provider's notice is not worked on",
+        "select payment_id, null::uuid from payment_notices where handled_at is null and received_at < now() - make_interval(secs => $1)",
     ),
     (
         5,

@@ -136,6 +136,12 @@ fn replay(status: i16, answer: String) -> Result<Response> {
 type Row = (Vec<u8>, Uuid, bool, Option<i16>, Option<String>);
 
 impl Claim {
+    /// For work that no request with a key asks for.
+    #[must_use]
+    pub fn without_key(user_id: UserId) -> Self {
+        Self { user_id, operation: "", key: None, attempt: Uuid::nil(), previous_attempt: None }
+    }
+
     /// Whether there is an answer to keep.
     #[must_use]
     pub fn has_key(&self) -> bool {
@@ -237,7 +243,14 @@ impl Claim {
         Ok(kept.rows_affected() == 1)
     }
 
-    async fn give_back(&self, db: &PgPool) -> Result<()> {
+    /// Gives the key back, so that the next request under it does the work: there is no final answer yet.
+    ///
+    /// # Errors
+    /// The database failed; the key stays locked until its time is over.
+    pub async fn give_back(&self, db: &PgPool) -> Result<()> {
+        if self.key.is_none() {
+            return Ok(());
+        }
         let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
         sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt).execute(db).await?;
         Ok(())

@@ -10,6 +10,7 @@ pub mod audit;
 pub mod event_client;
 pub mod idempotency;
 pub mod outbox;
+pub mod payment_webhook;
 pub mod payments;
 pub mod price_tiers;
 pub mod reconcile;

@@ -1,5 +1,6 @@
-//! The payment provider, behind four calls. The only one so far is a mock that behaves like the real thing where it hurts:
-//! it remembers every charge by its idempotency key, it declines, and it can fall silent before or after taking the money.
+//! The payment provider, behind a handful of calls. The only one so far is a mock that behaves like the real thing where it hurts:
+//! it remembers every charge by its idempotency key, it declines, it can fall silent before or after taking the money, and it can
+//! take its time and send a notice of the outcome (`payment_webhook.rs`).
 //!
 //! A payment's id is the idempotency key: asking twice under one key charges once. When an answer did not come, the provider
 //! is asked what became of the charge, never asked to charge again.
@@ -16,14 +17,18 @@ pub const ALWAYS_DECLINED: &str = "pay_decline";
 pub const CHARGED_WITHOUT_ANSWER: &str = "pay_timeout_charged";
 /// A `payment_id` that begins so never reaches the provider.
 pub const LOST_ON_THE_WAY: &str = "pay_timeout_lost";
+/// A `payment_id` that begins so is taken on; its outcome comes by notice.
+pub const ASYNCHRONOUS: &str = "pay_async";
 
 /// What became of a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChargeOutcome {
     /// The money is taken.
     Captured,
-    /// The provider said no.
+    /// The provider said no, or will never take it.
     Declined,
+    /// The provider works on it and will send a notice.
+    Processing,
     /// No answer: the money may be taken or not.
     Unknown,
 }
@@ -57,11 +62,27 @@ impl PaymentProvider {
             return Ok(ChargeOutcome::Unknown);
         }
         let declined = means.starts_with(ALWAYS_DECLINED) || rand::random::<f64>() >= self.success_rate;
-        let state = self.remember(key, amount, if declined { "declined" } else { "captured" }).await?;
-        if means.starts_with(CHARGED_WITHOUT_ANSWER) {
-            return Ok(ChargeOutcome::Unknown);
-        }
-        Ok(if state == "captured" { ChargeOutcome::Captured } else { ChargeOutcome::Declined })
+        let state = match declined {
+            true => "declined",
+            false if means.starts_with(ASYNCHRONOUS) => "processing",
+            false => "captured",
+        };
+        let outcome = self.remember(key, amount, state).await?;
+        Ok(if means.starts_with(CHARGED_WITHOUT_ANSWER) { ChargeOutcome::Unknown } else { outcome })
+    }
+
+    /// What became of the charge under this key; unknown when the provider has never heard of it.
+    ///
+    /// # Errors
+    /// The provider can't be reached.
+    pub async fn look_up(&self, key: PaymentId) -> anyhow::Result<ChargeOutcome> {
+        let state: Option<String> =
+            sqlx::query_scalar("select state from mock_provider_charges where idempotency_key = $1")
+                .bind(key)
+                .fetch_optional(&self.ledger)
+                .await
+                .context("the mock provider's ledger can't be read")?;
+        Ok(state.map_or(ChargeOutcome::Unknown, |state| outcome_of(&state)))
     }
 
     /// What became of the charge under this key. One that the provider never heard of is made impossible, so that a
@@ -70,8 +91,36 @@ impl PaymentProvider {
     /// # Errors
     /// The provider can't be reached.
     pub async fn settle_unknown(&self, key: PaymentId, amount: Money) -> anyhow::Result<ChargeOutcome> {
-        let state = self.remember(key, amount, "voided").await?;
-        Ok(if state == "captured" { ChargeOutcome::Captured } else { ChargeOutcome::Declined })
+        self.remember(key, amount, "voided").await
+    }
+
+    /// Calls off a charge that has not been captured; what became of it then.
+    ///
+    /// # Errors
+    /// The provider can't be reached.
+    pub async fn cancel(&self, key: PaymentId, amount: Money) -> anyhow::Result<ChargeOutcome> {
+        self.decide(key, "voided").await?;
+        self.settle_unknown(key, amount).await
+    }
+
+    /// Takes a notice for what happened in the world: the mock has no other side that could have sent it. With a real provider
+    /// this does nothing, as what counts is what it says when it is asked.
+    ///
+    /// # Errors
+    /// The provider can't be reached.
+    pub async fn noticed(&self, key: PaymentId, captured: bool) -> anyhow::Result<()> {
+        self.decide(key, if captured { "captured" } else { "declined" }).await
+    }
+
+    /// Ends the work on a charge, if it is still worked on.
+    async fn decide(&self, key: PaymentId, state: &str) -> anyhow::Result<()> {
+        sqlx::query("update mock_provider_charges set state = $2 where idempotency_key = $1 and state = 'processing'")
+            .bind(key)
+            .bind(state)
+            .execute(&self.ledger)
+            .await
+            .context("the mock provider's ledger can't be written")?;
+        Ok(())
     }
 
     /// Gives money of a captured charge back, once for each key.
@@ -90,8 +139,8 @@ impl PaymentProvider {
     }
 
     /// Writes the key's first outcome, or finds the one that is there.
-    async fn remember(&self, key: PaymentId, amount: Money, state: &str) -> anyhow::Result<String> {
-        sqlx::query_scalar(
+    async fn remember(&self, key: PaymentId, amount: Money, state: &str) -> anyhow::Result<ChargeOutcome> {
+        let state: String = sqlx::query_scalar(
             "insert into mock_provider_charges (idempotency_key, amount, state) values ($1, $2, $3)
              on conflict (idempotency_key) do update set state = mock_provider_charges.state returning state",
         )
@@ -100,6 +149,15 @@ impl PaymentProvider {
         .bind(state)
         .fetch_one(&self.ledger)
         .await
-        .context("the mock provider's ledger can't be written")
+        .context("the mock provider's ledger can't be written")?;
+        Ok(outcome_of(&state))
+    }
+}
+
+fn outcome_of(state: &str) -> ChargeOutcome {
+    match state {
+        "captured" => ChargeOutcome::Captured,
+        "processing" => ChargeOutcome::Processing,
+        _ => ChargeOutcome::Declined,
     }
 }

@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
+use crate::payment_webhook;
 use crate::reservations::create::BOOKING_TIME_MAX;
-use crate::reservations::{confirm, finish, session_cancelled};
+use crate::reservations::{confirm, finish, late_payment, session_cancelled};
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
@@ -253,6 +254,22 @@ async fn settle_payment(app: &App, id: ReservationId, key: PaymentId, amount: Mo
     let concluded = confirm::conclude(app, id, key, outcome).await?;
     tracing::info!(reservation_id = %id, ?outcome, ?concluded, "Settled a payment of unknown fate");
     Ok(())
+}
+
+/// Works on what the provider has told, and asks it about charges that it works on. Returns how many were looked at.
+///
+/// # Errors
+/// The database, the provider or the Event Service does not answer; a later round goes on.
+pub async fn follow_up_payments(app: &App) -> Result<usize> {
+    let mut followed = payment_webhook::handle_waiting(app, PAYMENTS_PER_BATCH).await;
+    for id in late_payment::take_processing(app, PAYMENTS_PER_BATCH).await? {
+        // One that fails must not keep the others from their tickets.
+        match late_payment::follow_up(app, id).await {
+            Ok(()) => followed = followed.map(|count| count + 1),
+            Err(error) => followed = Err(error),
+        }
+    }
+    followed
 }
 
 /// Has the provider give back what is owed. Returns how many refunds.

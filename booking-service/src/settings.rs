@@ -34,6 +34,9 @@ pub struct Settings {
     pub expiry_batch_size: u32,
     /// `MOCK_PAYMENT_SUCCESS_RATE`: share of charges that the mock provider captures.
     pub mock_payment_success_rate: f64,
+    /// `PAYMENT_WEBHOOK_SECRET`, and while it is being changed `PAYMENT_WEBHOOK_SECRET_PREVIOUS`: what the provider signs its notices
+    /// with. Without one no notice is believed.
+    pub webhook_secrets: Vec<Secret>,
 }
 
 /// The rules of booking.
@@ -84,6 +87,10 @@ impl Settings {
             reconcile_interval: reader.duration("RECONCILE_INTERVAL_SECONDS", second, 5.0, 0.1, 3600.0),
             expiry_batch_size: reader.within("EXPIRY_BATCH_SIZE", 100, 1, 1000),
             mock_payment_success_rate: reader.within("MOCK_PAYMENT_SUCCESS_RATE", 1.0, 0.0, 1.0),
+            webhook_secrets: ["PAYMENT_WEBHOOK_SECRET", "PAYMENT_WEBHOOK_SECRET_PREVIOUS"]
+                .into_iter()
+                .filter_map(|name| reader.optional(name).map(|secret| Secret::from(secret.as_str())))
+                .collect(),
         };
         reader.finish(settings)
     }

@@ -139,6 +139,7 @@ async fn heal(app: &App, sweep: &mut Sweep) {
         ("holds", reconcile::reconcile_once(app, sweep).await.map(drop)),
         ("cancelled sessions", reconcile::end_cancelled_sessions(app, sweep).await.map(drop)),
         ("payments", reconcile::settle_payments(app).await.map(drop)),
+        ("payments by notice", reconcile::follow_up_payments(app).await.map(drop)),
         ("refunds", reconcile::settle_refunds(app).await.map(drop)),
         ("idempotency keys", idempotency::forget_old(&app.db).await.map(drop)),
     ];

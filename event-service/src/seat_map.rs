@@ -89,7 +89,7 @@ pub(crate) async fn get_seat_map(
     let body = serde_json::to_vec(&SeatMap { session_id, hall_id, version, seats })
         .map_err(|error| Error::Internal(error.into()))?;
     // Of the content, not of the version: changes can become visible in another order than they were numbered.
-    let tag = format!("\"{:x}\"", Sha256::digest(&body));
+    let tag = format!("\"{}\"", hex::encode(Sha256::digest(&body)));
     let fresh = (header::CACHE_CONTROL, "no-cache");
     if let Some(known) = etag::known(&headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, [fresh], [(header::ETAG, known)]).into_response());

@@ -35,6 +35,10 @@ const WHOLE_FLOATS_BELOW: f64 = 9_007_199_254_740_992.0;
 #[derive(Debug)]
 pub struct ApiJson<T>(pub T);
 
+/// A JSON body as it came, for who must look at its bytes before its meaning, which [`parse`] reads.
+#[derive(Debug)]
+pub struct RawJson(pub Bytes);
+
 /// A JSON body that may be left out: `T`'s default then.
 #[derive(Debug)]
 pub struct OptionalJson<T>(pub T);
@@ -52,6 +56,14 @@ impl<T: DeserializeOwned + ToSchema + 'static, S: Send + Sync> FromRequest<S> fo
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
         parse(&read_json(request, state).await?).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for RawJson {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        read_json(request, state).await.map(Self)
     }
 }
 
@@ -141,7 +153,11 @@ fn read_value(body: &[u8]) -> Result<Value> {
         .map_err(|error| Error::refused(Code::MalformedJson, format!("The body is not JSON: {error}.")))
 }
 
-fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
+/// Reads a body and holds it against the schema of its type.
+///
+/// # Errors
+/// It is not JSON, or `422` with every fault.
+pub fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
     let mut value = read_value(body)?;
     let faults = clean(&mut value);
     checked(value, faults)

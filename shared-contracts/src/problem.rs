@@ -76,6 +76,8 @@ codes! {
     ReservationNotFound = 404 "reservation_not_found" "The reservation does not exist";
     /// No such ticket of this caller.
     TicketNotFound = 404 "ticket_not_found" "The ticket does not exist";
+    /// No such charge.
+    PaymentNotFound = 404 "payment_not_found" "The payment does not exist";
     /// The path exists, the method does not.
     MethodNotAllowed = 405 "method_not_allowed" "The method is not allowed here";
     /// A seat is held or sold; `seats` names it.

@@ -34,22 +34,33 @@ const LEASE_SECONDS: f64 = 30.0;
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmReservation {
     /// The payment provider's token for the customer's means of payment. With the mock provider, ids that begin with `pay_decline`,
-    /// `pay_timeout_charged` or `pay_timeout_lost` do what they say; any other, or none, pays.
+    /// `pay_timeout_charged` or `pay_timeout_lost` do what they say, `pay_async` is decided by a notice to the webhook; any other, or
+    /// none, pays.
     #[schema(min_length = 1, max_length = 200, example = "pay_demo")]
     payment_id: Option<String>,
 }
 
-/// A paid reservation.
+/// Whether a reservation is paid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PaymentStatus {
+    /// The money is taken.
+    Completed,
+    /// The provider works on it; look at the reservation in a while.
+    Processing,
+}
+
+/// A reservation that is paid, or about to be.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmedReservation {
     /// The reservation.
     #[serde(flatten)]
     pub reservation: Reservation,
-    /// Always `completed`.
-    pub payment_status: String,
+    /// Whether the money is taken.
+    pub payment_status: PaymentStatus,
     /// The charge.
     pub payment_id: PaymentId,
-    /// One for each seat; their QR codes are at `/api/v1/tickets/{id}`.
+    /// One for each seat once it is paid; their QR codes are at `/api/v1/tickets/{id}`.
     pub tickets: Vec<Ticket>,
 }
 
@@ -61,7 +72,8 @@ refusals!(ConfirmRefusals: openapi::BODY, &[
 /// Pay for a reservation and get its tickets
 ///
 /// Repeating it gives the same answer and charges nothing more; with an `Idempotency-Key` that is true of a refusal too.
-/// The seats become `sold` at the Event Service a moment later.
+/// The seats become `sold` at the Event Service a moment later. A provider that takes its time is answered with `202`: the
+/// reservation becomes `confirmed` when the provider's notice comes, and asking again tells how far it is.
 #[utoipa::path(post, path = "/api/v1/reservations/{id}/confirm", tag = "2 Reservations", request_body = Option<ConfirmReservation>,
     params(("id" = ReservationId, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
@@ -70,7 +82,7 @@ refusals!(ConfirmRefusals: openapi::BODY, &[
         ("qr" = (operation_id = "get_ticket_qr", parameters(("id" = "$response.body#/tickets/0/id")))),
         ("refund" = (operation_id = "refund_ticket", parameters(("id" = "$response.body#/tickets/0/id")))),
         ("tickets" = (operation_id = "list_tickets", parameters(("user_id" = "$response.body#/user_id")))),
-    )), ConfirmRefusals))]
+    )), (status = 202, description = "The payment provider works on it", body = ConfirmedReservation), ConfirmRefusals))]
 pub(crate) async fn confirm_reservation(
     State(app): State<App>,
     caller: Caller,
@@ -89,6 +101,10 @@ pub(crate) async fn confirm_reservation(
     // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
     let paid = pay(&app, caller.user_id, id, attempt, body.payment_id.as_deref()).await;
     match paid {
+        Ok(processing) if processing.payment_status == PaymentStatus::Processing => {
+            claim.give_back(&app.db).await?;
+            Ok((StatusCode::ACCEPTED, Json(processing)).into_response())
+        }
         Ok(paid) => {
             if claim.has_key() {
                 claim.finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid).await?;
@@ -124,6 +140,7 @@ async fn pay(
     match concluded {
         Concluded::Paid(tickets) => Ok(answer(find(&app.db, id, user_id).await?, key, tickets)),
         Concluded::NotCharged => Err(declined()),
+        Concluded::Processing => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
         Concluded::Unknown => Err(unknown_charge().into()),
         Concluded::SeatLost => {
             let detail = "A seat of this reservation has another owner. That must not happen and is being looked into; your money is given back.";
@@ -142,19 +159,21 @@ async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<Co
             .fetch_optional(&app.db)
             .await?
             .ok_or_else(|| not_found(id))?;
-    match status {
-        StoredStatus::Confirmed => {
-            let sql = "select id from payments where reservation_id = $1 and status = 'captured'";
-            let key = sqlx::query_scalar(sql).bind(id).fetch_one(&app.db).await?;
+    let live = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
+    let live: Option<PaymentId> = sqlx::query_scalar(live).bind(id).fetch_optional(&app.db).await?;
+    match (status, live) {
+        (StoredStatus::Confirmed, Some(key)) => {
             Ok(answer(find(&app.db, id, user_id).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
-        StoredStatus::Active if !expired => Err(declined()),
-        status => Err(refusal(status)),
+        (StoredStatus::Active, Some(key)) => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
+        (StoredStatus::Active, None) if !expired => Err(declined()),
+        (status, _) => Err(refusal(status)),
     }
 }
 
 fn answer(reservation: Reservation, payment_id: PaymentId, tickets: Vec<Ticket>) -> ConfirmedReservation {
-    ConfirmedReservation { reservation, payment_status: "completed".into(), payment_id, tickets }
+    let payment_status = if tickets.is_empty() { PaymentStatus::Processing } else { PaymentStatus::Completed };
+    ConfirmedReservation { reservation, payment_status, payment_id, tickets }
 }
 
 fn declined() -> Error {
@@ -179,6 +198,7 @@ async fn take_lease(
         "with leased as (
              update reservations set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
              where id = $1 and user_id = $2 and status || '' = 'active' and expiry_time > clock_timestamp()
+               and not exists (select from payments where reservation_id = $1 and status = 'processing')
              returning id, total_amount, currency
          )
          insert into payments (id, reservation_id, payment_id, amount, currency, status)
@@ -202,15 +222,18 @@ pub(crate) enum Concluded {
     Paid(Vec<Ticket>),
     /// `active` again: nothing was charged.
     NotCharged,
+    /// `active` again, and the provider will tell what becomes of the charge.
+    Processing,
     /// Still `confirming`: nobody knows what became of the charge.
     Unknown,
-    /// `expired`, and the money is owed back: a seat has another ticket that admits. The last net has caught something.
+    /// The money is owed back: the reservation has ended, and its seats can't be had any more.
     SeatLost,
     /// Others had settled it before.
     ByOthers,
 }
 
-/// `confirming → confirmed | active | expired` by what the provider said; nothing while that is unknown.
+/// `confirming → confirmed | active | expired`, or `active → confirmed` for a payment that the provider took its time with, by what the
+/// provider said; nothing while that is unknown.
 pub(crate) async fn conclude(
     app: &App,
     id: ReservationId,
@@ -219,30 +242,39 @@ pub(crate) async fn conclude(
 ) -> Result<Concluded> {
     match outcome {
         ChargeOutcome::Unknown => Ok(Concluded::Unknown),
-        ChargeOutcome::Declined => give_lease_back(app, id, key).await,
+        ChargeOutcome::Declined => give_lease_back(app, id, key, "declined").await,
+        ChargeOutcome::Processing => give_lease_back(app, id, key, "processing").await,
         ChargeOutcome::Captured => complete(app, id, key).await,
     }
 }
 
-async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: &str) -> Result<Concluded> {
     let changed = sqlx::query(
-        "with declined as (update payments set status = 'declined', updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
+        "with told as (update payments set status = $3, updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
          update reservations set status = 'active', confirming_until = null, updated_at = now()
-         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from declined)",
+         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from told)",
     )
     .bind(id)
     .bind(key)
+    .bind(payment)
     .execute(&app.db)
     .await?;
-    Ok(if changed.rows_affected() == 1 { Concluded::NotCharged } else { Concluded::ByOthers })
+    Ok(match (changed.rows_affected(), payment) {
+        (1, "processing") => Concluded::Processing,
+        (1, _) => Concluded::NotCharged,
+        _ => Concluded::ByOthers,
+    })
 }
 
-async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let changed: Option<Changed> = sqlx::query_as(
-        "with paid as (update payments set status = 'captured', updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
+        "with paid as (
+             update payments set status = 'captured', reservation_id = $1, updated_at = now()
+             where id = $2 and status || '' in ('pending', 'processing') and (reservation_id = $1 or rebooked_as = $1) returning id
+         )
          update reservations set status = 'confirmed', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from paid)
+         where id = $1 and status || '' in ('active', 'confirming') and exists (select from paid)
          returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(id)
@@ -272,16 +304,17 @@ async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Conclu
     Ok(Concluded::Paid(issued))
 }
 
-/// `confirming → expired` for a charge that was captured but can't become tickets.
+/// `confirming | active → expired` for a charge that was captured but can't become tickets.
 async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let changed: Option<Changed> = sqlx::query_as(
         "with lost as (
-             update payments set status = 'voided', updated_at = now() where id = $2 and status || '' = 'pending' returning id, reservation_id, amount
+             update payments set status = 'voided', updated_at = now()
+             where id = $2 and status || '' in ('pending', 'processing') and (reservation_id = $1 or rebooked_as = $1) returning id, amount
          ),
          owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
          update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from lost)
+         where id = $1 and status || '' in ('active', 'confirming') and exists (select from lost)
          returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(id)

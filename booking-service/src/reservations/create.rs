@@ -249,6 +249,32 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
 async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
     let pricing = app.event_service.pricing(draft.session_id, &draft.seat_ids).await?;
     let order = price(draft, &pricing)?;
+    reserve_and_write(app, draft, order, claim).await
+}
+
+/// Steps 4 and 5 for the seats of a reservation that has expired, at their old prices: its payment came too late. The new one has an
+/// id of its own, so that what is still on its way about the old one can't free its seats. It needs no locks: step 4 decides alone.
+pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation) -> Result<Reservation> {
+    let seat_ids: Vec<SessionSeatId> = ended.items.iter().map(|item| item.session_seat_id).collect();
+    // The news that the old one has ended may not have come yet.
+    app.event_service.release(ended.session_id, ended.id, &seat_ids).await?;
+    let booking_time: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
+    let draft = Draft {
+        id,
+        user_id: ended.user_id,
+        session_id: ended.session_id,
+        seats: Vec::new(),
+        seat_ids,
+        multipliers: HashMap::new(),
+        booking_time,
+        expiry_time: booking_time + app.rules.hold_interval(),
+    };
+    let items = ended.items.into_iter().map(|item| ReservationItem { id: ReservationItemId::new(), ..item }).collect();
+    let order = PricedOrder { items, total_amount: ended.total_amount, currency: ended.currency };
+    reserve_and_write(app, &draft, order, &Claim::without_key(ended.user_id)).await
+}
+
+async fn reserve_and_write(app: &App, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
     reserve(app, draft).await?;
     let error = match write(&app.db, draft, order, claim).await {
         Ok(reservation) => return Ok(reservation),

@@ -3,15 +3,18 @@
 //! ```text
 //!           confirm            captured
 //!  active ─────────▶ confirming ───────▶ confirmed ──▶ refunded   (all its tickets given back)
-//!   │ │ ▲                │
-//!   │ │ └─ not captured ─┘
-//!   │ └──▶ expired      (its time is over: the worker, or whoever wants its seats)
-//!   └────▶ cancelled    (by the customer, or with its session)
+//!  │ │ │ ▲                │                  ▲
+//!  │ │ │ └─ not captured ─┘                  │
+//!  │ │ │    (yet)                            │
+//!  │ │ └──── captured after all, by notice ──┘
+//!  │ └──▶ expired       (its time is over: the worker, or whoever wants its seats)
+//!  └────▶ cancelled     (by the customer, or with its session)
 //! ```
 //!
 //! Each arrow is one conditional update judged by this database's clock; of confirm, cancel and expire one wins and the others
 //! get the right error. `confirming` is a lease: while the payment provider is asked nobody else may end the reservation, and a
-//! lease that has run out is settled by asking the provider what became of the charge. Clients see it as `active`.
+//! lease that has run out is settled by asking the provider what became of the charge. Clients see it as `active`. A provider that
+//! takes its time leaves the reservation `active` and tells by notice how the charge ended (`late_payment.rs`).
 //!
 //! Statements that look one row up by its id write `status || ''`: with the bare column the planner may take the partial index of
 //! that status instead of the key and read every active reservation for one (seen: 2.07 ms instead of 0.1 ms with 3,000 of them).
@@ -19,6 +22,7 @@
 pub mod confirm;
 pub mod create;
 pub mod finish;
+pub mod late_payment;
 pub mod session_cancelled;
 
 use axum::Json;

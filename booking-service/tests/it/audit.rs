@@ -167,6 +167,19 @@ async fn faults_of_money_are_found() {
         (Booking, "delete from mock_provider_refunds", 5, "the provider did not give back what is settled"),
         (
             Booking,
+            "update payments set status = 'processing' where status = 'captured'; update reservations set updated_at = now() - interval '61 seconds'",
+            5,
+            "the reservation has ended and the charge has not",
+        ),
+        (
+            Booking,
+            "insert into payment_notices (event_id, payment_id, event_type, received_at)
+             select 'evt', id, 'payment.captured', now() - interval '61 seconds' from payments limit 1",
+            5,
+            "the provider's notice is not worked on",
+        ),
+        (
+            Booking,
             "update refunds set status = 'pending', created_at = now() - interval '61 seconds'",
             5,
             "the money is owed for too long",

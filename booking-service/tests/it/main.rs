@@ -14,6 +14,7 @@ mod idempotency;
 mod openapi;
 mod outages;
 mod outbox;
+mod payment_webhook;
 mod price_tiers;
 mod problems;
 mod races;

@@ -20,6 +20,9 @@ use uuid::Uuid;
 /// Longer than anything that should happen soon takes on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
+/// What the payment provider signs with.
+pub(crate) const WEBHOOK_SECRET: &str = "shared with the provider";
+
 /// Both services and the wires between them, each of which can be cut.
 pub(crate) struct System {
     pub(crate) app: App,
@@ -93,6 +96,7 @@ impl System {
             reconcile_interval: Duration::from_secs(1),
             expiry_batch_size: 100,
             mock_payment_success_rate: 1.0,
+            webhook_secrets: vec![Secret::from(WEBHOOK_SECRET), Secret::from("of last month")],
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let booking_base = format!("http://{}", listener.local_addr().unwrap());

@@ -38,7 +38,8 @@ fn each_table_of_promises_has_one_writer() {
         ("reservations", "booking-service/src/reservations/"),
         ("outbox", "booking-service/src/outbox.rs"),
         ("tickets", "booking-service/src/tickets.rs"),
-        ("payments", "booking-service/src/reservations/confirm.rs"),
+        ("payments", "booking-service/src/reservations/"),
+        ("payment_notices", "booking-service/src/payment_webhook.rs"),
         ("mock_provider_charges", "booking-service/src/payments.rs"),
         ("mock_provider_refunds", "booking-service/src/payments.rs"),
     ];

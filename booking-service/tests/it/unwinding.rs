@@ -93,6 +93,7 @@ async fn faulty_booking(system: &System, fault: Fault) -> (String, Arc<AtomicUsi
         publisher: Publisher::new(system.settings.broker.clone(), "test"),
         outbox_nudge: Notify::new(),
         rules: system.settings.rules,
+        webhook_secrets: Vec::new(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let booking = format!("http://{}", listener.local_addr().unwrap());
@@ -204,6 +205,7 @@ async fn a_lost_answer_of_the_last_step_never_parts_seats_from_their_reservation
         publisher: Publisher::new(system.settings.broker.clone(), "test"),
         outbox_nudge: Notify::new(),
         rules: system.settings.rules,
+        webhook_secrets: Vec::new(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let booking = format!("http://{}", listener.local_addr().unwrap());

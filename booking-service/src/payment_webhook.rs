@@ -1,0 +1,291 @@
+//! The payment provider's notices: how a charge has ended that it took its time with.
+//!
+//! A notice is believed only with a signature over its time and its bytes as they came, made with a secret that the provider and this
+//! service share. It is written down before it is worked on, answered at once, and worked on again by reconciliation if that failed.
+//! What it says is not taken for the truth either: it is the reason to ask the provider (`reservations/late_payment.rs`).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use chrono::{DateTime, Utc};
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use service_kit::error::{Error, Result};
+use service_kit::extract::{RawJson, parse};
+use service_kit::settings::Secret;
+use service_kit::{openapi, refusals};
+use sha2::Sha256;
+use shared_contracts::ids::PaymentId;
+use shared_contracts::money::{Currency, Money};
+use shared_contracts::problem::{Code, FieldError, Problem};
+use sqlx::FromRow;
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::reservations::late_payment::follow_up;
+
+/// The header of the signature: `t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of "<t>.<body>">`; several `v1` while secrets change.
+pub const SIGNATURE: &str = "x-payment-signature";
+/// How far the notice's time may be from ours, both ways: a notice that was overheard can't be sent again later.
+const AGE_SECONDS_MAX: u64 = 300;
+/// Signatures that are looked at.
+const SIGNATURES_MAX: usize = 5;
+
+/// What the provider has to say.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PaymentNotice {
+    /// The provider's id of the notice, the same when it is sent again.
+    #[schema(min_length = 1, max_length = 200, example = "evt_1")]
+    event_id: String,
+    event_type: PaymentNoticeType,
+    /// The charge: the `payment_id` that confirming the reservation answered.
+    payment_id: PaymentId,
+    /// What was charged; must be what was asked for.
+    amount: Money,
+    currency: Currency,
+    /// When the provider made it; for its records and ours.
+    #[serde(default)]
+    occurred_at: Option<DateTime<Utc>>,
+}
+
+/// How the charge ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[sqlx(type_name = "text")]
+pub enum PaymentNoticeType {
+    /// The money is taken.
+    #[serde(rename = "payment.captured")]
+    #[sqlx(rename = "payment.captured")]
+    Captured,
+    /// It is not, and will not be.
+    #[serde(rename = "payment.declined")]
+    #[sqlx(rename = "payment.declined")]
+    Declined,
+}
+
+/// What became of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NoticeTaken {
+    /// Whether its consequences are committed; if not, they follow without a further notice.
+    pub handled: bool,
+    /// Whether it had come before.
+    pub duplicate: bool,
+}
+
+refusals!(Refusals: openapi::BODY, &[Code::Unauthenticated, Code::PaymentNotFound]);
+
+/// Tell how a charge has ended
+///
+/// For the payment provider. The notice is signed: `X-Payment-Signature: t=<seconds since 1970>,v1=<hex>`, where `v1` is the HMAC-SHA256 of
+/// `<t>.<body>` under the secret of `PAYMENT_WEBHOOK_SECRET`, and `t` is at most 300 seconds from now. Repeating a notice is harmless,
+/// and their order does not matter.
+#[utoipa::path(post, path = "/api/v1/payments/webhook", tag = "5 Payment provider", request_body = PaymentNotice,
+    params(("X-Payment-Signature" = Option<String>, Header, description = "Time and signature")),
+    responses((status = 200, description = "Written down", body = NoticeTaken), Refusals))]
+pub(crate) async fn take_payment_notice(
+    State(app): State<App>,
+    headers: HeaderMap,
+    RawJson(body): RawJson,
+) -> Result<Json<NoticeTaken>> {
+    verify(&app, &headers, &body).await?;
+    let notice: PaymentNotice = parse(&body)?;
+    must_fit_its_charge(&app, &notice).await?;
+    let written = write(&app, &notice).await?;
+    if let Written::Handled = written {
+        return Ok(Json(NoticeTaken { handled: true, duplicate: true }));
+    }
+    let handled = match handle(&app, &notice.event_id, notice.payment_id, notice.event_type).await {
+        Ok(()) => true,
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::warn!(error, payment_id = %notice.payment_id, "A payment notice is written down and will be worked on again");
+            false
+        }
+    };
+    Ok(Json(NoticeTaken { handled, duplicate: written == Written::Before }))
+}
+
+async fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<()> {
+    let refused = |detail: &str| Err(Error::refused(Code::Unauthenticated, detail));
+    if app.webhook_secrets.is_empty() {
+        return refused("No PAYMENT_WEBHOOK_SECRET is set, so no notice can be believed.");
+    }
+    let Some(signature) = headers.get(SIGNATURE).and_then(|value| value.to_str().ok()).and_then(Signature::parse)
+    else {
+        return refused(
+            "Sign the notice: X-Payment-Signature: t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of \"<t>.<body>\">.",
+        );
+    };
+    // The signature first: who can't sign learns nothing of our clock.
+    if !app.webhook_secrets.iter().any(|secret| signature.is_by(secret, body)) {
+        return refused("The signature is not of these bytes and that time under our secret.");
+    }
+    let seconds: i64 = sqlx::query_scalar("select extract(epoch from now())::int8").fetch_one(&app.db).await?;
+    if seconds.abs_diff(signature.time) > AGE_SECONDS_MAX {
+        return refused("The notice's time is more than 300 seconds from now. Send it again with a new signature.");
+    }
+    Ok(())
+}
+
+/// The header, taken apart.
+struct Signature<'a> {
+    time: i64,
+    digests: Vec<&'a str>,
+}
+
+impl<'a> Signature<'a> {
+    fn parse(header: &'a str) -> Option<Self> {
+        let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
+        let time = parts().find(|(name, _)| *name == "t")?.1.parse().ok()?;
+        let digests = parts().filter(|(name, _)| *name == "v1").map(|(_, hex)| hex).take(SIGNATURES_MAX).collect();
+        Some(Self { time, digests })
+    }
+
+    fn is_by(&self, secret: &Secret, body: &[u8]) -> bool {
+        let expected = signing(secret, self.time, body);
+        // `verify_slice` takes the same time for every wrong answer.
+        self.digests.iter().any(|digest| {
+            hex::decode(digest)
+                .is_ok_and(|digest| expected.as_ref().is_some_and(|mac| mac.clone().verify_slice(&digest).is_ok()))
+        })
+    }
+}
+
+fn signing(secret: &Secret, time: i64, body: &[u8]) -> Option<Hmac<Sha256>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.reveal().as_bytes()).ok()?;
+    mac.update(time.to_string().as_bytes());
+    mac.update(b".");
+    mac.update(body);
+    Some(mac)
+}
+
+/// The header's value for a notice, as the provider makes it. For tests and trials.
+#[must_use]
+pub fn sign(secret: &Secret, time: i64, body: &[u8]) -> String {
+    let digest = signing(secret, time, body).map(|mac| hex::encode(mac.finalize().into_bytes()));
+    format!("t={time},v1={}", digest.unwrap_or_default())
+}
+
+/// A notice about another sum than was asked for must not sell anything.
+async fn must_fit_its_charge(app: &App, notice: &PaymentNotice) -> Result<()> {
+    let charge: Option<(Money, Currency)> = sqlx::query_as("select amount, currency from payments where id = $1")
+        .bind(notice.payment_id)
+        .fetch_optional(&app.db)
+        .await?;
+    let Some((amount, currency)) = charge else {
+        let detail = format!("There is no charge with the id {}.", notice.payment_id);
+        return Err(Error::refused(Code::PaymentNotFound, detail));
+    };
+    let mut faults = Vec::new();
+    if notice.amount != amount {
+        faults.push(FieldError::at("/amount", format!("is not what was charged, which is {amount}")));
+    }
+    if notice.currency != currency {
+        faults.push(FieldError::at("/currency", format!("is not that of the charge, which is {currency}")));
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    tracing::error!(payment_id = %notice.payment_id, event_id = notice.event_id, "A notice does not fit its charge; someone must look");
+    Err(Problem::validation(faults).into())
+}
+
+/// Whether a notice is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Now,
+    Before,
+    Handled,
+}
+
+async fn write(app: &App, notice: &PaymentNotice) -> Result<Written> {
+    let inserted = sqlx::query(
+        "insert into payment_notices (event_id, payment_id, event_type) values ($1, $2, $3) on conflict do nothing",
+    )
+    .bind(&notice.event_id)
+    .bind(notice.payment_id)
+    .bind(notice.event_type)
+    .execute(&app.db)
+    .await?;
+    if inserted.rows_affected() == 1 {
+        return Ok(Written::Now);
+    }
+    let sql = "select handled_at is not null from payment_notices where event_id = $1";
+    let handled: bool = sqlx::query_scalar(sql).bind(&notice.event_id).fetch_one(&app.db).await?;
+    Ok(if handled { Written::Handled } else { Written::Before })
+}
+
+async fn handle(app: &App, event_id: &str, payment_id: PaymentId, event_type: PaymentNoticeType) -> Result<()> {
+    app.payments.noticed(payment_id, event_type == PaymentNoticeType::Captured).await?;
+    follow_up(app, payment_id).await?;
+    sqlx::query("update payment_notices set handled_at = now() where event_id = $1")
+        .bind(event_id)
+        .execute(&app.db)
+        .await?;
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Waiting {
+    event_id: String,
+    payment_id: PaymentId,
+    event_type: PaymentNoticeType,
+}
+
+/// Works on notices that were written down and not worked on to their end. Returns how many are done now.
+///
+/// # Errors
+/// The database failed, or a part that a notice needs; a later round goes on.
+pub async fn handle_waiting(app: &App, limit: i64) -> Result<usize> {
+    // Young ones are in the hands of the request that brought them.
+    let waiting: Vec<Waiting> = sqlx::query_as(
+        "select event_id, payment_id, event_type from payment_notices
+         where handled_at is null and received_at < now() - interval '2 seconds' order by received_at limit $1",
+    )
+    .bind(limit)
+    .fetch_all(&app.db)
+    .await?;
+    let mut done = Ok(0);
+    for Waiting { event_id, payment_id, event_type } in waiting {
+        // One that fails must not keep the others from their tickets.
+        match handle(app, &event_id, payment_id, event_type).await {
+            Ok(()) => done = done.map(|count| count + 1),
+            Err(error) => done = Err(error),
+        }
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_signed(header: &str, secret: &str, body: &[u8]) -> bool {
+        Signature::parse(header).is_some_and(|signature| signature.is_by(&Secret::from(secret), body))
+    }
+
+    #[test]
+    fn only_these_bytes_at_this_time_under_this_secret_are_signed() {
+        let header = sign(&Secret::from("secret"), 1_700_000_000, b"{}");
+        assert!(is_signed(&header, "secret", b"{}"));
+        assert!(
+            is_signed(&format!("v1=00ff, {header} ,v0=x"), "secret", b"{}"),
+            "while secrets change, there are several"
+        );
+        assert!(!is_signed(&header, "other", b"{}"));
+        assert!(!is_signed(&header, "secret", b"{ }"));
+        assert!(!is_signed(&header.replace("t=17", "t=18"), "secret", b"{}"));
+        assert!(!is_signed(&header[..header.len() - 2], "secret", b"{}"), "a piece of the digest is not the digest");
+        for bad in ["", "t=1", "v1=00", "t=x,v1=00", "t=1,v1=zz", "t=1,v1="] {
+            assert!(!is_signed(bad, "secret", b"{}"), "{bad}");
+        }
+    }
+
+    /// As `openssl dgst -sha256 -hmac` makes it.
+    #[test]
+    fn the_signature_is_that_of_other_tools() {
+        assert_eq!(
+            sign(&Secret::from("secret"), 1_700_000_000, b"{}"),
+            "t=1700000000,v1=b8569b78799ff9e3cbff0fc2d63a33a2b57f3282abd07c37ae5e8e7d79a5f163"
+        );
+    }
+}
