@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
+use service_kit::crash::crash_point;
 use service_kit::{database, layers};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use sqlx::{FromRow, PgConnection, PgPool};
@@ -93,6 +94,7 @@ pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<R
     }
     let batch: Vec<Outgoing> = pending.into_iter().map(Pending::into_message).collect();
     let outcomes = publisher.publish(&batch).await?;
+    crash_point("relay.published");
     let mut confirmed = Vec::with_capacity(batch.len());
     for (message, outcome) in batch.iter().zip(outcomes) {
         match outcome {

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use service_kit::crash::crash_point;
 use service_kit::error::Result;
 use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
@@ -306,6 +307,7 @@ pub async fn settle_refunds(app: &App) -> Result<usize> {
 /// As [`settle_refunds`].
 pub(crate) async fn settle_refund(app: &App, refund: Uuid, charge: PaymentId, amount: Money) -> Result<()> {
     app.payments.refund(refund, charge, amount).await?;
+    crash_point("refund.given_back");
     sqlx::query("update refunds set status = 'settled', updated_at = now() where id = $1")
         .bind(refund)
         .execute(&app.db)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
+use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
@@ -92,7 +93,9 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
             Applied::Changed
         }
     };
+    crash_point("consumer.applying");
     tx.commit().await?;
+    crash_point("consumer.applied");
     Ok(applied)
 }
 

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiJson, ApiPath};
 use service_kit::query::ApiQuery;
@@ -85,6 +86,7 @@ pub(crate) async fn reserve_seats(
     let outcome =
         session_seats::reserve(&mut connection, session_id, request.reservation_id, &seats, request.reserved_until)
             .await?;
+    crash_point("seats.reserved");
     if matches!(outcome, ChangeOutcome::Refused(_)) {
         // A session that was cancelled between the look and this call says so.
         sessions::must_not_be_cancelled(&mut connection, session_id).await?;

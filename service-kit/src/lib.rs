@@ -4,12 +4,13 @@
 //! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] (with its [`dead_letters`]) and, for other services, [`circuit`] as the ways out, [`server`] as the way in;
 //! there [`layers`] wraps each request, [`extract`], [`query`] and [`auth`] read it, [`answer`], [`etag`] and [`error`] say what came
 //! of it,
-//! [`openapi`] describes it, and [`health`] tells others how the process is.
+//! [`openapi`] describes it, and [`health`] tells others how the process is. Tests have the process die at places that [`crash`] names.
 
 pub mod amqp;
 pub mod answer;
 pub mod auth;
 pub mod circuit;
+pub mod crash;
 pub mod database;
 pub mod dead_letters;
 pub mod error;

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use service_kit::auth::Caller;
+use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiPath, OptionalJson};
@@ -129,11 +130,13 @@ async fn pay(
     let Some(amount) = take_lease(app, user_id, id, key, payment_id).await? else {
         return paid_before(app, user_id, id).await;
     };
+    crash_point("confirm.leased");
     // An error is an unknown outcome too: the charge may have been made.
     let outcome = app.payments.charge(key, amount, payment_id).await.unwrap_or_else(|error| {
         tracing::warn!(error = format!("{error:#}"), payment_id = %key, "The payment provider gave no answer");
         ChargeOutcome::Unknown
     });
+    crash_point("confirm.charged");
     let concluded = conclude(app, id, key, outcome)
         .await
         .map_err(|error| Error::Unavailable { problem: Box::new(unknown_charge()), cause: error.into() })?;
@@ -299,7 +302,9 @@ pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Re
         ..changed.event(BookingEventType::Confirmed)
     };
     outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
+    crash_point("confirm.completing");
     tx.commit().await?;
+    crash_point("confirm.completed");
     announce_end(app, &event).await;
     Ok(Concluded::Paid(issued))
 }

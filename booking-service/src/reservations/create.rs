@@ -23,6 +23,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::Caller;
+use service_kit::crash::crash_point;
 use service_kit::database::{self, broken_constraint};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
@@ -96,6 +97,7 @@ pub(crate) async fn create_reservation(
             Claimed::Work(claim) => claim,
             Claimed::Answer(answer) => return Ok(answer),
         };
+    crash_point("booking.claimed");
     match book(&app, id, caller.user_id, wanted, &claim).await {
         Ok(made) => {
             Ok(Created { location: format!("/api/v1/reservations/{}", made.id), body: Json(made) }.into_response())
@@ -121,7 +123,9 @@ async fn book(
     }
     check_availability(app, &draft).await?;
     lock_seats(app, &draft).await?;
+    crash_point("booking.locked");
     let booked = hold_and_write(app, &draft, claim).await;
+    crash_point("booking.written");
     if booked.is_ok() {
         app.locks.extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time).await;
     } else {
@@ -276,6 +280,7 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
 
 async fn reserve_and_write(app: &App, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
     reserve(app, draft).await?;
+    crash_point("booking.reserved");
     let error = match write(&app.db, draft, order, claim).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use service_kit::auth::Caller;
+use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
@@ -82,6 +83,7 @@ pub(crate) async fn cancel_reservation(
     };
     let events = announce_all(&mut tx, BookingEventType::Cancelled, &[changed]).await?;
     tx.commit().await?;
+    crash_point("cancel.committed");
     for event in &events {
         // The event frees the seats in any case; this frees them before the customer hears of it.
         if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
@@ -106,7 +108,9 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
         return Ok(0);
     }
     let events = expire(&mut tx, &ids).await?;
+    crash_point("expire.ending");
     tx.commit().await?;
+    crash_point("expire.committed");
     for event in &events {
         announce_end(app, event).await;
     }
@@ -183,6 +187,7 @@ pub(crate) async fn refund_ticket(
     };
     let (events, owed) = give_back(&mut tx, std::slice::from_ref(&ticket)).await?;
     tx.commit().await?;
+    crash_point("refund.committed");
     for event in &events {
         announce_end(&app, event).await;
     }

@@ -11,6 +11,7 @@
 //! A notice is only the reason to ask: what counts is what the provider says when it is asked. So notices may be lost, doubled,
 //! late or in the wrong order, and this may run at any time, any number of times.
 
+use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
@@ -109,6 +110,7 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     match book_again(app, again, ended).await {
         Ok(_) => {
             tracing::info!(payment_id = %payment.id, expired = %payment.reservation_id, %again, "A payment came too late and its seats were still free");
+            crash_point("late_payment.booked_again");
             complete(app, again, payment.id).await
         }
         Err(Error::Refused(problem)) if problem.status < 500 => {

@@ -1,47 +1,21 @@
 //! The process is killed in the middle of its work.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use booking_service::reconcile::{ABANDONED_AFTER, Sweep, reconcile_once};
+use booking_service::settings::Settings;
 use futures::future::join_all;
 use reqwest::Client;
 use service_kit::testing::wait_until;
-use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use crate::processes::{self, Process, free_port};
 use crate::support::System;
 
-async fn spawn_process(system: &System) -> (Child, String) {
-    spawn(system, "serve").await
-}
-
-/// `serve` or `worker`, as a process of its own, and its address.
-pub(crate) async fn spawn(system: &System, command: &str) -> (Child, String) {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let settings = &system.settings;
-    let child = Command::new(env!("CARGO_BIN_EXE_booking-service"))
-        .arg(command)
-        .env("HOST", "127.0.0.1")
-        .env("PORT", port.to_string())
-        .env("REQUESTS_IN_FLIGHT_MAX", "2000")
-        .env("DATABASE_URL", settings.database_url.reveal())
-        .env("REDIS_URL", settings.redis_url.reveal())
-        .env("RABBITMQ_URL", settings.broker.url.reveal())
-        .env("RABBITMQ_EXCHANGE", &settings.broker.exchange)
-        .env("EVENT_SERVICE_URL", &system.event_base)
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let base = format!("http://127.0.0.1:{port}");
-    let http = Client::builder().build().unwrap();
-    wait_until("the process is ready", Duration::from_secs(20), async || {
-        http.get(format!("{base}/health/ready")).send().await.is_ok_and(|response| response.status() == 200)
-    })
-    .await;
-    (child, base)
+/// `serve` or `worker`, as a process of its own, past the wires that a test may cut on the way to the Event Service.
+pub(crate) async fn spawn(system: &System, subcommand: &str) -> Process {
+    let settings = Settings { event_service_url: system.event_base.clone(), ..system.settings.clone() };
+    processes::start(processes::booking(&settings, subcommand, free_port().await)).await
 }
 
 /// Two hundred bookings of two seats each are under way when the process dies. Afterwards no seat is held without a reservation, no reservation has
@@ -50,7 +24,7 @@ pub(crate) async fn spawn(system: &System, command: &str) -> (Child, String) {
 async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
     let system = System::start().await;
     let sale = system.sale(400).await;
-    let (mut process, base) = spawn_process(&system).await;
+    let Process { child: mut process, base } = spawn(&system, "serve").await;
     let http = Client::builder().build().unwrap();
     let buyers = (0..200).map(|buyer| {
         let request = http.post(format!("{base}/api/v1/reservations")).header("x-user-id", Uuid::now_v7().to_string());
@@ -70,7 +44,7 @@ async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
     assert!(written >= told, "{told} were told 201, {written} reservations exist");
     assert!(written < 200, "the process died too late for this test to have tested anything");
 
-    let (_process, _) = spawn_process(&system).await;
+    let _process = spawn(&system, "serve").await;
     // Once the unwritten bookings are too old to be written, one round of reconciliation frees what they held.
     tokio::time::sleep(ABANDONED_AFTER + Duration::from_millis(200)).await;
     let healed = reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
@@ -93,7 +67,7 @@ async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation()
         });
         join_all(requests).await
     };
-    let (mut process, base) = spawn_process(&system).await;
+    let Process { child: mut process, base } = spawn(&system, "serve").await;
     // The row can't be written, so the one that works on the key gets as far as the hold and no further.
     let mut blocked = service_kit::database::begin(&system.app.db).await.unwrap();
     sqlx::query("lock table reservations in exclusive mode").execute(&mut *blocked).await.unwrap();
@@ -109,7 +83,7 @@ async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation()
     drop(blocked);
     assert_eq!(system.count("select count(*) from reservations").await, 0);
 
-    let (_process, base) = spawn_process(&system).await;
+    let Process { child: _process, base } = spawn(&system, "serve").await;
     assert!(thousand(&base).await.iter().all(|status| *status == 409), "the dead attempt still has the key");
     sqlx::query("update idempotency_keys set locked_until = now()").execute(&system.app.db).await.unwrap();
     let answers = thousand(&base).await;
@@ -125,9 +99,8 @@ async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation()
 #[tokio::test]
 async fn a_process_that_is_told_to_stop_exits_cleanly() {
     let system = System::start().await;
-    let (mut process, _) = spawn_process(&system).await;
-    let id = process.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    let mut process = spawn(&system, "serve").await.child;
+    processes::signal(&process, "TERM").await;
     let status =
         tokio::time::timeout(Duration::from_secs(20), process.wait()).await.expect("it stops in time").unwrap();
     assert!(status.success(), "{status}");

@@ -143,8 +143,8 @@ async fn a_whole_hall_that_expires_at_once_is_back_on_sale_although_a_worker_die
     .execute(&system.event_db)
     .await
     .unwrap();
-    let (mut first, _) = crash::spawn(&system, "worker").await;
-    let (_second, _) = crash::spawn(&system, "worker").await;
+    let mut first = crash::spawn(&system, "worker").await;
+    let _second = crash::spawn(&system, "worker").await;
     let left = async || -> i64 {
         let sql = "select count(*) from session_seats where status <> 'available'";
         sqlx::query_scalar(sql).fetch_one(&system.event_db).await.unwrap()
@@ -154,7 +154,7 @@ async fn a_whole_hall_that_expires_at_once_is_back_on_sale_although_a_worker_die
         system.count("select count(*) from reservations where status = 'expired'").await >= seats as i64 / 2
     })
     .await;
-    first.kill().await.unwrap();
+    first.child.kill().await.unwrap();
     wait_until("all seats are on sale again", time_max, async || left().await == 0).await;
     let late: f64 = sqlx::query_scalar("select extract(epoch from now() - $1)::float8")
         .bind(due)

@@ -2,6 +2,7 @@
 //! its own, and ends with a look at both databases: whatever the test did, the promises must hold.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod processes;
 mod support;
 
 mod audit;
@@ -9,6 +10,7 @@ mod booking;
 mod cancel;
 mod confirm;
 mod crash;
+mod crash_points;
 mod expiry;
 mod idempotency;
 mod openapi;

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use service_kit::amqp::Broker;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, LogFormat, Secret};
-use service_kit::testing::{ChaosProxy, database, server, unique, wait_until};
+use service_kit::testing::wires::ChaosProxy;
+use service_kit::testing::{database, server, unique, wait_until};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -30,6 +31,7 @@ pub(crate) struct System {
     pub(crate) event_base: String,
     pub(crate) booking_base: String,
     pub(crate) event_db: PgPool,
+    pub(crate) event_database_url: Secret,
     pub(crate) to_event_service: ChaosProxy,
     pub(crate) to_redis: ChaosProxy,
     pub(crate) to_broker: ChaosProxy,
@@ -107,6 +109,7 @@ impl System {
             event_base: format!("http://{event_address}"),
             booking_base,
             event_db: PgPool::connect(event_url.reveal()).await.unwrap(),
+            event_database_url: event_url,
             settings,
             to_event_service,
             to_redis,

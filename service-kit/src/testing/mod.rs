@@ -1,4 +1,4 @@
-//! What the tests of both services stand on: databases of their own, waiting on a condition, and a TCP proxy that breaks.
+//! What the tests of both services stand on: databases of their own, waiting on a condition, and wires that break ([`wires`]).
 //!
 //! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single runs.
 #![expect(
@@ -12,8 +12,6 @@
 )]
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -23,14 +21,13 @@ use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
 use crate::settings::Secret;
+
+pub mod wires;
 
 /// An address that the test servers' starter put into the environment.
 #[must_use]
@@ -112,89 +109,6 @@ pub fn wait_until<F: Future<Output = bool>>(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         begun.elapsed()
-    }
-}
-
-/// How a [`ChaosProxy`] treats its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Pass,
-    Cut,
-    Freeze,
-}
-
-/// A TCP proxy in front of a server: passes, cuts, or lets everything hang.
-#[derive(Debug, Clone)]
-pub struct ChaosProxy {
-    address: SocketAddr,
-    mode: Arc<watch::Sender<Mode>>,
-}
-
-impl ChaosProxy {
-    /// A proxy to `target` (`host:port`) that passes everything.
-    pub async fn to(target: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("address");
-        let mode = Arc::new(watch::Sender::new(Mode::Pass));
-        let (seen, target) = (mode.subscribe(), target.to_owned());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, target.clone(), seen.clone()));
-            }
-        });
-        Self { address, mode }
-    }
-
-    /// A proxy to the server of a URL, and the URL with the proxy's address in its place.
-    pub async fn in_front_of(url: &str) -> (Self, String) {
-        let authority = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).expect("a URL");
-        let target = authority.rsplit('@').next().expect("host and port");
-        let proxy = Self::to(target).await;
-        let through = url.replacen(target, &proxy.address.to_string(), 1);
-        (proxy, through)
-    }
-
-    /// The proxy's address as an HTTP URL.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Everything passes, new connections too.
-    pub fn heal(&self) {
-        self.mode.send_replace(Mode::Pass);
-    }
-
-    /// Connections break, new ones at once: the server is down.
-    pub fn cut(&self) {
-        self.mode.send_replace(Mode::Cut);
-    }
-
-    /// Connections stay and nothing passes: the server is frozen.
-    pub fn freeze(&self) {
-        self.mode.send_replace(Mode::Freeze);
-    }
-}
-
-/// A connection that was frozen ends with the thaw: what was on its way is lost, as after a real outage of some length.
-async fn carry(mut client: TcpStream, target: String, mut mode: watch::Receiver<Mode>) {
-    let now = *mode.borrow_and_update();
-    if now == Mode::Pass {
-        let Ok(mut server) = TcpStream::connect(&target).await else {
-            return;
-        };
-        tokio::select! {
-            _ = copy_bidirectional(&mut client, &mut server) => return,
-            _ = mode.changed() => {}
-        }
-        if *mode.borrow() != Mode::Freeze {
-            return;
-        }
-        // The server's side stays open too while nothing passes.
-        return drop((mode.changed().await, server));
-    }
-    if now == Mode::Freeze {
-        drop(mode.changed().await);
     }
 }
 

@@ -1,0 +1,89 @@
+//! The services as processes of their own, which can be killed.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use booking_service::settings::Settings;
+use reqwest::Client;
+use service_kit::testing::wait_until;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+
+/// A process that serves HTTP; it ends with this value.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) base: String,
+}
+
+/// A port that was free a moment ago.
+pub(crate) async fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+/// The command of a service, set to listen on `port` and to say little.
+fn command(binary: &Path, subcommand: &str, port: u16) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .arg(subcommand)
+        .env("HOST", "127.0.0.1")
+        .env("PORT", port.to_string())
+        .env("LOG_LEVEL", "warn")
+        .env("REQUESTS_IN_FLIGHT_MAX", "2000")
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// `booking-service serve` or `worker`, as `settings` say.
+pub(crate) fn booking(settings: &Settings, subcommand: &str, port: u16) -> Command {
+    let mut command = command(Path::new(env!("CARGO_BIN_EXE_booking-service")), subcommand, port);
+    command
+        .env("DATABASE_URL", settings.database_url.reveal())
+        .env("REDIS_URL", settings.redis_url.reveal())
+        .env("RABBITMQ_URL", settings.broker.url.reveal())
+        .env("RABBITMQ_EXCHANGE", &settings.broker.exchange)
+        .env("RABBITMQ_QUEUE", &settings.queue)
+        .env("EVENT_SERVICE_URL", &settings.event_service_url)
+        .env("RESERVATION_TIMEOUT_MINUTES", (settings.rules.hold_time.as_secs_f64() / 60.0).to_string())
+        .env("PAYMENT_WEBHOOK_SECRET", settings.webhook_secrets[0].reveal());
+    command
+}
+
+/// Where the Event Service's program is: beside the Booking Service's, as all tests are built together.
+pub(crate) fn event_binary() -> PathBuf {
+    let binary = Path::new(env!("CARGO_BIN_EXE_booking-service")).with_file_name("event-service");
+    assert!(binary.exists(), "{} is missing: run the tests with --workspace", binary.display());
+    binary
+}
+
+/// `event-service serve` on this database, with the broker, exchange and queue of `settings`.
+pub(crate) fn event(settings: &Settings, database_url: &str, port: u16) -> Command {
+    let mut command = command(&event_binary(), "serve", port);
+    command
+        .env("DATABASE_URL", database_url)
+        .env("RABBITMQ_URL", settings.broker.url.reveal())
+        .env("RABBITMQ_EXCHANGE", &settings.broker.exchange)
+        .env("RABBITMQ_QUEUE", &settings.queue);
+    command
+}
+
+/// Starts it and waits until it is ready.
+pub(crate) async fn start(mut command: Command) -> Process {
+    let port = command.as_std().get_envs().find_map(|(name, value)| (name == "PORT").then_some(value?)).unwrap();
+    let base = format!("http://127.0.0.1:{}", port.to_str().unwrap());
+    let child = command.spawn().unwrap();
+    let http = Client::builder().build().unwrap();
+    wait_until("the process is ready", Duration::from_secs(20), async || {
+        http.get(format!("{base}/health/ready")).send().await.is_ok_and(|response| response.status() == 200)
+    })
+    .await;
+    Process { child, base }
+}
+
+/// Sends a signal such as `STOP` to it.
+pub(crate) async fn signal(child: &Child, name: &str) {
+    let Some(id) = child.id() else { return };
+    let sent = Command::new("kill").args([format!("-{name}"), id.to_string()]).stderr(Stdio::null()).status().await;
+    assert!(sent.is_ok(), "kill can't be run");
+}
