@@ -1,222 +1,319 @@
-//! Each step of a booking broken in turn: the client gets an honest answer and nothing stays held.
+//! The trio: each step of a booking and of a payment fails before its effect, after it, and by silence after it; each step and
+//! each undo is repeated. The client gets an honest answer and nothing stays held, locked or charged that nobody has.
 //!
-//! The Event Service stands behind a small server that fails the n-th call: before its effect, or after it, by a lost answer.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! The faults are on the wires, so what fails is what would fail: a connection, an answer, a time-out.
 
 use axum::Router;
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::any;
-use booking_service::app;
-use booking_service::event_client::EventClient;
-use reqwest::Client;
-use service_kit::amqp::Publisher;
+use booking_service::app::{self, App};
+use booking_service::reconcile::{self, ABANDONED_AFTER, Sweep};
+use booking_service::settings::Settings;
+use futures::future::join_all;
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::Value;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::Secret;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use service_kit::testing::server;
+use service_kit::testing::wires::{FaultyWire, Strike};
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::support::{System, answer};
+use crate::support::{Sale, System, answer, text_of};
 
-/// Which call of a booking fails, and when.
+/// Between the Booking Service and what it needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
-    Before(&'static str),
-    After(&'static str),
+enum Link {
+    Database,
+    EventService,
+    Redis,
+}
+use Link::{Database, EventService, Redis};
+
+const EVERY_WAY: [Strike; 3] = [Strike::Before, Strike::After, Strike::Silence];
+
+/// What a booking with an Idempotency-Key sends, in this order.
+const BOOKING: [(Link, &str); 9] = [
+    (Database, "insert into idempotency_keys"),
+    (Database, "from price_tiers"),
+    (EventService, "seats/check-availability"),
+    (Redis, "booking:lock"),
+    (EventService, "/pricing"),
+    (EventService, "seats/reserve"),
+    (Database, "with made as"),
+    (Database, "update idempotency_keys set status"),
+    (Database, "COMMIT"),
+];
+
+/// What a payment sends, in this order.
+const PAYMENT: [(Link, &str); 7] = [
+    (Database, "with leased as"),
+    (Database, "insert into mock_provider_charges"),
+    (Database, "with paid as"),
+    (Database, "insert into tickets"),
+    (Database, "insert into outbox"),
+    (Database, "COMMIT"),
+    (Redis, "booking:lock"),
+];
+
+/// A second Booking Service on the same databases, one of whose wires strikes.
+struct Broken {
+    base: String,
+    app: App,
+    wire: FaultyWire,
+    lifecycle: Lifecycle,
 }
 
-#[derive(Clone)]
-struct FaultyFront {
-    target: String,
-    http: Client,
-    fault: Fault,
-    hit: Arc<AtomicUsize>,
-}
-
-async fn forward(State(front): State<FaultyFront>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let body: Bytes = to_bytes(body, usize::MAX).await.unwrap();
-    let (Fault::Before(step) | Fault::After(step)) = front.fault;
-    let struck = parts.uri.path().ends_with(step);
-    if struck {
-        front.hit.fetch_add(1, Ordering::Relaxed);
-        if front.fault == Fault::Before(step) {
-            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-        }
-    }
-    let mut call = rebuild(&front, &parts.method, &parts.uri.to_string(), body);
-    if let Some(kind) = parts.headers.get("content-type") {
-        call = call.header("content-type", kind);
-    }
-    let response = call.send().await.unwrap();
-    if struck {
-        return StatusCode::BAD_GATEWAY.into_response();
-    }
-    let status = response.status();
-    (status, [("content-type", "application/json")], response.bytes().await.unwrap()).into_response()
-}
-
-fn rebuild(front: &FaultyFront, method: &reqwest::Method, path: &str, body: Bytes) -> reqwest::RequestBuilder {
-    front.http.request(method.clone(), format!("{}{path}", front.target)).body(body)
-}
-
-/// A second Booking Service on the same database, behind whose back the Event Service fails as told.
-async fn faulty_booking(system: &System, fault: Fault) -> (String, Arc<AtomicUsize>, Lifecycle) {
+async fn serve(settings: &Settings) -> (String, App, Lifecycle) {
     let lifecycle = Lifecycle::new();
-    let hit = Arc::new(AtomicUsize::new(0));
-    let front = FaultyFront {
-        target: system.event_base.clone(),
-        http: Client::builder().build().unwrap(),
-        fault,
-        hit: Arc::clone(&hit),
-    };
+    let app = app::for_command(settings, "test").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    service_kit::server::serve(
-        &lifecycle,
-        listener,
-        Router::new().route("/{*path}", any(forward)).with_state(front),
-        100,
-    );
-
-    let shared = Arc::new(app::Shared {
-        db: system.app.db.clone(),
-        event_service: EventClient::new(&base).unwrap(),
-        locks: booking_service::seat_locks::SeatLocks::new(&system.settings.redis_url).unwrap(),
-        payments: system.app.payments.clone(),
-        publisher: Publisher::new(system.settings.broker.clone(), "test"),
-        outbox_nudge: Notify::new(),
-        rules: system.settings.rules,
-        webhook_secrets: Vec::new(),
-    });
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let booking = format!("http://{}", listener.local_addr().unwrap());
-    app::serve(&shared, &system.settings, listener, &lifecycle);
-    (booking, hit, lifecycle)
+    app::serve(&app, settings, listener, &lifecycle);
+    (base, app, lifecycle)
 }
 
+async fn broken(system: &System, link: Link, word: &'static str, strike: Strike, hits_max: usize) -> Broken {
+    let mut settings = system.settings.clone();
+    settings.event_service_url = system.event_base.clone();
+    settings.redis_url = Secret::from(server("TEST_REDIS_URL").as_str());
+    let wire = match link {
+        Database => {
+            let (wire, url) = FaultyWire::to_statements(settings.database_url.reveal(), word, strike, hits_max).await;
+            settings.database_url = Secret::from(url.as_str());
+            wire
+        }
+        EventService => {
+            let target = system.event_base.trim_start_matches("http://");
+            let wire = FaultyWire::to(target, word, strike, hits_max).await;
+            settings.event_service_url = format!("http://{}", wire.address());
+            wire
+        }
+        Redis => {
+            let url = settings.redis_url.reveal().to_owned();
+            let target = url.split("://").nth(1).unwrap().split('/').next().unwrap();
+            let wire = FaultyWire::to(target, word, strike, hits_max).await;
+            settings.redis_url = Secret::from(url.replace(target, &wire.address().to_string()).as_str());
+            wire
+        }
+    };
+    let (base, app, lifecycle) = serve(&settings).await;
+    Broken { base, app, wire, lifecycle }
+}
+
+fn booking(system: &System, base: &str, sale: &Sale, user: Uuid, seats: &[usize]) -> RequestBuilder {
+    let request = system.http.post(format!("{base}/api/v1/reservations"));
+    request.header("x-user-id", user.to_string()).header("idempotency-key", "only").json(&sale.order(seats))
+}
+
+/// Each step fails in each way, once, and as often as it is tried. All at the same time, each at seats of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_step_fails_nothing_stays_held() {
+async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
     let system = System::start().await;
-    let sale = system.sale(2).await;
-    for step in ["check-availability", "pricing", "reserve"] {
-        for fault in [Fault::Before(step), Fault::After(step)] {
-            let (booking, hit, lifecycle) = faulty_booking(&system, fault).await;
-            let request = system
-                .http
-                .post(format!("{booking}/api/v1/reservations"))
-                .header("x-user-id", Uuid::now_v7().to_string());
-            let response = request.json(&sale.order(&[0, 1])).send().await.unwrap();
-            assert!(response.headers().contains_key("retry-after"), "{fault:?}");
-            assert_eq!(answer(response, 503).await["code"], "event_service_unavailable", "{fault:?}");
-            assert_eq!(hit.load(Ordering::Relaxed), 3, "{fault:?}: one try and two more");
-            assert_eq!(system.statuses(&sale.session).await, ["available", "available"], "{fault:?} left a hold");
-            assert_eq!(system.lock_owner(&sale, 0).await, None, "{fault:?} left a lock");
-            lifecycle.stop();
+    let mut faults = Vec::new();
+    for (link, word) in BOOKING {
+        for strike in EVERY_WAY {
+            let times: &[usize] = if link == EventService { &[1, 9] } else { &[1] };
+            faults.extend(times.iter().map(|hits_max| (link, word, strike, *hits_max)));
         }
     }
-    assert_eq!(system.count("select count(*) from reservations").await, 0);
-    system.reserved(&sale, &[0, 1]).await;
+    let sale = system.sale(2 * faults.len() as u32).await;
+    let attempts = faults.into_iter().enumerate().map(async |(index, fault)| {
+        let (link, word, strike, hits_max) = fault;
+        let (seats, user) = ([2 * index, 2 * index + 1], Uuid::now_v7());
+        let broken = broken(&system, link, word, strike, hits_max).await;
+        let response = booking(&system, &broken.base, &sale, user, &seats).send().await.unwrap();
+        let (status, retry) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
+        let problem = response.text().await.unwrap();
+        assert!(broken.wire.hits() > 0, "{fault:?}: no step was met, so nothing was tested");
+        match link {
+            Redis => assert_eq!(status, 201, "{fault:?}: {problem}"),
+            EventService if hits_max == 1 => assert_eq!(status, 201, "{fault:?}, once, costs no booking: {problem}"),
+            EventService => assert_eq!((status, retry), (503, true), "{fault:?}: {problem}"),
+            // A lost answer of the last step may be found out about; then the booking is as good as any.
+            Database => assert!(status == 201 || (status == 503 && retry), "{fault:?}: {status} {problem}"),
+        }
+        broken.lifecycle.stop();
+        (fault, seats, user, status)
+    });
+    let attempts = join_all(attempts).await;
+
+    // What a vanished database left is settled as after a crash, and the seats of every refused booking are free for the same again.
+    tokio::time::sleep(ABANDONED_AFTER).await;
+    sqlx::query("update idempotency_keys set locked_until = now() where status is null")
+        .execute(&system.app.db)
+        .await
+        .unwrap();
+    reconcile::reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
+    let statuses = system.statuses(&sale.session).await;
+    for (fault, seats, user, status) in attempts {
+        let own = format!("/api/v1/reservations?status=active&limit={}", seats.len());
+        let held = system.get(&own, user, 200).await["items"].as_array().unwrap().len();
+        assert!(status != 201 || held == 1, "{fault:?}: told 201, and there is no reservation");
+        let expected = if held == 1 { "reserved" } else { "available" };
+        assert!(seats.iter().all(|seat| statuses[*seat] == expected), "{fault:?} left a hold, or lost one");
+        if held == 0 {
+            assert_eq!(system.lock_owner(&sale, seats[0]).await, None, "{fault:?} left a lock");
+        }
+        let again = booking(&system, &system.booking_base, &sale, user, &seats).send().await.unwrap();
+        let again = answer(again, 201).await;
+        assert_eq!(system.get("/api/v1/reservations?status=active", user, 200).await["items"][0]["id"], again["id"]);
+    }
+    assert_eq!(system.count("select count(*) from mock_provider_charges").await, 0);
     system.finish().await;
 }
 
-/// The last step: the row can't be written, as when the booking took too long.
-#[tokio::test]
-async fn a_reservation_that_can_not_be_written_gives_its_seats_back() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
     let system = System::start().await;
-    let sale = system.sale(1).await;
-    for sql in [
-        "create function refuse() returns trigger language plpgsql as 'begin return null; end'",
-        "create trigger refuse before insert on reservations for each row execute function refuse()",
-    ] {
-        sqlx::query(sql).execute(&system.app.db).await.unwrap();
+    let faults: Vec<_> =
+        PAYMENT.iter().flat_map(|(link, word)| EVERY_WAY.map(|strike| (*link, *word, strike))).collect();
+    let sale = system.sale(faults.len() as u32).await;
+    let attempts = faults.into_iter().enumerate().map(async |(seat, fault)| {
+        let (link, word, strike) = fault;
+        let (id, user) = system.reserved(&sale, &[seat]).await;
+        let broken = broken(&system, link, word, strike, 1).await;
+        let path = format!("{}/api/v1/reservations/{id}/confirm", broken.base);
+        let response = system.http.post(path).header("x-user-id", user.to_string()).send().await.unwrap();
+        let (status, retry) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
+        assert!(broken.wire.hits() > 0, "{fault:?}: no step was met, so nothing was tested");
+        assert!(status == 200 || (status == 503 && retry && link == Database), "{fault:?}: {status}");
+        broken.lifecycle.stop();
+        (fault, id, user)
+    });
+    let attempts = join_all(attempts).await;
+    sqlx::query("update reservations set confirming_until = now() - interval '1 second' where status = 'confirming'")
+        .execute(&system.app.db)
+        .await
+        .unwrap();
+    reconcile::settle_payments(&system.app).await.unwrap();
+    let captured = system.count("select count(*) from mock_provider_charges where state = 'captured'").await;
+    let paid = system.count("select count(*) from reservations where status = 'confirmed'").await;
+    assert_eq!(captured, paid, "money was taken for what is not confirmed");
+    assert_eq!(system.count("select count(*) from reservations where status = 'confirming'").await, 0);
+    for (fault, id, user) in attempts {
+        let tickets = system.confirm(&id, user, None, 200).await["tickets"].as_array().unwrap().len();
+        assert_eq!(tickets, 1, "{fault:?}");
     }
-    assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[0], 503).await["code"], "deadline_exceeded");
-    assert_eq!(system.statuses(&sale.session).await, ["available"]);
-    assert_eq!(system.lock_owner(&sale, 0).await, None);
-    sqlx::query("drop trigger refuse on reservations").execute(&system.app.db).await.unwrap();
-    system.reserved(&sale, &[0]).await;
+    let captured = system.count("select count(*) from mock_provider_charges where state = 'captured'").await;
+    assert_eq!(captured, sale.seats.len() as i64);
     system.finish().await;
 }
 
-/// A proxy to PostgreSQL that loses one answer: that of the statement which writes a reservation, after it has taken effect.
-async fn losing_proxy(target: String) -> (String, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let lost = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&lost);
-    #[expect(clippy::disallowed_methods, reason = "it lives as long as the test")]
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let server = TcpStream::connect(&target).await.unwrap();
-            tokio::spawn(carry_until_lost(client, server, Arc::clone(&counter)));
-        }
-    });
-    (address, lost)
+/// The Event Service gets every request twice, and the client the second answer.
+async fn twice(State(target): State<(Client, String)>, request: Request) -> Response {
+    let ((http, target), (parts, body)) = (target, request.into_parts());
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let send = || http.request(parts.method.clone(), format!("{target}{}", parts.uri)).headers(parts.headers.clone());
+    send().body(body.clone()).send().await.unwrap();
+    let second = send().body(body.clone()).send().await.unwrap();
+    let mut response = Response::builder().status(second.status());
+    *response.headers_mut().unwrap() = second.headers().clone();
+    response.body(Body::from(second.bytes().await.unwrap())).unwrap()
 }
 
-async fn carry_until_lost(mut client: TcpStream, mut server: TcpStream, lost: Arc<AtomicUsize>) {
-    let (mut up, mut down) = ([0_u8; 16_384], [0_u8; 16_384]);
-    // A statement is prepared in one exchange, which shows its text, and executed in the next.
-    let (mut prepared, mut executing) = (false, false);
-    loop {
-        tokio::select! {
-            read = client.read(&mut up) => {
-                let Ok(count @ 1..) = read else { return };
-                executing = prepared;
-                let text = String::from_utf8_lossy(&up[..count]);
-                prepared |= text.contains("with made as") && lost.load(Ordering::Relaxed) == 0;
-                if server.write_all(&up[..count]).await.is_err() { return }
-            }
-            read = server.read(&mut down) => {
-                let Ok(count @ 1..) = read else { return };
-                if executing {
-                    lost.fetch_add(1, Ordering::Relaxed);
-                    return;
-                }
-                if client.write_all(&down[..count]).await.is_err() { return }
-            }
-        }
-    }
-}
-
-/// The reservation is written and the answer of its statement is lost. The seats must not go back while the row stands: else the
-/// next buyer gets them, both pay, and one of the two is turned away at the door.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_answer_of_the_last_step_never_parts_seats_from_their_reservation() {
+async fn every_step_and_every_undo_may_be_repeated() {
     let system = System::start().await;
-    let sale = system.sale(1).await;
-    let url = system.settings.database_url.reveal().to_owned();
-    let target = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
-    let (through, lost) = losing_proxy(target.clone()).await;
-    let lifecycle = Lifecycle::new();
-    let shared = Arc::new(app::Shared {
-        db: service_kit::database::lazy_pool(&Secret::from(url.replace(&target, &through).as_str()), "test", 5)
-            .unwrap(),
-        event_service: system.app.event_service.clone(),
-        locks: booking_service::seat_locks::SeatLocks::new(&system.settings.redis_url).unwrap(),
-        payments: system.app.payments.clone(),
-        publisher: Publisher::new(system.settings.broker.clone(), "test"),
-        outbox_nudge: Notify::new(),
-        rules: system.settings.rules,
-        webhook_secrets: Vec::new(),
-    });
+    let sale = system.sale(4).await;
+    let front = Lifecycle::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let booking = format!("http://{}", listener.local_addr().unwrap());
-    app::serve(&shared, &system.settings, listener, &lifecycle);
+    let mut settings = system.settings.clone();
+    settings.event_service_url = format!("http://{}", listener.local_addr().unwrap());
+    let target = (Client::builder().build().unwrap(), system.event_base.clone());
+    let routes = Router::new().route("/{*path}", any(twice)).with_state(target);
+    service_kit::server::serve(&front, listener, routes, 100);
+    let (base, app, lifecycle) = serve(&settings).await;
 
-    let request =
-        system.http.post(format!("{booking}/api/v1/reservations")).header("x-user-id", Uuid::now_v7().to_string());
-    let made = answer(request.json(&sale.order(&[0])).send().await.unwrap(), 201).await;
-    assert_eq!(lost.load(Ordering::Relaxed), 1, "no answer was lost, so the test has tested nothing");
-    assert_eq!((made["status"].as_str(), made["items"].as_array().unwrap().len()), (Some("active"), 1));
-    assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[0], 409).await["code"], "seat_unavailable");
+    // Each call to the Event Service is made twice: the look, the prices, the reserve; and the release of a cancelled one.
+    let user = Uuid::now_v7();
+    let made = answer(booking(&system, &base, &sale, user, &[0, 1]).send().await.unwrap(), 201).await;
+    assert_eq!(system.statuses(&sale.session).await, ["reserved", "reserved", "available", "available"]);
+    let own = |method: Method, path: String| {
+        system.http.request(method, format!("{base}{path}")).header("x-user-id", user.to_string())
+    };
+    let path = format!("/api/v1/reservations/{}", text_of(&made, "id"));
+    answer(own(Method::DELETE, path.clone()).send().await.unwrap(), 200).await;
+    assert_eq!(answer(own(Method::DELETE, path).send().await.unwrap(), 409).await["code"], "reservation_cancelled");
+    assert_eq!(system.statuses(&sale.session).await, ["available"; 4]);
+
+    // Locks: taken twice by the same owner, given back twice, and never another's.
+    let (session, seats) = (sale.session.parse().unwrap(), [sale.seats[2].parse().unwrap()]);
+    let (first, second) = (Uuid::now_v7().into(), Uuid::now_v7().into());
+    use booking_service::seat_locks::LockOutcome;
+    for _ in 0..2 {
+        assert_eq!(app.locks.acquire(session, &seats, first).await, LockOutcome::Acquired);
+        assert_eq!(app.locks.acquire(session, &seats, second).await, LockOutcome::Busy(vec![(seats[0], first)]));
+        app.locks.release(session, &seats, second).await;
+    }
+    for _ in 0..2 {
+        app.locks.release(session, &seats, first).await;
+    }
+    assert_eq!(app.locks.acquire(session, &seats, second).await, LockOutcome::Acquired);
+    app.locks.release(session, &seats, second).await;
+
+    // Payment and refund twice each, and every round of healing twice.
+    let (id, payer) = system.reserved(&sale, &[2]).await;
+    let paid = system.confirm(&id, payer, None, 200).await;
+    assert_eq!(system.confirm(&id, payer, None, 200).await, paid);
+    let (given_back, buyer) = system.reserved(&sale, &[3]).await;
+    let ticket = text_of(&system.confirm(&given_back, buyer, None, 200).await["tickets"][0], "id");
+    let refunded = system.refund(&ticket, buyer, 200).await;
+    assert_eq!(system.refund(&ticket, buyer, 200).await, refunded);
+    for _ in 0..2 {
+        reconcile::reconcile_once(&app, &mut Sweep::default()).await.unwrap();
+        reconcile::settle_payments(&app).await.unwrap();
+        reconcile::follow_up_payments(&app).await.unwrap();
+        reconcile::settle_refunds(&app).await.unwrap();
+    }
+    system.seats_become(&sale, &["available", "available", "sold", "available"]).await;
+    assert_eq!(system.count("select count(*) from mock_provider_refunds").await, 1);
     lifecycle.stop();
+    front.stop();
+    system.finish().await;
+}
+
+/// The client hangs up while a step is on the wire. The booking runs to its end, and no connection is given back with something open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_at_any_step_leaves_nothing_half_done() {
+    let system = System::start().await;
+    let steps: Vec<_> = BOOKING.into_iter().chain([(Database, "BEGIN")]).collect();
+    let sale = system.sale(2 * steps.len() as u32).await;
+    let attempts = steps.into_iter().enumerate().map(async |(index, (link, word))| {
+        let seats = [2 * index, 2 * index + 1];
+        let broken = broken(&system, link, word, Strike::Pause, 1).await;
+        let user = Uuid::now_v7();
+        let request = booking(&system, &broken.base, &sale, user, &seats).send();
+        tokio::select! {
+            answered = request => panic!("{word}: {answered:?}"),
+            () = broken.wire.is_hit() => {}
+        }
+        // The request has been dropped, and its connection with it.
+        broken.wire.resume();
+        let made = format!("/api/v1/reservations?status=active&limit={}", seats.len());
+        service_kit::testing::wait_until("the booking is made all the same", crate::support::SOON, async || {
+            system.get(&made, user, 200).await["items"].as_array().unwrap().len() == 1
+        })
+        .await;
+        // What its connections commit from now on is seen by others: none of them is inside a transaction that nobody ends.
+        for _ in 0..6 {
+            let id = Uuid::now_v7();
+            let sql = "insert into price_tiers (id, name, base_multiplier) values ($1, 'after', 1)";
+            sqlx::query(sql).bind(id).execute(&broken.app.db).await.unwrap();
+            let seen: bool = sqlx::query_scalar("select exists (select from price_tiers where id = $1)")
+                .bind(id)
+                .fetch_one(&system.app.db)
+                .await
+                .unwrap();
+            assert!(seen, "{word}: a committed row is seen by nobody else");
+        }
+        let open: Value = system.get(&made, user, 200).await;
+        assert_eq!(open["items"][0]["items"].as_array().unwrap().len(), 2, "{word}");
+        broken.lifecycle.stop();
+    });
+    join_all(attempts).await;
+    assert!(system.statuses(&sale.session).await.iter().all(|status| status == "reserved"));
     system.finish().await;
 }
