@@ -50,13 +50,13 @@ USER 10001:10001
 WORKDIR /
 # The services finish what they have begun, and are done within 20 seconds.
 STOPSIGNAL SIGTERM
-CMD ["serve"]
 
 # --- the images ---------------------------------------------------------------------------
 FROM runtime AS event-service
 
 COPY --from=build /programs/event-service /usr/local/bin/
 ENTRYPOINT ["event-service"]
+CMD ["serve"]
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["event-service", "healthcheck"]
 
@@ -74,6 +74,7 @@ FROM runtime AS booking-service
 
 COPY --from=build /programs/booking-service /usr/local/bin/
 ENTRYPOINT ["booking-service"]
+CMD ["serve"]
 EXPOSE 8001 8002
 # The worker listens on 8002: it needs PORT=8002 for its health check to ask there.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["booking-service", "healthcheck"]

@@ -166,7 +166,10 @@ build_images() {
 
 # The state and, where there is one, the health of a container: "running healthy".
 container_state() {
-    docker inspect --format '{{.State.Status}}{{if .State.Health}} {{.State.Health.Status}}{{end}}' "$1" 2>/dev/null || printf 'missing'
+    local state
+    # docker prints an empty line for a container that is not there.
+    state=$(docker inspect --format '{{.State.Status}}{{if .State.Health}} {{.State.Health.Status}}{{end}}' "$1" 2>/dev/null) || state=missing
+    printf '%s' "$state"
 }
 
 # Shows what a container that is not well has said last.
@@ -184,7 +187,7 @@ give_up() {
     for name in "${CONTAINERS[@]}"; do
         state=$(container_state "$name")
         case $state in
-            missing | created | 'running healthy') ;;
+            missing | created | 'running healthy' | 'running starting') ;;
             *) show_container "$name" ;;
         esac
     done
