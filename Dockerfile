@@ -4,7 +4,7 @@
 # --- the build ----------------------------------------------------------------------------
 FROM rust:1-bookworm AS build
 
-# release, or dev: builds in a third of the time, runs slower. For trials and CI.
+# release, or dev: builds faster, runs slower. For trials and CI.
 ARG CARGO_PROFILE=release
 # Incremental data is of use to a second build in the same folder, and here is none.
 ENV CARGO_INCREMENTAL=0
