@@ -13,6 +13,8 @@ source scripts/daemons.sh
 source scripts/native-servers.sh
 # shellcheck source=scripts/native-mode.sh
 source scripts/native-mode.sh
+# shellcheck source=scripts/docker-mode.sh
+source scripts/docker-mode.sh
 # shellcheck source=scripts/http.sh
 source scripts/http.sh
 # shellcheck source=scripts/demo.sh
@@ -20,15 +22,17 @@ source scripts/demo.sh
 
 usage() {
     cat <<'HELP'
-Usage: ./start.sh [--native | --docker] [--demo]
+Usage: ./start.sh [--docker | --native] [--demo]
 
 Starts PostgreSQL (two servers), Redis, RabbitMQ, the Event Service, the Booking Service and
-the booking worker, and installs and builds before that what is missing. Safe to repeat: what
-runs is left alone, what has died is started again, and a new build or another setting restarts
-the part that it concerns.
+the booking worker, and builds before that what is missing. Safe to repeat: what runs is left
+alone, what has died is started again, and a new build or another setting restarts the part
+that it concerns.
 
-  --native   as processes of this machine (the default)
-  --docker   in containers: not part of this version yet
+  --docker   in containers, by docker-compose.yml
+  --native   as processes of this machine; installs what is missing
+             Without either: native where it runs natively already, else Docker where an engine
+             with Compose answers, else native.
   --demo     adds a hall with 2,000 seats, two sessions and three price tiers, and prints a
              line that books a seat
   --help     this text
@@ -38,16 +42,32 @@ Ports, each moved by a variable:
   EVENT_DB_PORT=5433              BOOKING_DB_PORT=5434          REDIS_PORT=6379
   RABBITMQ_PORT=5672              RABBITMQ_MANAGEMENT_PORT=15672
 
+In Docker mode they may also stand in the file .env, like all that .env.example lists.
+
 Other variables:
-  TICKETING_STATE_DIR=.local      data, logs and pid files; a second system beside the first
-                                  needs another folder and other ports
+  TICKETING_STATE_DIR=.local      native mode: data, logs and pid files; a second system beside
+                                  the first needs another folder and other ports
   TICKETING_BUILD_PROFILE=release release, or dev (builds faster, runs slower)
   Settings of the services (RESERVATION_TIMEOUT_MINUTES, LOG_LEVEL and so on) are handed on.
 HELP
 }
 
+# Sets mode, and says why.
+choose_mode() {
+    if native_runs; then
+        mode=native
+        step 'Native mode, because the system runs natively already (--docker: in containers)'
+    elif engine_answers && find_compose; then
+        mode=docker
+        step 'Docker mode, because a Docker engine answers (--native: without containers)'
+    else
+        mode=native
+        step "Native mode, because ${ENGINE_PROBLEM:-Compose is not installed}"
+    fi
+}
+
 name_failures
-mode=native
+mode=''
 demo=no
 for argument in "$@"; do
     case $argument in
@@ -66,14 +86,15 @@ for argument in "$@"; do
 done
 
 use_state_dir "${TICKETING_STATE_DIR:-.local}"
+[[ -n $mode ]] || choose_mode
 case $mode in
     native)
         native_start
         native_addresses
         ;;
     docker)
-        printf 'Docker mode is not part of this version yet: ./start.sh --native\n' >&2
-        exit 2
+        docker_start "$demo"
+        docker_addresses
         ;;
 esac
 

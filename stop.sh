@@ -11,19 +11,26 @@ source scripts/daemons.sh
 source scripts/native-servers.sh
 # shellcheck source=scripts/native-mode.sh
 source scripts/native-mode.sh
+# shellcheck source=scripts/packages.sh
+source scripts/packages.sh
+# shellcheck source=scripts/docker-mode.sh
+source scripts/docker-mode.sh
 
 usage() {
     cat <<'HELP'
-Usage: ./stop.sh [--keep | --clean]
+Usage: ./stop.sh [--docker | --native] [--keep | --clean]
 
 Stops the services, then RabbitMQ, Redis and PostgreSQL.
 
-  --keep    keeps all data
-  --clean   deletes all data and logs
-  --help    this text
+  --keep     keeps all data
+  --clean    deletes all data and logs; in Docker mode containers, volumes and network
+  --docker   the system in containers
+  --native   the system that runs as processes of this machine
+  --help     this text
 
-Without an option it asks; where nobody can answer (no terminal) it keeps the data.
-TICKETING_STATE_DIR names the system to stop, as for ./start.sh (.local).
+Without --keep or --clean it asks; where nobody can answer (no terminal) it keeps the data.
+Without --docker or --native it stops what runs, the native one first.
+TICKETING_STATE_DIR names the native system to stop, as for ./start.sh (.local).
 HELP
 }
 
@@ -49,22 +56,42 @@ MENU
     done
 }
 
+# Sets mode to what runs, or else to what has left data.
+choose_mode() {
+    if native_runs; then
+        mode=native
+    elif engine_answers && find_compose && docker_system_exists; then
+        mode=docker
+    elif [[ ! -e $STATE_DIR/$STATE_MARKER ]] && [[ -z $ENGINE_PROBLEM ]] && docker_data_exists; then
+        mode=docker
+    else
+        mode=native
+    fi
+}
+
 name_failures
 choice=''
-case ${1:-} in
-    --keep) choice=keep ;;
-    --clean) choice=clean ;;
-    --help | -h)
-        usage
-        exit 0
-        ;;
-    '') ;;
-    *)
-        usage >&2
-        exit 2
-        ;;
-esac
+mode=''
+for argument in "$@"; do
+    case $argument in
+        --keep) choice=keep ;;
+        --clean) choice=clean ;;
+        --docker) mode=docker ;;
+        --native) mode=native ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+done
 
+use_state_dir "${TICKETING_STATE_DIR:-.local}"
+chosen=$mode
+[[ -n $mode ]] || choose_mode
 if [[ -z $choice ]]; then
     if [[ -t 0 ]]; then ask; else choice=keep; fi
 fi
@@ -73,5 +100,8 @@ if [[ $choice == cancel ]]; then
     exit 0
 fi
 
-use_state_dir "${TICKETING_STATE_DIR:-.local}"
-native_stop "$choice"
+"${mode}_stop" "$choice"
+# Nobody should believe that all has ended while the other half goes on.
+if [[ -z $chosen && $mode == native ]] && engine_answers && docker_system_exists; then
+    say 'The system in containers still runs: ./stop.sh --docker'
+fi

@@ -140,7 +140,7 @@ test_whole_system() (
     # With a fixed seed: a run that fails fails again. More requests: scripts/interface/run.sh --examples 200.
     scripts/interface/run.sh "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT" \
         --work-dir "$WORK_DIR/interface" --examples 10 --seed 1
-    ./stop.sh --clean
+    ./stop.sh --native --clean
     [[ ! -e $WORK_DIR/system ]] || die "stop.sh --clean has left something in $WORK_DIR/system"
 )
 
@@ -152,7 +152,7 @@ clean_up() {
     [[ -z $STAGE ]] || printf '\n%sfailed:%s %s\n' "$RED" "$PLAIN" "$STAGE"
     if [[ -n $WORK_DIR ]]; then
         if [[ -e $WORK_DIR/system ]]; then
-            TICKETING_STATE_DIR=$WORK_DIR/system ./stop.sh --clean || true
+            TICKETING_STATE_DIR=$WORK_DIR/system ./stop.sh --native --clean || true
         fi
         use_state_dir "$WORK_DIR/servers"
         (stop_test_servers) || true

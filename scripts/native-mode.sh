@@ -30,9 +30,17 @@ set_default_ports() {
     done
 }
 
-# Names all faults at once: who has to move one port often has to move several.
+# Who has the port, unless that is nobody or we.
+native_port_holder() {
+    if port_taken "$1" && ! port_is_ours "$1"; then
+        describe_process "$(port_owner "$1")"
+    fi
+}
+
+# check_ports HOLDER: by a function that prints who is in the way on a port. Names all faults at once: who has to move one
+# port often has to move several.
 check_ports() {
-    local entry variable what port problems=() seen=' '
+    local holder=$1 entry variable what port taken_by problems=() seen=' '
     for entry in "${PORTS[@]}"; do
         read -r variable _ what <<<"$entry"
         port=${!variable}
@@ -40,8 +48,9 @@ check_ports() {
             problems+=("$variable=$port is not a port number")
         elif [[ $seen == *" $port "* ]]; then
             problems+=("$variable=$port is also the port of another part")
-        elif port_taken "$port" && ! port_is_ours "$port"; then
-            problems+=("port $port ($what) is taken by $(describe_process "$(port_owner "$port")")
+        else
+            taken_by=$("$holder" "$port")
+            [[ -z $taken_by ]] || problems+=("port $port ($what) is taken by $taken_by
            end that, or move ours: $variable=<free port> ./start.sh")
         fi
         seen+="$port "
@@ -133,7 +142,7 @@ native_start() {
     prepare_state_dir
     lock_state
     set_default_ports
-    check_ports
+    check_ports native_port_holder
 
     need_basic_tools
     need_servers
@@ -168,6 +177,14 @@ native_addresses() {
     Redis             redis://localhost:$REDIS_PORT
     Logs              $LOG_DIR/
 TEXT
+}
+
+native_runs() {
+    local name
+    for name in "${SERVICES[@]}" rabbitmq redis booking-db event-db; do
+        ! daemon_alive "$name" || return 0
+    done
+    return 1
 }
 
 # native_stop keep|clean
