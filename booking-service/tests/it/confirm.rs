@@ -114,10 +114,7 @@ async fn a_payment_under_way_does_not_expire() {
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_charged" })), 503).await;
-    sqlx::query("update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour'")
-        .execute(&system.app.db)
-        .await
-        .unwrap();
+    system.let_reservations_run_out().await;
     assert_eq!(booking_service::reservations::finish::expire_due(&system.app, 100).await.unwrap(), 0);
     // Nor does someone who wants its seats end it, although the hold is past its time.
     let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";

@@ -170,15 +170,13 @@ async fn the_other_ways_out_of_a_reservation_survive_a_crash() {
 
     for (seat, point) in [(3, "expire.ending"), (4, "expire.committed")] {
         system.reserved(&sale, &[seat]).await;
-        let past = "update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour' where status = 'active'";
-        sqlx::query(past).execute(&system.app.db).await.unwrap();
+        system.let_reservations_run_out().await;
         died_at_its_point(doomed(&system, "worker", point).await, point).await;
     }
 
     let (id, user) = system.reserved(&sale, &[5]).await;
     let accepted = system.confirm(&id, user, Some(json!({ "payment_id": "pay_async" })), 202).await;
-    let past = "update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour' where status = 'active'";
-    sqlx::query(past).execute(&system.app.db).await.unwrap();
+    system.let_reservations_run_out().await;
     expire_due(&system.app, 100).await.unwrap();
     let process = doomed(&system, "serve", "late_payment.booked_again").await;
     let notice = json!({ "event_id": "evt", "event_type": "payment.captured", "payment_id": accepted["payment_id"], "amount": 100.00, "currency": "USD" });

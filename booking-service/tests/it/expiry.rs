@@ -14,8 +14,7 @@ use crate::support::{SOON, System};
 
 /// Moves all reservations and holds into the past, as if the hold time had gone by.
 async fn let_time_pass(system: &System) {
-    let past = "update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour'";
-    sqlx::query(past).execute(&system.app.db).await.unwrap();
+    system.let_reservations_run_out().await;
     let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";
     sqlx::query(past).execute(&system.event_db).await.unwrap();
 }
