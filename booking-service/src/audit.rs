@@ -12,6 +12,7 @@ use serde::Serialize;
 use service_kit::amqp::{Broker, dead_letters_of};
 use shared_contracts::ids::{ReservationId, SessionSeatId};
 use shared_contracts::seat_api::{OwnedSeat, SEATS_PER_CALL_MAX, SeatStatus};
+use shared_contracts::transitions::ReservationState;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -285,13 +286,15 @@ impl Look {
             self.checked[3] += page.items.len() as i64;
             let owners: Vec<ReservationId> = page.items.iter().map(|seat| seat.reservation_id).collect();
             let seats: Vec<SessionSeatId> = page.items.iter().map(|seat| seat.session_seat_id).collect();
-            let states: HashMap<ReservationId, String> =
-                sqlx::query_as::<_, (ReservationId, String)>("select id, status from reservations where id = any($1)")
-                    .bind(&owners)
-                    .fetch_all(&mut *connection)
-                    .await?
-                    .into_iter()
-                    .collect();
+            let states: HashMap<ReservationId, ReservationState> =
+                sqlx::query_as::<_, (ReservationId, ReservationState)>(
+                    "select id, status from reservations where id = any($1)",
+                )
+                .bind(&owners)
+                .fetch_all(&mut *connection)
+                .await?
+                .into_iter()
+                .collect();
             let ticketed: HashSet<(SessionSeatId, ReservationId)> = sqlx::query_as(
                 "select session_seat_id, reservation_id from tickets where session_seat_id = any($1) and status <> 'refunded'",
             )
@@ -302,7 +305,7 @@ impl Look {
             .collect();
             let waiting = waiting_events(connection, &owners).await?;
             for OwnedSeat { session_seat_id, status, reservation_id, .. } in page.items {
-                let live = matches!(states.get(&reservation_id).map(String::as_str), Some("active" | "confirming"));
+                let live = states.get(&reservation_id).is_some_and(|state| state.is_under_way());
                 let fault = match status {
                     _ if ticketed.contains(&(session_seat_id, reservation_id)) || waiting.contains(&reservation_id) => {
                         continue;

@@ -12,6 +12,7 @@ use service_kit::error::Result;
 use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
 use shared_contracts::seat_api::{OverdueHold, TimeCursor};
+use shared_contracts::transitions::ReservationState;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -145,13 +146,14 @@ pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
     owners.dedup();
     finish::expire_these(app, &owners).await?;
     finish::abandon_unwritten(app, holds).await?;
-    let states: HashMap<ReservationId, String> =
-        sqlx::query_as::<_, (ReservationId, String)>("select id, status from reservations where id = any($1)")
-            .bind(&owners)
-            .fetch_all(&app.db)
-            .await?
-            .into_iter()
-            .collect();
+    let states: HashMap<ReservationId, ReservationState> = sqlx::query_as::<_, (ReservationId, ReservationState)>(
+        "select id, status from reservations where id = any($1)",
+    )
+    .bind(&owners)
+    .fetch_all(&app.db)
+    .await?
+    .into_iter()
+    .collect();
     let ticketed: HashSet<(ReservationId, SessionSeatId)> = sqlx::query_as(
         "select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'",
     )
@@ -166,7 +168,7 @@ pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
         let own = holds.iter().filter(|hold| hold.reservation_id == owner);
         let (sold, mut free): (Vec<_>, Vec<_>) =
             own.partition(|hold| ticketed.contains(&(owner, hold.session_seat_id)));
-        if matches!(states.get(&owner).map(String::as_str), Some("active" | "confirming")) {
+        if states.get(&owner).is_some_and(|state| state.is_under_way()) {
             healed.left += free.len();
             free.clear();
         }

@@ -10,7 +10,8 @@
 //! available ──▶ blocked      block_free: the session is cancelled. What is released or refunded after that is blocked, too.
 //! ```
 //!
-//! Each change is one conditional statement that names the reservation. It locks the rows in the order of their ids, so two
+//! Each change is one conditional statement that names the reservation; what it must agree with stands in
+//! `shared-contracts/src/transitions.rs`, and random sequences of changes are held against it. It locks the rows in the order of their ids, so two
 //! reservations that want the same seats in another order can't deadlock, and it changes all of them or none.
 //! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service says what became of the reservation.
 //!
@@ -25,6 +26,7 @@ use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
 use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
+use shared_contracts::transitions::{Seat, SeatStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -37,12 +39,12 @@ pub enum ChangeOutcome {
     Refused(Vec<SeatConflict>),
 }
 
-/// One seat's state, locked by the statement that reads it.
+/// One seat as it was before the statement that reads and locks it.
 #[derive(Debug, FromRow)]
 struct SeatState {
     session_seat_id: SessionSeatId,
-    status: SeatStatus,
-    reservation_id: Option<ReservationId>,
+    #[sqlx(flatten)]
+    seat: Seat,
     overdue: bool,
     /// Whether this statement changed it.
     changed: bool,
@@ -118,8 +120,7 @@ pub async fn reserve(
     .bind(reserved_until)
     .fetch_all(connection)
     .await?;
-    let is_held = |state: &SeatState| state.changed || state.reservation_id == Some(reservation_id);
-    Ok(all_or_refused(seats, &states, is_held, |state| !is_held(state) && state.status != SeatStatus::Available))
+    Ok(all_or_refused(seats, &states, SeatStep::Reserve, reservation_id))
 }
 
 /// Frees what the reservation holds of `seats` and returns those. A sold seat, or another's, is left alone.
@@ -208,11 +209,7 @@ pub async fn confirm(
     .bind(reservation_id)
     .fetch_all(connection)
     .await?;
-    let is_sold = |state: &SeatState| {
-        state.reservation_id == Some(reservation_id) && (state.changed || state.status == SeatStatus::Sold)
-    };
-    let is_owned = |state: &SeatState| state.reservation_id == Some(reservation_id);
-    Ok(all_or_refused(seats, &states, is_sold, |state| !is_owned(state)))
+    Ok(all_or_refused(seats, &states, SeatStep::Confirm, reservation_id))
 }
 
 /// Takes all free seats of a cancelled session off sale.
@@ -415,21 +412,19 @@ pub async fn version(connection: &mut PgConnection, session_id: SessionId) -> Re
     Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
 }
 
-fn all_or_refused(
-    seats: &[SessionSeatId],
-    states: &[SeatState],
-    is_done: impl Fn(&SeatState) -> bool,
-    stopped_it: impl Fn(&SeatState) -> bool,
-) -> ChangeOutcome {
-    if states.len() == seats.len() && states.iter().all(is_done) {
+/// The answer to a change of `seats`: the statement has judged, and the table of transitions tells which seats stopped it.
+fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep, by: ReservationId) -> ChangeOutcome {
+    let after = |state: &SeatState| state.seat.after(step, by);
+    if states.len() == seats.len() && states.iter().all(|state| state.changed || after(state) == Transition::AlreadySo)
+    {
         return ChangeOutcome::Done;
     }
     let unknown = seats.iter().filter(|id| !states.iter().any(|state| state.session_seat_id == **id));
     let unknown = unknown.map(|id| SeatConflict { session_seat_id: *id, status: None, overdue_reservation_id: None });
-    let taken = states.iter().filter(|state| stopped_it(state)).map(|state| SeatConflict {
+    let taken = states.iter().filter(|state| after(state) == Transition::Refused).map(|state| SeatConflict {
         session_seat_id: state.session_seat_id,
-        status: Some(state.status),
-        overdue_reservation_id: state.reservation_id.filter(|_| state.overdue),
+        status: Some(state.seat.status),
+        overdue_reservation_id: state.seat.reservation_id.filter(|_| state.overdue),
     });
     ChangeOutcome::Refused(unknown.chain(taken).collect())
 }

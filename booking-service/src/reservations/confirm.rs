@@ -18,9 +18,10 @@ use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
 use shared_contracts::problem::{Code, Problem};
+use shared_contracts::transitions::{PaymentState, ReservationState};
 use utoipa::ToSchema;
 
-use super::finish::{Changed, StoredStatus, announce_all, announce_end, refusal, settle_now};
+use super::finish::{Changed, announce_all, announce_end, refusal, settle_now};
 use super::{Reservation, find, not_found};
 use crate::app::App;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
@@ -155,7 +156,7 @@ async fn pay(
 }
 
 async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<ConfirmedReservation> {
-    let (status, expired): (StoredStatus, bool) =
+    let (state, expired): (ReservationState, bool) =
         sqlx::query_as("select status, expiry_time <= now() from reservations where id = $1 and user_id = $2")
             .bind(id)
             .bind(user_id)
@@ -164,13 +165,13 @@ async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<Co
             .ok_or_else(|| not_found(id))?;
     let live = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
     let live: Option<PaymentId> = sqlx::query_scalar(live).bind(id).fetch_optional(&app.db).await?;
-    match (status, live) {
-        (StoredStatus::Confirmed, Some(key)) => {
+    match (state, live) {
+        (ReservationState::Confirmed, Some(key)) => {
             Ok(answer(find(&app.db, id, user_id).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
-        (StoredStatus::Active, Some(key)) => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
-        (StoredStatus::Active, None) if !expired => Err(declined()),
-        (status, _) => Err(refusal(status)),
+        (ReservationState::Active, Some(key)) => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
+        (ReservationState::Active, None) if !expired => Err(declined()),
+        (state, _) => Err(refusal(state)),
     }
 }
 
@@ -245,13 +246,13 @@ pub(crate) async fn conclude(
 ) -> Result<Concluded> {
     match outcome {
         ChargeOutcome::Unknown => Ok(Concluded::Unknown),
-        ChargeOutcome::Declined => give_lease_back(app, id, key, "declined").await,
-        ChargeOutcome::Processing => give_lease_back(app, id, key, "processing").await,
+        ChargeOutcome::Declined => give_lease_back(app, id, key, PaymentState::Declined).await,
+        ChargeOutcome::Processing => give_lease_back(app, id, key, PaymentState::Processing).await,
         ChargeOutcome::Captured => complete(app, id, key).await,
     }
 }
 
-async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: &str) -> Result<Concluded> {
+async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: PaymentState) -> Result<Concluded> {
     let changed = sqlx::query(
         "with told as (update payments set status = $3, updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
          update reservations set status = 'active', confirming_until = null, updated_at = now()
@@ -263,7 +264,7 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
     .execute(&app.db)
     .await?;
     Ok(match (changed.rows_affected(), payment) {
-        (1, "processing") => Concluded::Processing,
+        (1, PaymentState::Processing) => Concluded::Processing,
         (1, _) => Concluded::NotCharged,
         _ => Concluded::ByOthers,
     })

@@ -16,6 +16,7 @@ use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VER
 use shared_contracts::ids::{MessageId, PaymentId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
+use shared_contracts::transitions::{ReservationState, ReservationStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
@@ -37,18 +38,6 @@ pub(super) struct Changed {
     pub(super) seats_count: i32,
     pub(super) total_amount: Money,
     pub(super) currency: Currency,
-}
-
-/// Why a reservation is not `active`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub(super) enum StoredStatus {
-    Active,
-    Confirming,
-    Confirmed,
-    Expired,
-    Cancelled,
-    Refunded,
 }
 
 refusals!(CancelRefusals: &[
@@ -79,7 +68,7 @@ pub(crate) async fn cancel_reservation(
     .await?;
     let Some(changed) = changed else {
         drop(tx);
-        return Err(refusal(why_not_active(&app, caller.user_id, id).await?));
+        return Err(why_refused(&app, caller.user_id, id, ReservationStep::Cancel).await?);
     };
     let events = announce_all(&mut tx, BookingEventType::Cancelled, &[changed]).await?;
     tx.commit().await?;
@@ -282,35 +271,42 @@ pub(super) async fn announce_all(
     Ok(events)
 }
 
-/// The state of a reservation that a conditional update passed over. One that is active has run out of time.
-async fn why_not_active(app: &App, user_id: UserId, id: ReservationId) -> Result<StoredStatus> {
-    let status: Option<StoredStatus> =
-        sqlx::query_scalar("select status from reservations where id = $1 and user_id = $2")
-            .bind(id)
-            .bind(user_id)
-            .fetch_optional(&app.db)
-            .await?;
-    status.ok_or_else(|| not_found(id))
+/// Why a conditional update passed over the user's reservation.
+async fn why_refused(app: &App, user_id: UserId, id: ReservationId, step: ReservationStep) -> Result<Error> {
+    let found: Option<(ReservationState, bool)> = sqlx::query_as(
+        "select status, expiry_time > clock_timestamp() from reservations where id = $1 and user_id = $2",
+    )
+    .bind(id)
+    .bind(user_id)
+    .fetch_optional(&app.db)
+    .await?;
+    let (state, in_time) = found.ok_or_else(|| not_found(id))?;
+    Ok(match state.after(step, in_time) {
+        // It would be taken now, so what the update met was a payment that has come to nothing since.
+        Transition::Changed(_) => refusal(ReservationState::Confirming),
+        Transition::AlreadySo | Transition::Refused => refusal(state),
+    })
 }
 
-pub(super) fn refusal(status: StoredStatus) -> Error {
-    let (code, detail) = match status {
-        StoredStatus::Active | StoredStatus::Expired => {
+/// The answer to who wants more of a reservation than its state allows. One that is active has run out of time.
+pub(super) fn refusal(state: ReservationState) -> Error {
+    let (code, detail) = match state {
+        ReservationState::Active | ReservationState::Expired => {
             (Code::ReservationExpired, "Its time is over and its seats are on sale again. Reserve anew.")
         }
-        StoredStatus::Confirming => {
+        ReservationState::Confirming => {
             (Code::ConfirmationInProgress, "A payment for it is under way. Look at the reservation in a moment.")
         }
-        StoredStatus::Confirmed => (Code::ReservationConfirmed, "It is paid. Give its tickets back instead."),
-        StoredStatus::Cancelled => {
+        ReservationState::Confirmed => (Code::ReservationConfirmed, "It is paid. Give its tickets back instead."),
+        ReservationState::Cancelled => {
             (Code::ReservationCancelled, "It was cancelled and its seats are on sale again. Reserve anew.")
         }
-        StoredStatus::Refunded => {
+        ReservationState::Refunded => {
             (Code::ReservationRefunded, "Its tickets were given back and its seats are on sale again. Reserve anew.")
         }
     };
     let problem = Problem::new(code, detail);
-    if status == StoredStatus::Confirming { problem.retry_after(2).into() } else { problem.into() }
+    if state == ReservationState::Confirming { problem.retry_after(2).into() } else { problem.into() }
 }
 
 impl Changed {

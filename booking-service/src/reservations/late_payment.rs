@@ -15,13 +15,14 @@ use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
+use shared_contracts::transitions::{PaymentState, ReservationState};
 use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::confirm::{Concluded, complete, conclude};
 use super::create::book_again;
 use super::find;
-use super::finish::{StoredStatus, settle_now};
+use super::finish::settle_now;
 use crate::app::App;
 use crate::payments::ChargeOutcome;
 
@@ -36,11 +37,12 @@ struct Payment {
     id: PaymentId,
     reservation_id: ReservationId,
     amount: Money,
-    status: String,
+    #[sqlx(rename = "status")]
+    state: PaymentState,
     rebooked_as: Option<ReservationId>,
     user_id: UserId,
     #[sqlx(rename = "reservation_status")]
-    reservation: StoredStatus,
+    reservation: ReservationState,
 }
 
 /// Asks the provider about a payment, and commits what follows.
@@ -64,20 +66,20 @@ async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
     .fetch_one(&app.db)
     .await?;
     let outcome = app.payments.look_up(id).await?;
-    match (payment.status.as_str(), payment.reservation) {
+    match (payment.state, payment.reservation) {
         // The request that charges has not heard the answer yet.
-        ("pending", _) => conclude(app, payment.reservation_id, id, outcome).await,
-        ("processing", StoredStatus::Active) => match outcome {
+        (PaymentState::Pending, _) => conclude(app, payment.reservation_id, id, outcome).await,
+        (PaymentState::Processing, ReservationState::Active) => match outcome {
             ChargeOutcome::Captured => complete(app, payment.reservation_id, id).await,
             ChargeOutcome::Declined => decline(app, id).await,
             ChargeOutcome::Processing | ChargeOutcome::Unknown => Ok(Concluded::Processing),
         },
-        ("processing", _) => match app.payments.cancel(id, payment.amount).await? {
+        (PaymentState::Processing, _) => match app.payments.cancel(id, payment.amount).await? {
             ChargeOutcome::Captured => came_too_late(app, payment).await,
             _ => decline(app, id).await,
         },
-        ("declined", _) if outcome == ChargeOutcome::Captured => give_back(app, id).await,
-        _ => Ok(Concluded::ByOthers),
+        (PaymentState::Declined, _) if outcome == ChargeOutcome::Captured => give_back(app, id).await,
+        (PaymentState::Declined | PaymentState::Captured | PaymentState::Voided, _) => Ok(Concluded::ByOthers),
     }
 }
 
@@ -93,7 +95,7 @@ async fn decline(app: &App, id: PaymentId) -> Result<Concluded> {
 
 /// The money is there and the reservation is not. Who let it expire gets the seats all the same, if nobody else has them.
 async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
-    if payment.reservation != StoredStatus::Expired {
+    if payment.reservation != ReservationState::Expired {
         return give_back(app, payment.id).await;
     }
     // Booked again by an attempt that died before it could confirm.

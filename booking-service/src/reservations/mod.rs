@@ -11,6 +11,7 @@
 //!  └────▶ cancelled     (by the customer, or with its session)
 //! ```
 //!
+//! The same as a table, payments with it, is `shared-contracts/src/transitions.rs`; the statements here are held against it.
 //! Each arrow is one conditional update judged by this database's clock; of confirm, cancel and expire one wins and the others
 //! get the right error. `confirming` is a lease: while the payment provider is asked nobody else may end the reservation, and a
 //! lease that has run out is settled by asking the provider what became of the charge. Clients see it as `active`. A provider that
