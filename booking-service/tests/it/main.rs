@@ -14,6 +14,7 @@ mod crash_points;
 mod expiry;
 mod idempotency;
 mod openapi;
+mod order_model;
 mod outages;
 mod outbox;
 mod payment_webhook;

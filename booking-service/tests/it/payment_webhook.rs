@@ -22,7 +22,7 @@ async fn now(system: &System) -> i64 {
     system.count("select extract(epoch from now())::int8").await
 }
 
-async fn send(system: &System, notice: &Value) -> Response {
+pub(crate) async fn send(system: &System, notice: &Value) -> Response {
     send_signed(system, notice, WEBHOOK_SECRET, now(system).await).await
 }
 

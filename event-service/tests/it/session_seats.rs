@@ -14,16 +14,23 @@ use sqlx::PgPool;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 
-struct Seats {
-    db: PgPool,
-    session: SessionId,
-    ids: Vec<SessionSeatId>,
+pub(crate) struct Seats {
+    pub(crate) db: PgPool,
+    pub(crate) session: SessionId,
+    pub(crate) ids: Vec<SessionSeatId>,
+}
+
+/// A database with a session of `count` seats.
+async fn seats(count: i32) -> Seats {
+    seats_in(database_pool().await, count).await
+}
+
+pub(crate) async fn database_pool() -> PgPool {
+    lazy_pool(&database("event", &app::MIGRATIONS).await, "test", 20).unwrap()
 }
 
 /// A session of `count` seats, written past the HTTP interface.
-async fn seats(count: i32) -> Seats {
-    let url = database("event", &app::MIGRATIONS).await;
-    let db = lazy_pool(&url, "test", 20).unwrap();
+pub(crate) async fn seats_in(db: PgPool, count: i32) -> Seats {
     let session: Uuid = sqlx::query_scalar(
         "with o as (insert into organizers (organizer_id, name) values (gen_random_uuid(), 'o') returning organizer_id),
               e as (insert into events (event_id, organizer_id, title, event_type) select gen_random_uuid(), organizer_id, 't', 'other' from o returning event_id),
@@ -40,10 +47,12 @@ async fn seats(count: i32) -> Seats {
     .fetch_one(&db)
     .await
     .unwrap();
-    let ids = sqlx::query_scalar("select session_seat_id from session_seats order by session_seat_id")
-        .fetch_all(&db)
-        .await
-        .unwrap();
+    let ids =
+        sqlx::query_scalar("select session_seat_id from session_seats where session_id = $1 order by session_seat_id")
+            .bind(session)
+            .fetch_all(&db)
+            .await
+            .unwrap();
     Seats { db, session: session.into(), ids }
 }
 
@@ -52,7 +61,7 @@ impl Seats {
         self.reserve_until(owner, seats, soon()).await
     }
 
-    async fn reserve_until(
+    pub(crate) async fn reserve_until(
         &self,
         owner: ReservationId,
         seats: &[SessionSeatId],
@@ -61,15 +70,15 @@ impl Seats {
         session_seats::reserve(&mut self.db.acquire().await.unwrap(), self.session, owner, seats, until).await.unwrap()
     }
 
-    async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
+    pub(crate) async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
         session_seats::release(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
     }
 
-    async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
+    pub(crate) async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
         session_seats::confirm(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
     }
 
-    async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
+    pub(crate) async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
         session_seats::refund(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
     }
 
@@ -86,7 +95,7 @@ impl Seats {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the service that asks for a hold says when it is due")]
-fn soon() -> DateTime<Utc> {
+pub(crate) fn soon() -> DateTime<Utc> {
     Utc::now() + TimeDelta::minutes(10)
 }
 

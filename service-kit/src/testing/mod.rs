@@ -1,4 +1,5 @@
-//! What the tests of both services stand on: databases of their own, waiting on a condition, and wires that break ([`wires`]).
+//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break ([`wires`]), and random
+//! sequences of changes ([`sequences`]).
 //!
 //! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single runs.
 #![expect(
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 use crate::settings::Secret;
 
+pub mod sequences;
 pub mod wires;
 
 /// An address that the test servers' starter put into the environment.
