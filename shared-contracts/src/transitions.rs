@@ -297,6 +297,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_has_become_of_a_charge_stays_so_but_for_money_that_came_after_a_no() {
+        for state in [PaymentState::Captured, PaymentState::Declined, PaymentState::Voided] {
+            for step in PaymentStep::ALL {
+                let may_go = (state, step) == (PaymentState::Declined, PaymentStep::Void);
+                assert_eq!(state.after(step).from(state) != state, may_go, "{state:?} {step:?}");
+            }
+        }
+    }
+
     /// A reservation and its charges as people would tell of them.
     #[derive(Debug, Clone, Default)]
     struct Story {
