@@ -219,7 +219,7 @@ impl Fleet {
         let port = ports[REDIS];
         members.push(Member::new(folder, "redis", port, Box::new(move || redis_server(port))));
 
-        let fleet = Self {
+        Self {
             members,
             wires: vec![
                 ("the Event Service", to_event_service),
@@ -232,8 +232,7 @@ impl Fleet {
             redis_url,
             complaints: Mutex::default(),
             http: Client::builder().timeout(Duration::from_secs(2)).build().unwrap(),
-        };
-        fleet
+        }
     }
 
     /// Starts every process, and starts it again when it is down; never ends by itself.

@@ -97,17 +97,20 @@ async fn heal(
 ) -> Duration {
     let begun = Instant::now();
     fleet.is_whole().await;
+    println!("every process is well {:.1?} after the last fault", begun.elapsed());
     let mut rng = StdRng::seed_from_u64(0);
     let awaited = std::mem::take(&mut *market.awaited.lock().unwrap());
     for charge in awaited {
         assert!(market.notice(&mut rng, charge).await, "a notice is not taken although all is well");
     }
+    // Half a minute would go by until the leases run out of payments that nobody heard the end of.
+    let past = "update reservations set confirming_until = now() where status = 'confirming'";
+    sqlx::query(past).execute(&system.app.db).await.unwrap();
     let open = "select (select count(*) from reservations where status in ('active', 'confirming'))
                 + (select count(*) from outbox where published_at is null) + (select count(*) from refunds where status = 'pending')";
     wait_until("all reservations have ended", Duration::from_secs(60), async || system.count(open).await == 0).await;
 
-    system.to_broker.heal();
-    system.consumer_is_up().await;
+    println!("all reservations have ended {:.1?} after the last fault", begun.elapsed());
     let mut all = ReplayRequest { from: Some(chrono::DateTime::UNIX_EPOCH), ..ReplayRequest::default() };
     loop {
         all.cursor = replay(app, &all).await.unwrap().next_cursor;
