@@ -19,7 +19,8 @@ use shared_contracts::ids::ReservationId;
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-use super::fleet::{BOOKINGS, EVENT_SERVICE, Fleet, REDIS};
+use super::fleet::{BOOKINGS, Fleet, REDIS, ROLE};
+use super::wires;
 use crate::crash_points;
 use crate::support::System;
 
@@ -197,8 +198,8 @@ impl<'a> Sabotage<'a> {
             Fault::EndConnections { events } => {
                 let url = if *events { &self.system.event_database_url } else { &self.system.settings.database_url };
                 let mut connection = PgConnection::connect(url.reveal()).await?;
-                let all = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
-                sqlx::query(all).execute(&mut connection).await?;
+                let all = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = $1";
+                sqlx::query(all).bind(ROLE).execute(&mut connection).await?;
                 connection.close().await?;
             }
             Fault::FlushRedis => self.tell_redis(redis::cmd("FLUSHALL")).await?,
@@ -278,11 +279,11 @@ fn opening() -> [Fault; 7] {
     let second = Duration::from_secs(1);
     let (first, last) = (BOOKINGS.start, BOOKINGS.end - 1);
     [
-        Fault::Wire { wire: 2, mode: Mode::Cut, time: 2 * second },
-        Fault::Wire { wire: EVENT_SERVICE, mode: Mode::Freeze, time: 3 * second },
+        Fault::Wire { wire: wires::BROKER_OF_BOOKING, mode: Mode::Cut, time: 2 * second },
+        Fault::Wire { wire: wires::EVENT_SERVICE, mode: Mode::Freeze, time: 3 * second },
         Fault::Kill { member: first, down_for: second / 2, crash_at: Some("booking.reserved:2".into()) },
         Fault::Poison,
-        Fault::Wire { wire: 1, mode: Mode::Cut, time: second },
+        Fault::Wire { wire: wires::REDIS, mode: Mode::Cut, time: second },
         Fault::Replay,
         Fault::Kill { member: last, down_for: second / 2, crash_at: Some("confirm.charged:2".into()) },
     ]

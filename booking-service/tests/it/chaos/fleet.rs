@@ -16,6 +16,7 @@ use service_kit::amqp::Broker;
 use service_kit::settings::Secret;
 use service_kit::testing::wires::ChaosProxy;
 use service_kit::testing::{server, wait_until};
+use sqlx::AssertSqlSafe;
 use tokio::process::{Child, Command};
 
 use crate::processes::{self, free_port};
@@ -25,6 +26,9 @@ use crate::support::System;
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
 const KILLED: i32 = 9;
 const ABORTED: i32 = 6;
+
+/// Who the fleet is to PostgreSQL, so that its connections can be ended and those of the test stay.
+pub(super) const ROLE: &str = "chaos_fleet";
 
 type MakeCommand = Box<dyn Fn() -> Command + Send + Sync>;
 
@@ -155,7 +159,6 @@ pub(super) struct Fleet {
     http: Client,
 }
 
-pub(super) const EVENT_SERVICE: usize = 0;
 pub(super) const BOOKINGS: std::ops::Range<usize> = 2..5;
 pub(super) const REDIS: usize = 7;
 
@@ -167,6 +170,10 @@ impl Fleet {
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).unwrap();
 
+        let make = format!("create role {ROLE} superuser login password '{ROLE}'");
+        // Another run may have made it.
+        let _ = sqlx::query(AssertSqlSafe(make)).execute(&system.app.db).await;
+
         let mut ports = Vec::new();
         for _ in 0..=REDIS {
             ports.push(free_port().await);
@@ -175,8 +182,8 @@ impl Fleet {
         let (to_redis, redis_through) = ChaosProxy::in_front_of(&redis_url).await;
         let (booking_broker, booking_broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
         let (event_broker, event_broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
-        let (booking_db, booking_db_url) = ChaosProxy::in_front_of(system.settings.database_url.reveal()).await;
-        let (event_db, event_db_url) = ChaosProxy::in_front_of(system.event_database_url.reveal()).await;
+        let (booking_db, booking_db_url) = ChaosProxy::in_front_of(&as_role(&system.settings.database_url)).await;
+        let (event_db, event_db_url) = ChaosProxy::in_front_of(&as_role(&system.event_database_url)).await;
         let event_services = ports[..2].iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let to_event_service = ChaosProxy::to_any(event_services).await;
 
@@ -281,6 +288,12 @@ impl Fleet {
     pub(super) fn lines_with(&self, words: &str) -> usize {
         self.members.iter().map(|member| member.lines_with(words)).sum()
     }
+}
+
+/// The database's URL for [`ROLE`].
+fn as_role(database_url: &Secret) -> String {
+    let (_, address) = database_url.reveal().split_once('@').unwrap();
+    format!("postgres://{ROLE}:{ROLE}@{address}")
 }
 
 fn talkative(mut command: Command) -> Command {

@@ -23,11 +23,19 @@ use uuid::Uuid;
 use crate::support::System;
 use buyers::Market;
 use faults::Sabotage;
-use fleet::{BOOKINGS, EVENT_SERVICE, Fleet};
+use fleet::{BOOKINGS, Fleet};
 
 mod buyers;
+mod costs;
 mod faults;
 mod fleet;
+
+/// Where the wires of a [`Fleet`] stand in its list.
+mod wires {
+    pub(super) const EVENT_SERVICE: usize = 0;
+    pub(super) const REDIS: usize = 1;
+    pub(super) const BROKER_OF_BOOKING: usize = 2;
+}
 
 const USUAL_SECONDS: usize = 25;
 const USUAL_SEED: usize = 20_261_126;
@@ -46,7 +54,7 @@ async fn what_buyers_were_told_is_true_whatever_breaks() {
     let fleet = Fleet::prepare(&system, &folder).await;
     let desk = desk(&system);
     let bookings = fleet.members[BOOKINGS].iter().map(|member| member.base.clone()).collect();
-    let market = Market::open(sale, bookings, fleet.wires[EVENT_SERVICE].1.url());
+    let market = Market::open(sale, bookings, fleet.wires[wires::EVENT_SERVICE].1.url());
     let mut sabotage = Sabotage::new(&system, &fleet, &desk, seed);
     let run = async {
         fleet.is_whole().await;
@@ -57,6 +65,7 @@ async fn what_buyers_were_told_is_true_whatever_breaks() {
             market.close();
         };
         tokio::join!(buyers, faults);
+        println!("{}{}", market.summary(), sabotage.summary());
         heal(&system, &fleet, &market, &desk, &sabotage.poison).await
     };
     let healed = tokio::select! {
@@ -64,7 +73,7 @@ async fn what_buyers_were_told_is_true_whatever_breaks() {
         () = fleet.keep_running() => unreachable!("processes are kept running for as long as it takes"),
     };
 
-    println!("{}{}at rest {healed:.1?} after the last fault\n", market.summary(), sabotage.summary());
+    println!("at rest {healed:.1?} after the last fault\n");
     let rare = rare_events(&system, &fleet, &market, &sabotage).await;
     let mut broken = market.broken_promises(&system.app.db).await;
     broken.append(&mut market.complaints.lock().unwrap());
