@@ -26,11 +26,20 @@ missing, uses free ports and a folder of its own, and takes everything down at t
 that it can run beside a system that was started before.
 
   --fast           leave out the whole system
+  --chaos TIME [--seed NUMBER]
+                   only the chaos test, for a time such as 10m or 90s: processes are killed, frozen
+                   and cut off while buyers buy, then every promise is looked at. The seed
+                   decides which faults come when; without one it is a new one, and printed.
   --only-servers   start PostgreSQL, Redis and RabbitMQ for tests, leave them running, and
                    say how to run single tests on them
   --stop-servers   stop those and delete their data
   --help           this text
 HELP
+}
+
+die_of_usage() {
+    usage >&2
+    exit 2
 }
 
 # start_test_servers: on free ports; exports the variables that the tests read.
@@ -162,25 +171,48 @@ clean_up() {
     exit "$status"
 }
 
-run_everything() {
+trap_exits() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
+}
 
-    install_packages
-    need_cargo
-    need_cargo_components
-    stage 'Format' cargo fmt --all --check
-    stage 'Lints' cargo clippy --workspace --all-targets --locked -- -D warnings
-    stage 'Shell scripts' check_scripts
-
+start_private_servers() {
     WORK_DIR=$(mktemp -d)
     # The servers of root run as another user, who has to get in.
     chmod 711 "$WORK_DIR"
     use_state_dir "$WORK_DIR/servers"
     prepare_state_dir
     stage 'Servers for the tests' start_test_servers
+}
+
+# run_chaos TIME [--seed NUMBER]
+run_chaos() {
+    [[ ${1:-} =~ ^([1-9][0-9]{0,3})([smh])$ ]] || die_of_usage
+    local -A unit=([s]=1 [m]=60 [h]=3600)
+    export CHAOS_SECONDS=$((BASH_REMATCH[1] * unit[${BASH_REMATCH[2]}])) CHAOS_SEED=$RANDOM$RANDOM
+    if (($# > 1)); then
+        [[ $# == 3 && $2 == --seed && $3 =~ ^[0-9]{1,15}$ ]] || die_of_usage
+        CHAOS_SEED=$3
+    fi
+    trap_exits
+    install_packages
+    need_cargo
+    start_private_servers
+    stage "Chaos for $CHAOS_SECONDS s with seed $CHAOS_SEED" \
+        cargo test --workspace --locked --test it chaos:: -- --nocapture --test-threads 1
+}
+
+run_everything() {
+    trap_exits
+    install_packages
+    need_cargo
+    need_cargo_components
+    stage 'Format' cargo fmt --all --check
+    stage 'Lints' cargo clippy --workspace --all-targets --locked -- -D warnings
+    stage 'Shell scripts' check_scripts
+    start_private_servers
     stage 'Unit and integration tests' run_tests
     stage 'Stopping the servers' stop_test_servers
     if [[ $1 == all ]]; then
@@ -193,6 +225,7 @@ WORK_DIR=''
 case ${1:-} in
     '') run_everything all ;;
     --fast) run_everything fast ;;
+    --chaos) run_chaos "${@:2}" ;;
     --only-servers)
         install_packages
         use_state_dir "$DEVELOPER_STATE_DIR"
@@ -209,8 +242,5 @@ case ${1:-} in
         done_with 'stopped, data deleted'
         ;;
     --help | -h) usage ;;
-    *)
-        usage >&2
-        exit 2
-        ;;
+    *) die_of_usage ;;
 esac

@@ -153,7 +153,7 @@ pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<Ap
 /// Serves requests until `lifecycle` stops.
 pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) {
     let router = router(app, health(app, "booking-service"));
-    server::serve(lifecycle, listener, router, settings.common.requests_in_flight_max);
+    server::serve(lifecycle, listener, router, &settings.common);
 }
 
 /// Runs the worker until `lifecycle` stops; its listener answers health checks only.
@@ -168,7 +168,7 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
     };
     worker::start(app, schedule, lifecycle).await?;
     let router = health::routes(health(app, "booking-worker")).into();
-    server::serve(lifecycle, listener, router, settings.common.requests_in_flight_max);
+    server::serve(lifecycle, listener, router, &settings.common);
     Ok(())
 }
 

@@ -135,6 +135,6 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
     let router = router(AppState { db, streams }, health);
-    server::serve(lifecycle, listener, router, settings.common.requests_in_flight_max);
+    server::serve(lifecycle, listener, router, &settings.common);
     Ok(())
 }

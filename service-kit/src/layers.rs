@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::error::{Cause, Error};
 use crate::etag;
 use crate::lifecycle::Lifecycle;
+use crate::settings::Common;
 
 /// The request's id, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,8 +39,6 @@ const HEALTH_PATHS: &str = "/health";
 
 /// The largest body of an ordinary call; one that takes more says so at its route.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
-/// The longest a client waits. What changes state goes on to its end all the same.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
 /// keep connections for ever. What is cut off there is rolled back or healed like a crash.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
@@ -76,11 +75,17 @@ pub fn traceparent() -> Option<String> {
 struct Guard {
     lifecycle: Lifecycle,
     places: Arc<Semaphore>,
+    /// The longest a client waits. What changes state goes on to its end all the same.
+    time_max: Duration,
 }
 
 /// Wraps a service's finished router.
-pub fn wrap(router: Router, lifecycle: &Lifecycle, in_flight_max: usize) -> Router {
-    let guard = Guard { lifecycle: lifecycle.clone(), places: Arc::new(Semaphore::new(in_flight_max)) };
+pub fn wrap(router: Router, lifecycle: &Lifecycle, limits: &Common) -> Router {
+    let guard = Guard {
+        lifecycle: lifecycle.clone(),
+        places: Arc::new(Semaphore::new(limits.requests_in_flight_max)),
+        time_max: limits.request_time_max,
+    };
     router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -106,7 +111,7 @@ async fn no_such_method(method: Method, uri: Uri) -> Error {
 async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let context = RequestContext::of(request.headers());
     let request_id = context.request_id.clone();
-    let patience = patience_of(&request);
+    let patience = patience_of(&request).filter(|patience| *patience < guard.time_max);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-", |path| path.as_str()).to_owned();
     let span = tracing::info_span!("request", %method, route, request_id);
@@ -135,7 +140,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
                 .unwrap_or_else(|error| Error::Internal(error).into_response())
         }
     };
-    let time_max = patience.unwrap_or(REQUEST_TIME_MAX);
+    let time_max = patience.unwrap_or(guard.time_max);
     let response = tokio::time::timeout(time_max, answer).await.unwrap_or_else(|_| {
         let detail = format!(
             "No answer within {} ms. The call may still take effect; look before you repeat it.",
@@ -164,12 +169,11 @@ fn place_for(places: &Arc<Semaphore>, request: &Request) -> Result<Option<OwnedS
     Arc::clone(places).try_acquire_owned().map(Some)
 }
 
-/// How long another service said that it waits, if that is shorter than we would work for anybody. What is cut off by it is rolled
-/// back, or as harmless as a lost answer. Clients can't cut work off so.
+/// How long another service said that it waits. What is cut off by it is rolled back, or as harmless as a lost answer. Clients can't
+/// cut work off so.
 fn patience_of(request: &Request) -> Option<Duration> {
     let millis = request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(INTERNAL_PATHS))?;
-    let patience = Duration::from_millis(millis.to_str().ok()?.parse().ok()?);
-    Some(patience).filter(|patience| *patience < REQUEST_TIME_MAX)
+    Some(Duration::from_millis(millis.to_str().ok()?.parse().ok()?))
 }
 
 async fn caught(answer: impl Future<Output = Response>) -> Response {

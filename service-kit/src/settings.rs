@@ -139,6 +139,9 @@ pub struct Common {
     /// `REQUESTS_IN_FLIGHT_MAX`: more than these are answered `503` at once. A queue that grows serves nobody: at some 500 bookings
     /// a second and core, the last of a thousand waits two seconds already.
     pub requests_in_flight_max: usize,
+    /// `REQUEST_TIMEOUT_SECONDS`: the longest a client waits for its answer, also when a database has vanished without a word. What
+    /// changes state goes on to its end all the same.
+    pub request_time_max: Duration,
 }
 
 /// How log lines are written.
@@ -172,6 +175,8 @@ impl Common {
             log_level: reader.or("LOG_LEVEL", "info".to_owned()).to_lowercase(),
             log_format: reader.or("LOG_FORMAT", LogFormat::Json),
             requests_in_flight_max: reader.within("REQUESTS_IN_FLIGHT_MAX", 1000, 1, 100_000),
+            // Longer than the statement time limit, so that a slow database is told from a silent one.
+            request_time_max: reader.duration("REQUEST_TIMEOUT_SECONDS", Duration::from_secs(1), 30.0, 1.0, 60.0),
         };
         Self::check_auth_mode(reader);
         common

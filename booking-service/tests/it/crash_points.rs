@@ -53,8 +53,12 @@ fn each_crash_point_has_a_test() {
             named.extend(text.split("crash_point(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
         }
     }
-    let tested = BOOKING.iter().chain(&PAYMENT).chain(&OTHERS).map(|name| (*name).to_owned()).collect();
-    assert_eq!(named, tested);
+    assert_eq!(named, all().into_iter().map(str::to_owned).collect());
+}
+
+/// Every place at which a process can be made to die.
+pub(crate) fn all() -> Vec<&'static str> {
+    BOOKING.iter().chain(&PAYMENT).chain(&OTHERS).copied().collect()
 }
 
 async fn doomed(system: &System, subcommand: &str, point: &str) -> Process {

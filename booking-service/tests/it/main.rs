@@ -8,6 +8,7 @@ mod support;
 mod audit;
 mod booking;
 mod cancel;
+mod chaos;
 mod confirm;
 mod crash;
 mod crash_points;

@@ -54,6 +54,7 @@ fn common() -> Common {
         log_level: "warn".into(),
         log_format: LogFormat::Pretty,
         requests_in_flight_max: 2000,
+        request_time_max: Duration::from_secs(30),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A running Event Service, and the requests that tests make of it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use event_service::app;
 use event_service::settings::Settings;
@@ -43,6 +44,7 @@ impl TestApp {
                 log_level: "warn".into(),
                 log_format: LogFormat::Pretty,
                 requests_in_flight_max: IN_FLIGHT_MAX,
+                request_time_max: Duration::from_secs(30),
             },
             database_url: database_url.clone(),
             database_connections_max: 10,

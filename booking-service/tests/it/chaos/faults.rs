@@ -1,0 +1,290 @@
+//! What is done to the fleet: an opening that makes sure of the rare things, then whatever the seed says.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::time::{Duration, Instant};
+
+use booking_service::app::App;
+use booking_service::replay::{ReplayRequest, replay};
+use lapin::options::QueueDeleteOptions;
+use lapin::{Connection, ConnectionProperties};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+use service_kit::amqp::{Broker, Outgoing, Publisher};
+use service_kit::testing::wires::Mode;
+use shared_contracts::booking_event::{BookingEventType, SCHEMA_VERSION};
+use shared_contracts::ids::ReservationId;
+use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
+
+use super::fleet::{BOOKINGS, Fleet, REDIS, ROLE};
+use super::wires;
+use crate::crash_points;
+use crate::support::System;
+
+/// Reservations whose events come again at a time, in no order.
+const REPLAYED: i64 = 30;
+
+#[derive(Debug, Clone)]
+enum Fault {
+    /// SIGKILL; back after a while, and perhaps only until it comes to a crash point.
+    Kill { member: usize, down_for: Duration, crash_at: Option<String> },
+    /// SIGSTOP, and SIGCONT after this time.
+    Freeze { member: usize, time: Duration },
+    /// SIGTERM.
+    Stop { member: usize },
+    /// A wire is so for this time.
+    Wire { wire: usize, mode: Mode, time: Duration },
+    /// PostgreSQL ends every connection to a database.
+    EndConnections { events: bool },
+    /// Redis forgets all locks.
+    FlushRedis,
+    /// Redis answers nobody for this time.
+    PauseRedis { time: Duration },
+    /// The queue and what is in it are gone.
+    DeleteQueue,
+    /// Events that have been published are published again, in no order.
+    Replay,
+    /// A message that nobody can apply.
+    Poison,
+}
+
+impl Fault {
+    fn random(rng: &mut StdRng, fleet: &Fleet) -> Self {
+        let time = Duration::from_millis(rng.random_range(300..4000));
+        let member = rng.random_range(0..fleet.members.len());
+        match rng.random_range(0..100) {
+            0..25 => {
+                let places = crash_points::all();
+                let place = places.choose(rng).copied().unwrap_or_default();
+                let crash_at = rng.random_bool(0.5).then(|| format!("{place}:{}", rng.random_range(1..20)));
+                Self::Kill { member, down_for: time / 2, crash_at }
+            }
+            25..37 => Self::Freeze { member, time },
+            37..43 => Self::Stop { member: member % REDIS },
+            43..75 => {
+                let mode = match rng.random_range(0..6) {
+                    0 | 1 => Mode::Cut,
+                    2 => Mode::Freeze,
+                    3 => Mode::HalfOpen,
+                    4 => Mode::Delay(Duration::from_millis(rng.random_range(20..400))),
+                    _ => Mode::ResetAfter(rng.random_range(500..60_000)),
+                };
+                Self::Wire { wire: rng.random_range(0..fleet.wires.len()), mode, time }
+            }
+            75..81 => Self::EndConnections { events: rng.random_bool(0.5) },
+            81..84 => Self::FlushRedis,
+            84..87 => Self::PauseRedis { time },
+            87..89 => Self::DeleteQueue,
+            89..96 => Self::Replay,
+            _ => Self::Poison,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Kill { .. } => "kill -9",
+            Self::Freeze { .. } => "SIGSTOP",
+            Self::Stop { .. } => "SIGTERM",
+            Self::Wire { mode: Mode::Cut, .. } => "wire cut",
+            Self::Wire { mode: Mode::Freeze, .. } => "wire frozen",
+            Self::Wire { mode: Mode::HalfOpen, .. } => "wire half-open",
+            Self::Wire { mode: Mode::Delay(_), .. } => "wire slow",
+            Self::Wire { .. } => "wire reset in a message",
+            Self::EndConnections { .. } => "pg_terminate_backend",
+            Self::FlushRedis => "FLUSHALL",
+            Self::PauseRedis { .. } => "CLIENT PAUSE",
+            Self::DeleteQueue => "queue deleted",
+            Self::Replay => "messages twice and shuffled",
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// A fault and where it strikes, for people.
+struct Shown<'a>(&'a Fault, &'a Fleet);
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.0.kind();
+        match self.0 {
+            Fault::Kill { member, down_for, crash_at } => {
+                write!(f, "{kind} {} for {down_for:?}", self.1.members[*member].name)?;
+                crash_at.as_ref().map_or(Ok(()), |place| write!(f, ", then to die at {place}"))
+            }
+            Fault::Freeze { member, time } => write!(f, "{kind} {} for {time:?}", self.1.members[*member].name),
+            Fault::Stop { member } => write!(f, "{kind} {}", self.1.members[*member].name),
+            Fault::Wire { wire, time, .. } => write!(f, "{kind} to {} for {time:?}", self.1.wires[*wire].0),
+            Fault::EndConnections { events } => write!(f, "{kind}, {}", if *events { "events" } else { "bookings" }),
+            Fault::PauseRedis { time } => write!(f, "{kind} for {time:?}"),
+            _ => f.write_str(kind),
+        }
+    }
+}
+
+/// Who does it, and keeps count.
+pub(super) struct Sabotage<'a> {
+    system: &'a System,
+    fleet: &'a Fleet,
+    desk: &'a (App, Broker),
+    rng: StdRng,
+    begun: Instant,
+    struck: BTreeMap<&'static str, usize>,
+    /// The ids of messages that are to be set aside.
+    pub(super) poison: Vec<Uuid>,
+}
+
+impl<'a> Sabotage<'a> {
+    pub(super) fn new(system: &'a System, fleet: &'a Fleet, desk: &'a (App, Broker), seed: u64) -> Self {
+        let (rng, begun) = (StdRng::seed_from_u64(seed), Instant::now());
+        Self { system, fleet, desk, rng, begun, struck: BTreeMap::new(), poison: Vec::new() }
+    }
+
+    /// Strikes until the time has come; the last fault ends with it.
+    pub(super) async fn go_on_until(&mut self, end: Instant) {
+        for fault in opening() {
+            self.rest(100..400).await;
+            self.strike(&[fault]).await;
+        }
+        while Instant::now() < end {
+            self.rest(100..1200).await;
+            // Now and then two at once.
+            let count = if self.rng.random_bool(0.25) { 2 } else { 1 };
+            let faults: Vec<Fault> = (0..count).map(|_| Fault::random(&mut self.rng, self.fleet)).collect();
+            self.strike(&faults).await;
+        }
+    }
+
+    async fn rest(&mut self, millis: std::ops::Range<u64>) {
+        tokio::time::sleep(Duration::from_millis(self.rng.random_range(millis))).await;
+    }
+
+    async fn strike(&mut self, faults: &[Fault]) {
+        for fault in faults {
+            println!("{:>7.1} s  {}", self.begun.elapsed().as_secs_f64(), Shown(fault, self.fleet));
+            *self.struck.entry(fault.kind()).or_default() += 1;
+        }
+        let poison = Uuid::now_v7();
+        if faults.iter().any(|fault| matches!(fault, Fault::Poison)) {
+            self.poison.push(poison);
+        }
+        let struck = futures::future::join_all(faults.iter().map(|fault| self.inflict(fault, poison))).await;
+        for outcome in struck {
+            // Such as a statement that met another fault's end of all connections: that is no matter here.
+            if let Err(error) = outcome {
+                println!("           came to nothing: {error:#}");
+            }
+        }
+    }
+
+    async fn inflict(&self, fault: &Fault, poison: Uuid) -> anyhow::Result<()> {
+        let member = |index: &usize| &self.fleet.members[*index];
+        match fault {
+            Fault::Kill { member: index, down_for, crash_at } => member(index).kill(*down_for, crash_at.clone()),
+            Fault::Freeze { member: index, time } => {
+                member(index).signal("STOP");
+                tokio::time::sleep(*time).await;
+                member(index).signal("CONT");
+            }
+            Fault::Stop { member: index } => member(index).stop(),
+            Fault::Wire { wire, mode, time } => {
+                let wire = &self.fleet.wires[*wire].1;
+                wire.set(*mode);
+                tokio::time::sleep(*time).await;
+                wire.heal();
+            }
+            Fault::EndConnections { events } => {
+                let url = if *events { &self.system.event_database_url } else { &self.system.settings.database_url };
+                let mut connection = PgConnection::connect(url.reveal()).await?;
+                let all = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = $1";
+                sqlx::query(all).bind(ROLE).execute(&mut connection).await?;
+                connection.close().await?;
+            }
+            Fault::FlushRedis => self.tell_redis(redis::cmd("FLUSHALL")).await?,
+            Fault::PauseRedis { time } => {
+                let mut pause = redis::cmd("CLIENT");
+                pause.arg("PAUSE").arg(time.as_millis() as u64);
+                self.tell_redis(pause).await?;
+            }
+            Fault::DeleteQueue => self.delete_queue().await?,
+            Fault::Replay => self.replay_some().await?,
+            Fault::Poison => self.publish_poison(poison).await?,
+        }
+        Ok(())
+    }
+
+    async fn tell_redis(&self, command: redis::Cmd) -> anyhow::Result<()> {
+        let client = redis::Client::open(self.fleet.redis_url.as_str())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        Ok(command.query_async(&mut connection).await?)
+    }
+
+    async fn delete_queue(&self) -> anyhow::Result<()> {
+        let connection = Connection::connect(self.desk.1.url.reveal(), ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.queue_delete(self.system.settings.queue.as_str().into(), QueueDeleteOptions::default()).await?;
+        connection.close(200, "done".into()).await?;
+        Ok(())
+    }
+
+    async fn replay_some(&self) -> anyhow::Result<()> {
+        let sql =
+            "select reservation_id from outbox where published_at is not null group by 1 order by random() limit $1";
+        let some: Vec<ReservationId> = sqlx::query_scalar(sql).bind(REPLAYED).fetch_all(&self.desk.0.db).await?;
+        for id in some {
+            let request = ReplayRequest { reservation_id: Some(id), ..ReplayRequest::default() };
+            replay(&self.desk.0, &request).await.map_err(anyhow::Error::from)?;
+        }
+        Ok(())
+    }
+
+    /// Of three kinds: no JSON, a version from the future, and a sale of a seat that its reservation does not hold.
+    async fn publish_poison(&self, id: Uuid) -> anyhow::Result<()> {
+        let event = |version| {
+            json!({ "event_id": id, "event_type": BookingEventType::Confirmed.routing_key(), "schema_version": version,
+                "occurred_at": "2026-01-01T00:00:00Z", "reservation_id": id, "user_id": id, "session_id": id,
+                "session_seat_ids": [id], "sequence": 1, "ticket_ids": [], "amount": null, "currency": null })
+        };
+        let body = match id.as_u128() % 3 {
+            0 => b"no JSON".to_vec(),
+            1 => event(SCHEMA_VERSION + 1).to_string().into_bytes(),
+            _ => event(SCHEMA_VERSION).to_string().into_bytes(),
+        };
+        let routing_key = BookingEventType::Confirmed.routing_key().into();
+        let publisher = Publisher::new(self.desk.1.clone(), "poisoner");
+        publisher.connect_if_needed().await?;
+        publisher.publish(&[Outgoing { message_id: id, routing_key, body, timestamp: 0, traceparent: None }]).await?;
+        Ok(())
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.struck.values().sum()
+    }
+
+    /// How many lives ended at a crash point.
+    pub(super) fn crashes(&self, fleet: &Fleet) -> usize {
+        fleet.lines_with("crash point")
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let lines = self.struck.iter().map(|(kind, count)| format!("  {count:>7}  {kind}\n"));
+        format!("faults: {}\n{}", self.count(), lines.collect::<String>())
+    }
+}
+
+/// Without these, a short run might see nothing of what is rare.
+fn opening() -> [Fault; 7] {
+    let second = Duration::from_secs(1);
+    let (first, last) = (BOOKINGS.start, BOOKINGS.end - 1);
+    [
+        Fault::Wire { wire: wires::BROKER_OF_BOOKING, mode: Mode::Cut, time: 2 * second },
+        Fault::Wire { wire: wires::EVENT_SERVICE, mode: Mode::Freeze, time: 3 * second },
+        Fault::Kill { member: first, down_for: second / 2, crash_at: Some("booking.reserved:2".into()) },
+        Fault::Poison,
+        Fault::Wire { wire: wires::REDIS, mode: Mode::Cut, time: second },
+        Fault::Replay,
+        Fault::Kill { member: last, down_for: second / 2, crash_at: Some("confirm.charged:2".into()) },
+    ]
+}
