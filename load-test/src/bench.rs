@@ -9,13 +9,18 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::arrivals::{Arrivals, Crew, Operation, drive};
-use crate::databases::{Logs, NUMBERS_LATE_MAX, WalUse};
+use crate::databases::{Logs, WalUse};
 use crate::measure::{Counted, Point, Recorder, Step};
-use crate::processes::{CpuSeconds, Snapshot};
+use crate::processes::{CpuSeconds, Snapshot, open_files_max};
 use crate::system::System;
 
 /// A generator that uses more of its one thread than this may be what limits the rate.
 const GENERATOR_BUSY_MAX: f64 = 0.8;
+
+/// One to each service.
+const CONNECTIONS_PER_CLIENT: usize = 2;
+/// Files that are open beside the connections: databases, `/proc`, the runtime's own.
+const FILES_BESIDE: usize = 64;
 
 /// How much load, and for how long.
 #[derive(Debug, Clone, Args)]
@@ -27,7 +32,7 @@ pub struct LoadArguments {
     #[arg(long, value_parser = positive)]
     pub rate: Option<f64>,
     /// Open loop: arrivals beyond so many in flight are not sent, and counted as that
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub in_flight_max: u32,
     /// How long to measure
     #[arg(long, default_value = "10", value_parser = positive)]
@@ -35,6 +40,9 @@ pub struct LoadArguments {
     /// The same load before that, uncounted: connections, plans and caches are then as they are in the long run
     #[arg(long, default_value = "2", value_parser = not_negative)]
     pub warm_up_seconds: f64,
+    /// Don't count the flushes of the databases' logs, which takes twenty quiet seconds a phase
+    #[arg(long)]
+    pub no_flushes: bool,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -128,19 +136,24 @@ impl<'a> Bench<'a> {
     ) -> anyhow::Result<Phase> {
         let arrivals = load.arrivals();
         self.stop.set(false);
-        match arrivals {
-            Arrivals::Closed { clients } => self.crew.connect(clients).await?,
-            // The others are connected when they are needed, like buyers who come in a rush.
-            Arrivals::Open { in_flight_max, .. } => self.crew.connect(in_flight_max.min(64)).await?,
-        }
+        // In an open loop the others are connected when they are needed, like buyers who come in a rush.
+        let (clients, clients_max) = match arrivals {
+            Arrivals::Closed { clients } => (clients, clients),
+            Arrivals::Open { in_flight_max, .. } => (in_flight_max.min(64), in_flight_max),
+        };
+        may_open(clients_max * CONNECTIONS_PER_CLIENT + FILES_BESIDE)?;
+        self.crew.connect(clients).await?;
         println!("\n{}: {name} ({})", self.system.name, load.describe());
         let warm_up = Duration::from_secs_f64(load.warm_up_seconds);
         let uncounted = Rc::new(Recorder::of(main));
         if !warm_up.is_zero() {
             drive(&self.crew, arrivals, warm_up, operation, &uncounted, &self.stop, |_, _| {}).await;
         }
-        let mut logs = Logs::open(self.system).await?;
-        let wal_before = logs.read().await?;
+        let mut logs = if load.no_flushes { Logs::none() } else { Logs::open(self.system).await? };
+        // Before: what the set-up and the warm-up have written. After: what the load has.
+        let wal_before = logs.read_settled().await?;
+        // Some servers have ended connections that were quiet meanwhile.
+        self.crew.connect(clients).await?;
         let recorder = Rc::new(Recorder::of(main));
         let before = Snapshot::take(&self.system.parts)?;
         let time = Duration::from_secs_f64(load.seconds);
@@ -148,13 +161,7 @@ impl<'a> Bench<'a> {
         let cpu = before.until(&Snapshot::take(&self.system.parts)?)?;
         let counted = recorder.finish(driven.seconds);
         ensure!(!counted.steps.is_empty(), "nothing was left to do after the warm-up; give more seats or less time");
-        let wal = if logs.is_empty() {
-            Vec::new()
-        } else {
-            tokio::time::sleep(NUMBERS_LATE_MAX).await;
-            let after = logs.read().await?;
-            logs.used(&wal_before, &after, counted.operations)
-        };
+        let wal_after = logs.read_settled().await?;
         let mut notes = Vec::new();
         if driven.used_up {
             notes.push(format!("there was nothing left to do after {:.1} s", driven.seconds));
@@ -171,13 +178,19 @@ impl<'a> Bench<'a> {
             seconds: driven.seconds,
             per_second: counted.operations as f64 / driven.seconds,
             not_sent: driven.not_sent,
+            wal: logs.used(&wal_before, &wal_after, counted.operations),
             cpu_ms_per_operation: known.as_ref().map(|cpu| cpu.system * 1000.0 / counted.operations as f64),
             counted,
             cpu: known,
-            wal,
             notes,
         })
     }
+}
+
+fn may_open(files: usize) -> anyhow::Result<()> {
+    let max = open_files_max();
+    ensure!(files <= max, "so many clients need {files} open files, and {max} are allowed: `ulimit -n {files}` first");
+    Ok(())
 }
 
 fn progress(point: &Point, in_flight: usize) {

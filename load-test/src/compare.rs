@@ -58,7 +58,7 @@ impl Spread {
 type Figure = (&'static str, fn(&Phase) -> Option<f64>);
 
 /// The main step, and what it costs.
-const FIGURES: [Figure; 8] = [
+const FIGURES: [Figure; 9] = [
     ("operations/s", |phase| Some(phase.per_second)),
     ("p50 ms", |phase| main(phase).map(|main| main.p50_ms)),
     ("p90 ms", |phase| main(phase).map(|main| main.p90_ms)),
@@ -66,7 +66,11 @@ const FIGURES: [Figure; 8] = [
     ("p99.9 ms", |phase| main(phase).map(|main| main.p999_ms)),
     ("max ms", |phase| main(phase).map(|main| main.max_ms)),
     ("CPU ms/operation", |phase| phase.cpu_ms_per_operation),
-    ("failed", |phase| Some((phase.counted.failed + phase.not_sent) as f64)),
+    ("flushes/operation", |phase| {
+        let each = phase.wal.iter().map(|wal| wal.flushes_per_operation);
+        (!phase.wal.is_empty()).then(|| each.sum())
+    }),
+    ("failed or not sent", |phase| Some((phase.counted.failed + phase.not_sent) as f64)),
 ];
 
 fn main(phase: &Phase) -> Option<&crate::measure::Latency> {

@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use crate::system::System;
 
 /// A backend hands its numbers in within this time of its last statement (PostgreSQL's longest delay is ten seconds).
-pub const NUMBERS_LATE_MAX: Duration = Duration::from_millis(10_500);
+const NUMBERS_LATE_MAX: Duration = Duration::from_millis(10_500);
 
 /// A connection to the database at `url`.
 ///
@@ -63,17 +63,20 @@ impl Logs {
         Ok(Self(open))
     }
 
-    /// Whether there is nothing to watch.
+    /// Of no database.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub fn none() -> Self {
+        Self(Vec::new())
     }
 
-    /// Their numbers, in the order of the databases.
+    /// Their numbers, in the order of the databases, once every backend has handed in what it has done until now.
     ///
     /// # Errors
     /// The server is one that does not count this way (14 to 17 do).
-    pub async fn read(&mut self) -> anyhow::Result<Vec<Wal>> {
+    pub async fn read_settled(&mut self) -> anyhow::Result<Vec<Wal>> {
+        if !self.0.is_empty() {
+            tokio::time::sleep(NUMBERS_LATE_MAX).await;
+        }
         let mut numbers = Vec::new();
         for (server, connection) in &mut self.0 {
             let sql = "select wal_sync as syncs, wal_records as records, wal_bytes::int8 as bytes from pg_stat_wal";

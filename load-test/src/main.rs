@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use load_test::bench::Bench;
 use load_test::compare::Comparison;
 use load_test::report::{Machine, RunResult, now, save};
@@ -31,19 +31,22 @@ enum Command {
     #[command(flatten)]
     One(Scenario),
     /// The same scenario on two systems in turn: A B A B A B
-    Compare {
-        /// The first system: the options that name one, in one argument, such as '--name ours --state-dir .local'
-        #[arg(long, allow_hyphen_values = true, value_parser = system_line)]
-        a: SystemArguments,
-        /// The second system
-        #[arg(long, allow_hyphen_values = true, value_parser = system_line)]
-        b: SystemArguments,
-        /// Rounds of each
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
-        rounds: u8,
-        #[command(subcommand)]
-        scenario: Scenario,
-    },
+    Compare(Box<Pair>),
+}
+
+#[derive(Args)]
+struct Pair {
+    /// The first system: the options that name one, in one argument, such as '--name ours --state-dir .local'
+    #[arg(long, allow_hyphen_values = true, value_parser = system_line)]
+    a: SystemArguments,
+    /// The second system
+    #[arg(long, allow_hyphen_values = true, value_parser = system_line)]
+    b: SystemArguments,
+    /// Rounds of each
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
+    rounds: u8,
+    #[command(subcommand)]
+    scenario: Scenario,
 }
 
 /// A system's options by themselves.
@@ -84,7 +87,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             let name = format!("{stamp}-{}", scenario.name());
             (result.is_good(), save(&arguments.output, &name, &result, &html::of_run(&result))?)
         }
-        Command::Compare { a, b, rounds, scenario } => {
+        Command::Compare(pair) => {
+            let Pair { a, b, rounds, scenario } = &**pair;
             let systems = [a.find()?, b.find()?];
             let mut results = [Vec::new(), Vec::new()];
             for round in 1..=*rounds {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
 /// Room for the labels: left, top, right, bottom.
-const MARGIN: [f64; 4] = [60.0, 10.0, 10.0, 30.0];
+const MARGIN: [f64; 4] = [60.0, 10.0, 40.0, 30.0];
 const COLOURS: [&str; 8] = ["#0b62a4", "#c1440e", "#3a7d34", "#7b3fa0", "#8a6d00", "#008080", "#b0306a", "#555555"];
 
 /// An axis: how values are laid out on it, and where it has marks.

@@ -106,6 +106,18 @@ fn ticks_per_second() -> u64 {
     entry.map_or(100, |entry| word(&entry[8..]))
 }
 
+/// How many files this process may have open, connections among them.
+#[must_use]
+pub fn open_files_max() -> usize {
+    parse_open_files(&fs::read_to_string("/proc/self/limits").unwrap_or_default())
+}
+
+/// The first number of the line is the limit that holds; where it is no number there is none.
+fn parse_open_files(limits: &str) -> usize {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(usize::MAX)
+}
+
 /// Ticks in which some processor of the machine was at work, from the first line of `/proc/stat`.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().map(|field| field.parse::<u64>());
@@ -211,6 +223,14 @@ mod tests {
     fn waiting_is_not_work() {
         assert_eq!(busy_ticks("cpu  1 2 4 1000 1000 8 16 1000 0 0\ncpu0 1 1"), Some(31));
         assert_eq!(busy_ticks("intr 5"), None);
+    }
+
+    #[test]
+    fn the_limit_that_holds_is_the_first() {
+        let limits =
+            "Max processes             95      95      processes\nMax open files            1024    524288    files\n";
+        assert_eq!(parse_open_files(limits), 1024);
+        assert_eq!(parse_open_files("Max open files   unlimited   unlimited   files"), usize::MAX);
     }
 
     #[test]

@@ -23,6 +23,9 @@ const TRIES_MAX: usize = 10;
 /// How long they wait where the answer does not say.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// When it is given up, if the last buyer has not come by then. `--seconds` has no say: a rush that ends early proves nothing.
+const TIME_MAX_SECONDS: f64 = 600.0;
+
 /// How.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
@@ -120,7 +123,7 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
         next: Cell::new(0),
     });
     // It ends with the last buyer; a warm-up would be a part of the rush that is not counted.
-    let load = LoadArguments { warm_up_seconds: 0.0, ..arguments.load.clone() };
+    let load = LoadArguments { warm_up_seconds: 0.0, seconds: TIME_MAX_SECONDS, ..arguments.load.clone() };
     let phase = bench.measure("hot", &load, ATTEMPT, &rush).await?;
     let count = |outcome: &str| phase.counted.steps[0].by_outcome.get(outcome).map_or(0, |latency| latency.count);
     let figures = vec![

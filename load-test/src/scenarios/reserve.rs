@@ -52,7 +52,7 @@ impl Reserve {
 
     /// Asks again for seats that have been given. Each must be refused.
     pub async fn promise(&self, bench: &Bench<'_>) -> Promise {
-        let given = self.given.borrow();
+        let given = self.given.borrow().clone();
         // Spread over all of the run.
         let every = given.len().div_ceil(ASKED_AGAIN_MAX).max(1);
         let mut connection = Connection::to(&bench.system.bookings[0]);
