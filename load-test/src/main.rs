@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use load_test::bench::Bench;
 use load_test::compare::Comparison;
+use load_test::processes::Snapshot;
 use load_test::report::{Machine, RunResult, now, save};
 use load_test::scenarios::Scenario;
 use load_test::system::{System, SystemArguments};
@@ -109,6 +110,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 
 async fn run_once(system: &System, scenario: &Scenario) -> anyhow::Result<RunResult> {
     let begun_at = now();
+    // A wrong process id is better told of now than after the set-up.
+    Snapshot::take(&system.parts)?;
     let measured = scenario.run(&Bench::on(system)).await?;
     let audit = match &system.audit {
         Some(program) => Some(audit::run(program).await?),

@@ -134,7 +134,7 @@ impl Recorder {
             main: self.main.name.to_owned(),
             operations: main.map_or(0, |main| main.good),
             refused: main.map_or(0, |main| main.refused),
-            failed: steps.iter().map(|step| step.failed).sum(),
+            failed: main.map_or(0, |main| main.failed),
             steps,
             series: self.series.borrow().clone(),
         }
@@ -150,7 +150,7 @@ pub struct Counted {
     pub operations: u64,
     /// Main steps that were rightly refused.
     pub refused: u64,
-    /// Steps of any kind with a wrong answer or none.
+    /// Main steps with a wrong answer or none. A step on the way that fails ends the main one with its outcome.
     pub failed: u64,
     /// Step by step.
     pub steps: Vec<StepResult>,

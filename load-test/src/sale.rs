@@ -108,6 +108,8 @@ pub fn by(call: Call, user: Uuid) -> Call {
 /// A service does not answer, or refuses.
 pub async fn open(event: &Address, booking: &Address, sessions: usize, seats: usize) -> anyhow::Result<Vec<Session>> {
     let mut organizer = Organizer { event: Connection::to(event), booking: Connection::to(booking) };
+    organizer.event.open().await?;
+    organizer.booking.open().await?;
     let (event_id, hall_id) = organizer.hall(seats).await?;
     let mut opened = Vec::with_capacity(sessions);
     for day in 0..sessions {

@@ -1,4 +1,5 @@
-//! `journey`: seat map, reservation, payment, ticket, by one buyer after the other.
+//! `journey`: seat map, reservation, payment, ticket, by one buyer after the other. The whole counts from when the buyer was due, each
+//! step from when it began.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
