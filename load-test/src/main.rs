@@ -128,3 +128,51 @@ async fn run_once(system: &System, scenario: &Scenario) -> anyhow::Result<RunRes
     println!("{}", result.to_text());
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Words as a shell would make them of such a line: single quotes hold together, a number sign ends it.
+    fn words(line: &str) -> Vec<String> {
+        let line = line.split(" # ").next().unwrap();
+        let quoted = line.split('\'').enumerate();
+        quoted
+            .flat_map(|(index, part)| match index % 2 {
+                0 => part.split_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_command_lines_of_the_readme_are_understood() {
+        let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+        let readme = fs::read_to_string(readme).unwrap().replace("\\\n", " ");
+        let lines: Vec<&str> = readme.lines().filter(|line| line.starts_with("target/release/load-test ")).collect();
+        assert!(lines.len() >= 4, "only {} were found", lines.len());
+        for line in lines {
+            if let Err(error) = Arguments::try_parse_from(words(line)) {
+                panic!("{line}\n{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_a_system_may_stand_before_and_after_the_scenario() {
+        let arguments = [
+            "load-test",
+            "--event-url",
+            "http://127.0.0.1:1",
+            "hot",
+            "--booking-url",
+            "http://127.0.0.1:2,http://127.0.0.1:3",
+        ];
+        let system = Arguments::try_parse_from(arguments).unwrap().system.find().unwrap();
+        assert_eq!((system.event.to_string().as_str(), system.bookings.len()), ("http://127.0.0.1:1", 2));
+        assert!(Arguments::try_parse_from(["load-test", "hot"]).unwrap().system.find().is_err());
+    }
+}

@@ -27,7 +27,7 @@ pub enum Scenario {
     SeatMap(seat_map::Arguments),
     /// Nine readers for each buyer
     Mixed(mixed::Arguments),
-    /// A hundred thousand holds end at once while reservations go on
+    /// A hundred thousand holds end at once while reservations go on; best with --rate
     Expiry(expiry::Arguments),
     /// The same booking in larger and larger sessions and tables
     Growth(growth::Arguments),
