@@ -164,6 +164,13 @@ impl Counted {
     pub fn main(&self) -> Option<&StepResult> {
         self.steps.iter().find(|step| step.name == self.main)
     }
+
+    /// How many main steps ended so.
+    #[must_use]
+    pub fn ended(&self, outcome: Outcome) -> u64 {
+        let latency = self.main().and_then(|main| main.by_outcome.get(&outcome.to_string()));
+        latency.map_or(0, |latency| latency.count)
+    }
 }
 
 /// What was counted of one step.
@@ -262,6 +269,7 @@ mod tests {
     #[test]
     fn latencies_are_of_what_was_done_and_outcomes_are_kept_apart() {
         let recorder = Recorder::of(STEP);
+        recorder.count(Step { name: "on the way", ..STEP }, Outcome::Status(409), ago(1));
         for _ in 0..98 {
             recorder.count(STEP, Outcome::Status(201), ago(10));
         }
@@ -270,7 +278,8 @@ mod tests {
         recorder.count(STEP, Outcome::NoAnswer, ago(700));
         let counted = recorder.finish(2.0);
         assert_eq!((counted.operations, counted.refused, counted.failed), (98, 1, 2));
-        let step = &counted.steps[0];
+        assert_eq!((counted.ended(Outcome::Status(409)), counted.ended(Outcome::Status(500))), (1, 0));
+        let step = counted.main().unwrap();
         assert!((step.per_second - 49.0).abs() < 1e-9);
         assert!((10.0..400.0).contains(&step.latency.max_ms), "{:?}", step.latency);
         assert!((500.0..900.0).contains(&step.by_outcome["409"].p50_ms));

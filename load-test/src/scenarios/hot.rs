@@ -125,11 +125,11 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
     // It ends with the last buyer; a warm-up would be a part of the rush that is not counted.
     let load = LoadArguments { warm_up_seconds: 0.0, seconds: TIME_MAX_SECONDS, ..arguments.load.clone() };
     let phase = bench.measure("hot", &load, ATTEMPT, &rush).await?;
-    let count = |outcome: &str| phase.counted.steps[0].by_outcome.get(outcome).map_or(0, |latency| latency.count);
+    let (winners, losers) = (phase.counted.ended(Outcome::Status(201)), phase.counted.ended(Outcome::Status(409)));
     let figures = vec![
-        ("winners".to_owned(), count("201").to_string()),
-        ("losers".to_owned(), count("409").to_string()),
-        ("losers told a second".to_owned(), format!("{:.0}", count("409") as f64 / phase.seconds)),
+        ("winners".to_owned(), winners.to_string()),
+        ("losers".to_owned(), losers.to_string()),
+        ("losers told a second".to_owned(), format!("{:.0}", losers as f64 / phase.seconds)),
     ];
     let complete = rush.wish(rush.next.get()).is_none();
     Ok(Measured { promises: vec![rush.promise(complete)], phases: vec![phase], figures })

@@ -11,7 +11,7 @@ use hyper::header::HeaderValue;
 use super::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
-use crate::http::{Body, Call, Connection};
+use crate::http::{Body, Call, Connection, Outcome};
 use crate::measure::{Recorder, Step};
 use crate::sale;
 
@@ -101,7 +101,7 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
     let warm = Load::of(&call.with("if-none-match", tag.clone()), UNCHANGED);
     let phase = bench.measure("seat map, asked for changes", &arguments.load, UNCHANGED, &warm).await?;
     measured.figures.push(("bytes of an unchanged map".to_owned(), warm.bytes_per_answer()));
-    let wrong = phase.counted.steps[0].by_outcome.get("200").map_or(0, |latency| latency.count);
+    let wrong = phase.counted.ended(Outcome::Status(200));
     let found = format!("{} times unchanged, {wrong} times sent again", phase.counted.operations);
     measured.promises.push(Promise::new("a map that has not changed is not sent again", wrong == 0, found));
     measured.phases.push(phase);
