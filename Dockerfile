@@ -17,7 +17,9 @@ COPY shared-contracts/Cargo.toml shared-contracts/
 COPY service-kit/Cargo.toml service-kit/
 COPY event-service/Cargo.toml event-service/
 COPY booking-service/Cargo.toml booking-service/
-RUN for crate in shared-contracts service-kit event-service booking-service; do mkdir "$crate/src" && : >"$crate/src/lib.rs" || exit; done \
+# Not built here, but Cargo wants every member of the workspace to be there.
+COPY load-test/Cargo.toml load-test/
+RUN for crate in shared-contracts service-kit event-service booking-service load-test; do mkdir "$crate/src" && : >"$crate/src/lib.rs" || exit; done \
  && for crate in event-service booking-service; do echo 'fn main() {}' >"$crate/src/main.rs" || exit; done \
  && cargo build --locked --profile "$CARGO_PROFILE" --bin event-service --bin booking-service \
 # What was built of the empty crates can be younger than our files, and Cargo would take it for up to date.

@@ -16,11 +16,11 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every source file of the four crates, with its path from the top and its text.
+/// Every source file of the crates, with its path from the top and its text.
 fn all() -> Vec<(String, String)> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = Vec::new();
-    for crate_name in ["shared-contracts", "service-kit", "event-service", "booking-service"] {
+    for crate_name in ["shared-contracts", "service-kit", "event-service", "booking-service", "load-test"] {
         sources(&top.join(crate_name).join("src"), &mut found);
     }
     assert!(found.len() > 30, "only {} files were found", found.len());
@@ -47,7 +47,9 @@ fn each_table_of_promises_has_one_writer() {
         for (table, writer) in writers {
             for verb in ["insert into", "update", "delete from"] {
                 let writes = text.contains(&format!("{verb} {table} ")) || text.contains(&format!("{verb} {table}\n"));
-                assert!(!writes || path.starts_with(writer), "{path} writes {table}; only {writer} may");
+                // The load test writes the rows that years would have left, into a system that is there to be tried.
+                let may = path.starts_with(writer) || path.starts_with("load-test/");
+                assert!(!writes || may, "{path} writes {table}; only {writer} may");
             }
         }
     }
