@@ -18,6 +18,8 @@ use utoipa_axum::routes;
 
 use crate::event_client::EventClient;
 use crate::payments::PaymentProvider;
+use crate::price_tiers::TierBook;
+use crate::reservations::write_desk::WriteDesk;
 use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
@@ -35,6 +37,10 @@ pub struct Shared {
     pub event_service: EventClient,
     /// The gate in Redis.
     pub locks: SeatLocks,
+    /// Price tiers in use, and the database's clock.
+    pub tiers: TierBook,
+    /// Where reservations are written.
+    pub(crate) written: WriteDesk,
     /// The payment provider.
     pub payments: PaymentProvider,
     /// The way to the broker.
@@ -106,13 +112,16 @@ fn router(app: &App, health: Health) -> Router {
 /// None that depends on the environment: they are made from the defaults.
 pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let settings = Settings::read(SettingsReader::new(|_| None), 8001)?;
-    let app = Arc::new(Shared::new(&settings, database::lazy_pool(&settings.database_url, "openapi", 1)?, "openapi")?);
+    let db = database::lazy_pool(&settings.database_url, "openapi", 1)?;
+    let app = Arc::new(Shared::new(&settings, db, "openapi", &Lifecycle::new())?);
     Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))))
 }
 
 impl Shared {
-    fn new(settings: &Settings, db: PgPool, name: &'static str) -> anyhow::Result<Self> {
+    fn new(settings: &Settings, db: PgPool, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
         Ok(Self {
+            tiers: TierBook::default(),
+            written: WriteDesk::open(db.clone(), lifecycle),
             event_service: EventClient::new(&settings.event_service_url)?,
             locks: SeatLocks::new(&settings.redis_url)?,
             payments: PaymentProvider::mock(db.clone(), settings.mock_payment_success_rate),
@@ -131,7 +140,7 @@ impl Shared {
 /// The database does not answer or can't be migrated.
 pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<App> {
     let db = database::connect(&settings.database_url, name, settings.database_connections_max, &MIGRATIONS).await?;
-    let app = Arc::new(Shared::new(settings, db, name)?);
+    let app = Arc::new(Shared::new(settings, db, name, lifecycle)?);
     let (relay, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("outbox relay", async move {
         outbox::relay(relay.db.clone(), &relay.publisher, &relay.outbox_nudge, stopping).await
@@ -147,7 +156,7 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
 /// A setting is no address.
 pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<App> {
     let db = database::lazy_pool(&settings.database_url, name, 4)?;
-    Ok(Arc::new(Shared::new(settings, db, name)?))
+    Ok(Arc::new(Shared::new(settings, db, name, &Lifecycle::new())?))
 }
 
 /// Serves requests until `lifecycle` stops.

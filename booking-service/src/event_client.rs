@@ -80,7 +80,7 @@ impl EventClient {
     /// # Errors
     /// There is no such session, it is not on sale, or the Event Service does not answer.
     pub async fn check_availability(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Availability, Error> {
-        let request = CheckAvailabilityRequest { session_seat_ids: seats.to_vec() };
+        let request = CheckAvailabilityRequest { session_seat_ids: seats.to_vec(), with_prices: true };
         let answer =
             self.call(Method::POST, &format!("sessions/{session}/seats/check-availability"), Some(&request)).await;
         match answer.map_err(unavailable)? {

@@ -51,7 +51,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
 }
 
 /// The right to do the work of a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Claim {
     user_id: UserId,
     operation: &'static str,
@@ -203,6 +203,37 @@ impl Claim {
             return Err(in_flight());
         }
         Ok(())
+    }
+
+    /// Keeps several successes, in the transaction of their effects.
+    ///
+    /// # Errors
+    /// Another attempt has taken over one of the keys, so the transaction must not be committed; or the database failed.
+    pub async fn finish_all<'a>(
+        tx: &mut PgConnection,
+        status: StatusCode,
+        answers: impl Iterator<Item = (&'a Self, &'a (impl Serialize + 'a))>,
+    ) -> Result<()> {
+        let (mut claims, mut texts) = (Vec::new(), Vec::new());
+        for (claim, answer) in answers.filter(|(claim, _)| claim.has_key()) {
+            claims.push(claim);
+            texts.push(serde_json::to_string(answer).map_err(|error| Error::Internal(error.into()))?);
+        }
+        let kept = sqlx::query(
+            "update idempotency_keys k set status = $6, answer = given.answer
+             from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[]) as given (user_id, operation, key, attempt, answer)
+             where k.user_id = given.user_id and k.operation = given.operation and k.key = given.key and k.attempt = given.attempt
+               and k.status is null",
+        )
+        .bind(claims.iter().map(|claim| claim.user_id).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.operation).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.key.as_deref()).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.attempt).collect::<Vec<_>>())
+        .bind(texts)
+        .bind(status.as_u16() as i16)
+        .execute(tx)
+        .await?;
+        if kept.rows_affected() as usize == claims.len() { Ok(()) } else { Err(in_flight()) }
     }
 
     /// Keeps a refusal that would be the same again; gives the key back after anything else, so that the next try can do the work.

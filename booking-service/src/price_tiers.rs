@@ -1,9 +1,13 @@
 //! Price tiers: named factors on seat prices.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::error::{Error, Result};
@@ -15,7 +19,7 @@ use shared_contracts::ids::{PriceTierId, SessionId};
 use shared_contracts::money::Multiplier;
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError};
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -126,7 +130,7 @@ pub(crate) async fn get_price_tier(
 
 /// Change a price tier
 ///
-/// A new multiplier is for those who reserve from now on.
+/// A new multiplier is for those who reserve from now on; another replica may sell at the old one for a second more.
 #[utoipa::path(patch, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", request_body = UpdatePriceTier,
     params(("id" = PriceTierId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = PriceTier, headers(("ETag" = String))), UpdateRefusals))]
@@ -151,6 +155,7 @@ pub(crate) async fn update_price_tier(
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
+    app.tiers.forget();
     Ok(tier.editable())
 }
 
@@ -176,7 +181,84 @@ pub(crate) async fn delete_price_tier(
     }
     sqlx::query("delete from price_tiers where id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
+    app.tiers.forget();
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// How long what was read of tiers, and of the database's clock, is believed.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+
+/// The tiers that are in use, so that not every booking reads them again.
+#[derive(Debug, Default)]
+pub struct TierBook {
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    read_at: Instant,
+    /// The database's clock at that moment, or just before.
+    clock: DateTime<Utc>,
+    tiers: HashMap<PriceTierId, (Option<SessionId>, Multiplier)>,
+}
+
+impl Known {
+    /// The database's time and the multipliers of those of `ids` that the session may use.
+    fn look(&self, session_id: SessionId, ids: &[PriceTierId]) -> (DateTime<Utc>, HashMap<PriceTierId, Multiplier>) {
+        let usable = |id: &PriceTierId| {
+            let (only_for, multiplier) = self.tiers.get(id)?;
+            only_for.is_none_or(|session| session == session_id).then_some((*id, *multiplier))
+        };
+        // As exact as the database keeps it, so that what is answered is what is kept.
+        let now = (self.clock + self.read_at.elapsed()).trunc_subsecs(6);
+        (now, ids.iter().filter_map(usable).collect())
+    }
+}
+
+impl TierBook {
+    /// The database's time, never ahead of it, and the multipliers of those of `ids` that exist for the session. Both may have been read
+    /// up to [`FRESH_FOR`] ago; the time has gone on since. The database has the last word on every deadline that is made of it.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn look(
+        &self,
+        db: &PgPool,
+        session_id: SessionId,
+        ids: &[PriceTierId],
+    ) -> Result<(DateTime<Utc>, HashMap<PriceTierId, Multiplier>)> {
+        let fresh = |known: &&mut Known| known.read_at.elapsed() < FRESH_FOR;
+        if let Some(known) = self.known().as_mut().filter(fresh)
+            && ids.iter().all(|id| known.tiers.contains_key(id))
+        {
+            return Ok(known.look(session_id, ids));
+        }
+        let read: Vec<(DateTime<Utc>, PriceTierId, Option<SessionId>, Multiplier)> = sqlx::query_as(
+            "select clock_timestamp(), id, session_id, base_multiplier from price_tiers where id = any($1)",
+        )
+        .bind(ids)
+        .fetch_all(db)
+        .await?;
+        let Some((clock, ..)) = read.first().copied() else {
+            return Ok((DateTime::UNIX_EPOCH, HashMap::new()));
+        };
+        let mut known = self.known();
+        if !known.as_mut().is_some_and(|known| fresh(&known)) {
+            *known = None;
+        }
+        let known = known.get_or_insert_with(|| Known { read_at: Instant::now(), clock, tiers: HashMap::new() });
+        known.tiers.extend(read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))));
+        Ok(known.look(session_id, ids))
+    }
+
+    /// After a change here: what was known is not.
+    fn forget(&self) {
+        *self.known() = None;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl CreatePriceTier {

@@ -19,11 +19,11 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::booking_consumer::Applier;
+use crate::reserve_desk::ReserveDesk;
 use crate::seat_stream::SeatStreams;
 use crate::settings::Settings;
-use crate::{
-    booking_consumer, events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions,
-};
+use crate::{events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions};
 
 /// The schema, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -49,6 +49,7 @@ struct Document;
 struct AppState {
     db: PgPool,
     streams: Arc<SeatStreams>,
+    desk: Arc<ReserveDesk>,
 }
 
 /// All routes, and the document that describes them.
@@ -101,7 +102,8 @@ fn router(state: AppState, health: Health) -> Router {
 pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    api(AppState { db, streams }, Health::new("event-service", env!("CARGO_PKG_VERSION")))
+    let desk = Arc::new(ReserveDesk::open(db.clone(), &Lifecycle::new()));
+    api(AppState { db, streams, desk }, Health::new("event-service", env!("CARGO_PKG_VERSION")))
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
@@ -127,14 +129,14 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let consumer_db = db.clone();
-    let consumer = amqp::consume(settings.broker, queue, lifecycle.token().clone(), move |incoming| {
-        booking_consumer::handle(consumer_db.clone(), incoming)
+    let (applier, stopping) = (Applier::start(db.clone(), lifecycle), lifecycle.token().clone());
+    lifecycle.spawn("booking consumer", async move {
+        amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
-    lifecycle.spawn("booking consumer", consumer);
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    let router = router(AppState { db, streams }, health);
+    let desk = Arc::new(ReserveDesk::open(db.clone(), lifecycle));
+    let router = router(AppState { db, streams, desk }, health);
     server::serve(lifecycle, listener, router, &settings.common);
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The internal seat API, for the Booking Service: bodies in, [`session_seats`] called, answers out.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
@@ -22,7 +24,8 @@ use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::session_seats::{self, ChangeOutcome};
+use crate::reserve_desk::ReserveDesk;
+use crate::session_seats::{self, ChangeOutcome, Wish};
 use crate::sessions;
 
 /// Rows of a page of holds or cancelled sessions, when the caller does not say.
@@ -47,28 +50,35 @@ pub(crate) async fn check_availability(
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
     let wanted = as_set(request.session_seat_ids);
-    let mut connection = db.acquire().await?;
-    sessions::must_be_on_sale(&mut connection, session_id).await?;
-    let looks = session_seats::look(&mut connection, session_id, &wanted).await?;
-    let unknown_seat_ids: Vec<_> =
-        wanted.into_iter().filter(|id| !looks.iter().any(|look| look.session_seat_id == *id)).collect();
+    let looked = session_seats::look(&mut *db.acquire().await?, session_id, &wanted).await?;
+    let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
+    sale.must_be_open()?;
     let seats: Vec<_> = looks
-        .into_iter()
+        .iter()
         .map(|look| SeatAvailability {
-            session_seat_id: look.session_seat_id,
+            session_seat_id: look.price.session_seat_id,
             status: look.status,
             available: look.status == SeatStatus::Available,
             overdue: look.overdue,
         })
         .collect();
+    let is_known = |id: &SessionSeatId| seats.iter().any(|seat| seat.session_seat_id == *id);
+    let unknown_seat_ids: Vec<_> = wanted.into_iter().filter(|id| !is_known(id)).collect();
     let taken = seats.iter().filter(|seat| !seat.available).map(|seat| seat.session_seat_id);
     let unavailable_seat_ids: Vec<_> = taken.chain(unknown_seat_ids.iter().copied()).collect();
+    let pricing = request.with_prices.then(|| Pricing {
+        session_id,
+        base_price: sale.base_price,
+        currency: sale.currency,
+        seats: looks.into_iter().map(|look| look.price).collect(),
+    });
     Ok(Json(Availability {
         available: unavailable_seat_ids.is_empty(),
         session_id,
         seats,
         unavailable_seat_ids,
         unknown_seat_ids,
+        pricing,
     }))
 }
 
@@ -77,21 +87,20 @@ pub(crate) async fn check_availability(
     request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]
 pub(crate) async fn reserve_seats(
+    State(desk): State<Arc<ReserveDesk>>,
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
-    let seats = as_set(request.session_seat_ids);
-    let mut connection = db.acquire().await?;
-    let outcome =
-        session_seats::reserve(&mut connection, session_id, request.reservation_id, &seats, request.reserved_until)
-            .await?;
+    let ReserveRequest { reservation_id, session_seat_ids, reserved_until } = request;
+    let seats = as_set(session_seat_ids);
+    let outcome = desk.reserve(Wish { session_id, reservation_id, seats: seats.clone(), reserved_until }).await?;
     crash_point("seats.reserved");
     if matches!(outcome, ChangeOutcome::Refused(_)) {
         // A session that was cancelled between the look and this call says so.
-        sessions::must_not_be_cancelled(&mut connection, session_id).await?;
+        sessions::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
     }
-    answer(outcome, request.reservation_id, seats)
+    answer(outcome, reservation_id, seats)
 }
 
 /// Free what a reservation holds

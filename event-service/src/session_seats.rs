@@ -21,14 +21,19 @@
 //! Statements look rows up by `session_seat_id` alone and compare `session_id` afterwards: with both as keys, and no
 //! statistics yet for a session that has just been made, the planner may read the whole session for one seat.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::label::Label;
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
+use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatPrice, SeatStatus, TimeCursor};
 use shared_contracts::transitions::{Seat, SeatStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
+
+use crate::sessions::Sale;
 
 /// What became of a change that needs all its seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +53,22 @@ struct SeatState {
     overdue: bool,
     /// Whether this statement changed it.
     changed: bool,
+}
+
+/// A seat's state, and which of several reservations orders it.
+#[derive(Debug, FromRow)]
+struct OrderedSeat {
+    owner: ReservationId,
+    #[sqlx(flatten)]
+    state: SeatState,
+}
+
+/// A seat's state, and which of several wishes it is of.
+#[derive(Debug, FromRow)]
+struct WishedSeat {
+    wish: i32,
+    #[sqlx(flatten)]
+    state: SeatState,
 }
 
 /// Makes the session seats of a new session: one for each seat of its hall. Returns how many.
@@ -77,50 +98,83 @@ pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, ba
     Ok(created)
 }
 
-/// Holds all of `seats` for the reservation, or none. Harmless when repeated by the same reservation.
+/// Seats that a reservation wants to hold.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The session that they must be of.
+    pub session_id: SessionId,
+    /// Who wants them.
+    pub reservation_id: ReservationId,
+    /// All of them or none; none twice.
+    pub seats: Vec<SessionSeatId>,
+    /// When the hold is due.
+    pub reserved_until: DateTime<Utc>,
+}
+
+/// Holds all seats of each wish for its reservation, or none of them. Each wish is judged for itself: what is refused to one changes
+/// nothing for the others. No seat may be in two of them. Harmless when repeated by the same reservation.
 ///
 /// # Errors
-/// The database failed.
-pub async fn reserve(
-    connection: &mut PgConnection,
-    session_id: SessionId,
-    reservation_id: ReservationId,
-    seats: &[SessionSeatId],
-    reserved_until: DateTime<Utc>,
-) -> Result<ChangeOutcome> {
-    let states: Vec<SeatState> = sqlx::query_as(
+/// The database failed; nothing was changed.
+pub async fn reserve(connection: &mut PgConnection, wishes: &[Wish]) -> Result<Vec<ChangeOutcome>> {
+    let lines =
+        || wishes.iter().enumerate().flat_map(|(index, wish)| wish.seats.iter().map(move |seat| (index, wish, *seat)));
+    let states: Vec<WishedSeat> = sqlx::query_as(
         "with wanted as materialized (
+             select * from unnest($1::int4[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::uuid[])
+                 as line (wish, session_id, wisher, until, session_seat_id)
+         ),
+         locked as materialized (
              select session_seat_id, session_id, status, reservation_id, reserved_until
-             from session_seats where session_seat_id = any($1)
+             from session_seats where session_seat_id = any($5)
              order by session_seat_id for no key update
          ),
          judged as materialized (
-             select *,
-                    session_id = $2 and status = 'available' as free,
-                    session_id = $2 and reservation_id = $3 as own
-             from wanted
+             select *, status = 'available' as free, reservation_id is not distinct from wisher as own
+             from wanted join locked using (session_seat_id, session_id)
+         ),
+         whole as materialized (
+             select wish from wanted left join judged using (wish, session_seat_id)
+             group by wish having bool_and(coalesce(free or own, false))
          ),
          changed as (
              update session_seats s
-             set status = 'reserved', reservation_id = $3, reserved_until = $4,
+             set status = 'reserved', reservation_id = j.wisher, reserved_until = j.until,
                  change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
-             from judged j
+             from judged j join whole using (wish)
              where s.session_seat_id = j.session_seat_id and j.free
-               and (select count(*) from judged where free or own) = cardinality($1)
              returning s.session_seat_id
          )
-         select session_seat_id, status, reservation_id,
+         select wish, session_seat_id, status, reservation_id,
                 status = 'reserved' and reserved_until < clock_timestamp() as overdue,
                 session_seat_id in (select session_seat_id from changed) as changed
-         from judged where session_id = $2",
+         from judged",
     )
-    .bind(seats)
-    .bind(session_id)
-    .bind(reservation_id)
-    .bind(reserved_until)
+    .bind(lines().map(|(index, ..)| index as i32).collect::<Vec<_>>())
+    .bind(lines().map(|(_, wish, _)| wish.session_id).collect::<Vec<_>>())
+    .bind(lines().map(|(_, wish, _)| wish.reservation_id).collect::<Vec<_>>())
+    .bind(lines().map(|(_, wish, _)| wish.reserved_until).collect::<Vec<_>>())
+    .bind(lines().map(|(.., seat)| seat).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    Ok(all_or_refused(seats, &states, SeatStep::Reserve, reservation_id))
+    let mut of_wish: Vec<Vec<SeatState>> = wishes.iter().map(|_| Vec::new()).collect();
+    for WishedSeat { wish, state } in states {
+        of_wish[wish as usize].push(state);
+    }
+    let outcomes = wishes.iter().zip(of_wish);
+    let outcomes =
+        outcomes.map(|(wish, states)| all_or_refused(&wish.seats, &states, SeatStep::Reserve, wish.reservation_id));
+    Ok(outcomes.collect())
+}
+
+/// Which of its seats a reservation gives back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenBack {
+    /// Those that it holds. A sold seat is left alone.
+    Held,
+    /// Those that it owns or still holds: a refund may be heard of before the confirmation that it follows; that one then finds
+    /// nothing to sell.
+    HeldOrSold,
 }
 
 /// Frees what the reservation holds of `seats` and returns those. A sold seat, or another's, is left alone.
@@ -132,32 +186,26 @@ pub async fn release(
     reservation_id: ReservationId,
     seats: &[SessionSeatId],
 ) -> Result<Vec<SessionSeatId>> {
-    free(connection, reservation_id, seats, &["reserved"]).await
+    let pairs: Vec<_> = seats.iter().map(|seat| (reservation_id, *seat)).collect();
+    free(connection, &pairs, GivenBack::Held).await
 }
 
-/// Frees what the reservation owns or still holds of `seats` and returns those.
-///
-/// A hold counts, because a refund may be heard of before the confirmation that it follows; that one then finds nothing to sell.
+/// Frees those of the seats that their reservations give back, and returns them. One that is another's by now is left alone.
 ///
 /// # Errors
 /// The database failed.
-pub async fn refund(
+pub async fn free(
     connection: &mut PgConnection,
-    reservation_id: ReservationId,
-    seats: &[SessionSeatId],
+    seats: &[(ReservationId, SessionSeatId)],
+    given_back: GivenBack,
 ) -> Result<Vec<SessionSeatId>> {
-    free(connection, reservation_id, seats, &["reserved", "sold"]).await
-}
-
-async fn free(
-    connection: &mut PgConnection,
-    reservation_id: ReservationId,
-    seats: &[SessionSeatId],
-    from: &[&str],
-) -> Result<Vec<SessionSeatId>> {
+    let from: &[&str] = match given_back {
+        GivenBack::Held => &["reserved"],
+        GivenBack::HeldOrSold => &["reserved", "sold"],
+    };
     let freed = sqlx::query_scalar(
         "with owned as materialized (
-             select session_seat_id, status, reservation_id from session_seats where session_seat_id = any($1)
+             select session_seat_id, status, reservation_id from session_seats where session_seat_id = any($2)
              order by session_seat_id for no key update
          )
          update session_seats s
@@ -165,12 +213,12 @@ async fn free(
                            then 'blocked' else 'available' end,
              reservation_id = null, reserved_until = null,
              change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
-         from owned o
-         where s.session_seat_id = o.session_seat_id and o.reservation_id = $2 and o.status = any($3)
+         from owned o join unnest($1::uuid[], $2::uuid[]) as given (reservation_id, session_seat_id) using (reservation_id, session_seat_id)
+         where s.session_seat_id = o.session_seat_id and o.status = any($3)
          returning s.session_seat_id",
     )
-    .bind(seats)
-    .bind(reservation_id)
+    .bind(seats.iter().map(|(owner, _)| *owner).collect::<Vec<_>>())
+    .bind(seats.iter().map(|(_, seat)| *seat).collect::<Vec<_>>())
     .bind(from)
     .fetch_all(connection)
     .await?;
@@ -186,30 +234,57 @@ pub async fn confirm(
     reservation_id: ReservationId,
     seats: &[SessionSeatId],
 ) -> Result<ChangeOutcome> {
-    let states: Vec<SeatState> = sqlx::query_as(
-        "with wanted as materialized (
+    let outcomes = confirm_each(connection, &[(reservation_id, seats)]).await?;
+    Ok(outcomes.into_iter().next().unwrap_or(ChangeOutcome::Done))
+}
+
+/// Sells to each reservation all of its seats, which it must hold, or none of them. Each is judged for itself, and none is in it twice.
+///
+/// # Errors
+/// The database failed; nothing was changed.
+pub async fn confirm_each(
+    connection: &mut PgConnection,
+    orders: &[(ReservationId, &[SessionSeatId])],
+) -> Result<Vec<ChangeOutcome>> {
+    let lines = || orders.iter().flat_map(|(owner, seats)| seats.iter().map(|seat| (*owner, *seat)));
+    let states: Vec<OrderedSeat> = sqlx::query_as(
+        "with ordered as materialized (
+             select * from unnest($1::uuid[], $2::uuid[]) as line (owner, session_seat_id)
+         ),
+         locked as materialized (
              select session_seat_id, status, reservation_id
-             from session_seats where session_seat_id = any($1)
+             from session_seats where session_seat_id = any($2)
              order by session_seat_id for no key update
+         ),
+         whole as materialized (
+             select owner from ordered left join locked using (session_seat_id)
+             group by owner having bool_and(coalesce(reservation_id = owner, false))
          ),
          changed as (
              update session_seats s
              set status = 'sold', reserved_until = null,
                  change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
-             from wanted w
-             where s.session_seat_id = w.session_seat_id and w.reservation_id = $2 and w.status = 'reserved'
-               and (select count(*) from wanted where reservation_id = $2) = cardinality($1)
+             from locked l join whole w on w.owner = l.reservation_id
+             where s.session_seat_id = l.session_seat_id and l.status = 'reserved'
              returning s.session_seat_id
          )
-         select session_seat_id, status, reservation_id, false as overdue,
+         select owner, session_seat_id, status, reservation_id, false as overdue,
                 session_seat_id in (select session_seat_id from changed) as changed
-         from wanted",
+         from ordered join locked using (session_seat_id)",
     )
-    .bind(seats)
-    .bind(reservation_id)
+    .bind(lines().map(|(owner, _)| owner).collect::<Vec<_>>())
+    .bind(lines().map(|(_, seat)| seat).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    Ok(all_or_refused(seats, &states, SeatStep::Confirm, reservation_id))
+    let mut of_owner: HashMap<ReservationId, Vec<SeatState>> = HashMap::new();
+    for OrderedSeat { owner, state } in states {
+        of_owner.entry(owner).or_default().push(state);
+    }
+    let outcomes = orders.iter().map(|(owner, seats)| {
+        let states = of_owner.remove(owner).unwrap_or_default();
+        all_or_refused(seats, &states, SeatStep::Confirm, *owner)
+    });
+    Ok(outcomes.collect())
 }
 
 /// Takes all free seats of a cancelled session off sale.
@@ -430,35 +505,71 @@ fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep,
 }
 
 /// One seat as `check-availability` sees it.
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 pub struct SeatLook {
-    /// The seat.
-    pub session_seat_id: SessionSeatId,
     /// Who has it.
     pub status: SeatStatus,
     /// Held past its time.
     pub overdue: bool,
+    /// Its price and labels.
+    pub price: SeatPrice,
 }
 
-/// Looks at seats of a session without changing or locking anything; unknown ones are left out.
+#[derive(Debug, FromRow)]
+struct LookRow {
+    #[sqlx(flatten)]
+    sale: Sale,
+    /// Absent, as all below it, when none of the seats is the session's.
+    session_seat_id: Option<SessionSeatId>,
+    status: Option<SeatStatus>,
+    overdue: Option<bool>,
+    price: Option<Money>,
+    row_number: Option<Label>,
+    seat_number: Option<Label>,
+}
+
+impl LookRow {
+    fn into_look(self) -> Option<SeatLook> {
+        let price = SeatPrice {
+            session_seat_id: self.session_seat_id?,
+            price: self.price?,
+            row_number: self.row_number?,
+            seat_number: self.seat_number?,
+        };
+        Some(SeatLook { status: self.status?, overdue: self.overdue?, price })
+    }
+}
+
+/// Looks at a session and those of `seats` that are its own, without changing or locking anything; nothing when there is no such session.
 ///
 /// # Errors
 /// The database failed.
-pub async fn look(
+pub(crate) async fn look(
     connection: &mut PgConnection,
     session_id: SessionId,
     seats: &[SessionSeatId],
-) -> Result<Vec<SeatLook>> {
-    let looks = sqlx::query_as(
-        "select session_seat_id, status, status = 'reserved' and reserved_until < clock_timestamp() as overdue
-         from (select * from session_seats where session_seat_id = any($1) offset 0) s
+) -> Result<Option<(Sale, Vec<SeatLook>)>> {
+    let rows: Vec<LookRow> = sqlx::query_as(
+        "select c.status as session_status, sales_start as opens, least(start_time, sales_end) as closes, now() as now, base_price, currency,
+                session_seat_id, s.status, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
+                price, row_number, seat_number
+         from sessions c
+         left join (select * from session_seats where session_seat_id = any($1) offset 0) s using (session_id)
+         left join seats using (seat_id)
          where session_id = $2",
     )
     .bind(seats)
     .bind(session_id)
     .fetch_all(connection)
     .await?;
-    Ok(looks)
+    let mut sale = None;
+    let mut looks = Vec::with_capacity(rows.len());
+    for row in rows {
+        // Each row has the same.
+        sale.get_or_insert_with(|| row.sale.clone());
+        looks.extend(row.into_look());
+    }
+    Ok(sale.map(|sale| (sale, looks)))
 }
 
 /// Holds that are due before `before` (now, when absent), oldest first, after `after`.

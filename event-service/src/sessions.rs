@@ -344,35 +344,36 @@ async fn find(connection: &mut PgConnection, session_id: SessionId) -> Result<Se
     found.ok_or_else(|| not_found(session_id))
 }
 
-/// When a session's seats are sold, and the database's time.
-#[derive(FromRow)]
-struct SalesWindow {
-    status: SessionStatus,
+/// What a buyer must know of a session: when its seats are sold, by the database's time, and for how much.
+#[derive(Debug, Clone, FromRow)]
+pub(crate) struct Sale {
+    session_status: SessionStatus,
     opens: Option<DateTime<Utc>>,
     closes: DateTime<Utc>,
     now: DateTime<Utc>,
+    /// Before seat and tier.
+    pub(crate) base_price: Money,
+    /// Of all its prices.
+    pub(crate) currency: Currency,
 }
 
-/// Refuses a session that does not exist or is not on sale at this moment: cancelled, before its sales, after them, or begun.
-pub(crate) async fn must_be_on_sale(connection: &mut PgConnection, session_id: SessionId) -> Result<()> {
-    let found: Option<SalesWindow> = sqlx::query_as(
-        "select status, sales_start as opens, least(start_time, sales_end) as closes, now() as now from sessions where session_id = $1",
-    )
-    .bind(session_id)
-    .fetch_optional(connection)
-    .await?;
-    let SalesWindow { status, opens, closes, now } = found.ok_or_else(|| not_found(session_id))?;
-    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-    match opens {
-        _ if status == SessionStatus::Cancelled => Err(cancelled_error()),
-        Some(opens) if now < opens => {
-            let detail = format!("Seats of this session are sold from {} until {}.", time(opens), time(closes));
-            Err(Error::refused(Code::SalesNotStarted, detail))
+impl Sale {
+    /// Refuses a session that is not on sale at this moment: cancelled, before its sales, after them, or begun.
+    pub(crate) fn must_be_open(&self) -> Result<()> {
+        let time = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        match self.opens {
+            _ if self.session_status == SessionStatus::Cancelled => Err(cancelled_error()),
+            Some(opens) if self.now < opens => {
+                let detail =
+                    format!("Seats of this session are sold from {} until {}.", time(opens), time(self.closes));
+                Err(Error::refused(Code::SalesNotStarted, detail))
+            }
+            _ if self.now >= self.closes => {
+                let detail = format!("Seats of this session were sold until {}.", time(self.closes));
+                Err(Error::refused(Code::SalesEnded, detail))
+            }
+            _ => Ok(()),
         }
-        _ if now >= closes => {
-            Err(Error::refused(Code::SalesEnded, format!("Seats of this session were sold until {}.", time(closes))))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The plumbing around a service's own routes, written once. It knows nothing of seats or reservations.
 //!
 //! In the order in which a process and then a request meet them: [`settings`] and [`telemetry`] at start,
-//! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] (with its [`dead_letters`]) and, for other services, [`circuit`] as the ways out, [`server`] as the way in;
+//! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] (with its [`dead_letters`]) and, for other services, [`circuit`] as the ways out ([`coalesce`] sends what comes together on its way together), [`server`] as the way in;
 //! there [`layers`] wraps each request, [`extract`], [`query`] and [`auth`] read it, [`answer`], [`etag`] and [`error`] say what came
 //! of it,
 //! [`openapi`] describes it, and [`health`] tells others how the process is. Tests have the process die at places that [`crash`] names.
@@ -10,6 +10,7 @@ pub mod amqp;
 pub mod answer;
 pub mod auth;
 pub mod circuit;
+pub mod coalesce;
 pub mod crash;
 pub mod database;
 pub mod dead_letters;

@@ -48,6 +48,9 @@ pub struct CheckAvailabilityRequest {
     /// The seats asked for.
     #[schema(min_items = 1, max_items = 500)]
     pub session_seat_ids: Vec<SessionSeatId>,
+    /// Whether to answer their prices too, which spares a call of `pricing`.
+    #[serde(default)]
+    pub with_prices: bool,
 }
 
 /// Answer of `check-availability`: a look, not a promise; only `reserve` decides.
@@ -64,6 +67,9 @@ pub struct Availability {
     /// Those that do not exist in this session.
     #[serde(default)]
     pub unknown_seat_ids: Vec<SessionSeatId>,
+    /// The prices of `seats`, when they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pricing: Option<Pricing>,
 }
 
 /// One seat's availability.

@@ -2,12 +2,12 @@
 //!
 //! | step | where | undo |
 //! | --- | --- | --- |
-//! | 0 price tiers and the clock | own database | none needed |
+//! | 0 price tiers and the clock, read once a second | own database | none needed |
 //! | 1 availability | Event Service | none needed |
 //! | 2 seat locks, all or none | Redis | unlock |
-//! | 3 prices | Event Service | none needed |
+//! | 3 prices, which came with 1 | Event Service | none needed |
 //! | 4 reserve, all or none | Event Service | release |
-//! | 5 write the reservation and the kept answer | own database | none: it is the end |
+//! | 5 write the reservation and the kept answer (`write_desk.rs`) | own database | none: it is the end |
 //!
 //! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process that dies
 //! between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become impossible.
@@ -17,14 +17,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::Caller;
 use service_kit::crash::crash_point;
-use service_kit::database::{self, broken_constraint};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
 use service_kit::{openapi, refusals};
@@ -33,11 +31,11 @@ use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{Availability, Pricing, SeatConflict, SeatPrice, SeatStatus};
-use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 
 use super::finish::abandon_unwritten;
-use super::{Reservation, ReservationItem, ReservationStatus, find};
+use super::write_desk::NewReservation;
+use super::{Reservation, ReservationItem, find};
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
@@ -121,10 +119,10 @@ async fn book(
     if let Some(dead) = claim.previous_attempt {
         give_up(app, &draft, dead.into()).await?;
     }
-    check_availability(app, &draft).await?;
+    let pricing = check_availability(app, &draft).await?;
     lock_seats(app, &draft).await?;
     crash_point("booking.locked");
-    let booked = hold_and_write(app, &draft, claim).await;
+    let booked = hold_and_write(app, &draft, pricing, claim).await;
     crash_point("booking.written");
     if booked.is_ok() {
         app.locks.extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time).await;
@@ -180,20 +178,17 @@ impl Draft {
         self.seat_ids.iter().map(held).collect()
     }
 
-    /// Step 0: the tiers and the clock, in one look at the own database.
+    fn priced(&self, order: PricedOrder) -> NewReservation {
+        let PricedOrder { items, total_amount, currency } = order;
+        let Self { id, user_id, session_id, booking_time, expiry_time, .. } = *self;
+        NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency }
+    }
+
+    /// Step 0: the tiers and the clock.
     async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
-        let found: Vec<(DateTime<Utc>, PriceTierId, Multiplier)> = sqlx::query_as(
-            "select now(), id, base_multiplier from price_tiers where id = any($1) and (session_id is null or session_id = $2)",
-        )
-        .bind(&tier_ids)
-        .bind(wanted.session_id)
-        .fetch_all(&app.db)
-        .await?;
-        let multipliers: HashMap<_, _> = found.iter().map(|(_, id, multiplier)| (*id, *multiplier)).collect();
-        let unknown = tier_ids.iter().find(|id| !multipliers.contains_key(id));
-        let (Some((booking_time, ..)), None) = (found.first(), unknown) else {
-            let id = unknown.map(ToString::to_string).unwrap_or_default();
+        let (booking_time, multipliers) = app.tiers.look(&app.db, wanted.session_id, &tier_ids).await?;
+        if let Some(id) = tier_ids.iter().find(|id| !multipliers.contains_key(id)) {
             return Err(Error::refused(
                 Code::PriceTierNotFound,
                 format!("No price tier of this session has the id {id}."),
@@ -206,22 +201,23 @@ impl Draft {
             seat_ids: wanted.seats.iter().map(|seat| seat.session_seat_id).collect(),
             seats: wanted.seats,
             multipliers,
-            booking_time: *booking_time,
-            expiry_time: *booking_time + app.rules.hold_interval(),
+            booking_time,
+            expiry_time: booking_time + app.rules.hold_interval(),
         })
     }
 }
 
 /// Step 1: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
-async fn check_availability(app: &App, draft: &Draft) -> Result<()> {
+/// An Event Service that can answers the prices with it.
+async fn check_availability(app: &App, draft: &Draft) -> Result<Option<Pricing>> {
     let availability = app.event_service.check_availability(draft.session_id, &draft.seat_ids).await?;
-    let Availability { seats, unknown_seat_ids, .. } = availability;
+    let Availability { seats, unknown_seat_ids, pricing, .. } = availability;
     if !unknown_seat_ids.is_empty() {
         return Err(seats_not_found(unknown_seat_ids));
     }
     let taken = seats.iter().filter(|seat| !seat.available && !seat.overdue);
     let taken: Vec<_> = taken.map(|seat| conflict(seat.session_seat_id, Some(seat.status))).collect();
-    if taken.is_empty() { Ok(()) } else { Err(seats_unavailable(taken)) }
+    if taken.is_empty() { Ok(pricing) } else { Err(seats_unavailable(taken)) }
 }
 
 /// Step 2: the gate. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
@@ -250,8 +246,11 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
 }
 
 /// Steps 3 to 5.
-async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
-    let pricing = app.event_service.pricing(draft.session_id, &draft.seat_ids).await?;
+async fn hold_and_write(app: &App, draft: &Draft, pricing: Option<Pricing>, claim: &Claim) -> Result<Reservation> {
+    let pricing = match pricing {
+        Some(pricing) => pricing,
+        None => app.event_service.pricing(draft.session_id, &draft.seat_ids).await?,
+    };
     let order = price(draft, &pricing)?;
     reserve_and_write(app, draft, order, claim).await
 }
@@ -281,7 +280,7 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
 async fn reserve_and_write(app: &App, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
     reserve(app, draft).await?;
     crash_point("booking.reserved");
-    let error = match write(&app.db, draft, order, claim).await {
+    let error = match app.written.write(draft.priced(order), claim.clone()).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
     };
@@ -397,84 +396,6 @@ async fn release(app: &App, draft: &Draft) {
     if let Err(error) = app.event_service.release(draft.session_id, draft.id, &draft.seat_ids).await {
         tracing::warn!(%error, reservation_id = %draft.id, "Seats may stay held until reconciliation frees them");
     }
-}
-
-/// Step 5: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
-async fn write(db: &PgPool, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
-    if !claim.has_key() {
-        // One statement commits by itself.
-        return insert(&mut *db.acquire().await?, draft, order).await;
-    }
-    let mut tx = database::begin(db).await?;
-    let reservation = insert(&mut tx, draft, order).await?;
-    claim.finish(&mut tx, StatusCode::CREATED, &reservation).await?;
-    tx.commit().await?;
-    Ok(reservation)
-}
-
-async fn insert(connection: &mut PgConnection, draft: &Draft, order: PricedOrder) -> Result<Reservation> {
-    let PricedOrder { items, total_amount, currency } = order;
-    let time_max = TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX);
-    let inserted = sqlx::query_as(
-        "with made as (
-             insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
-             select $1, $2, $3, 'active', $4, $5, $6, $7, $8 where clock_timestamp() < least($4 + $9, $5)
-             returning id, created_at, expiry_time
-         ),
-         lines as (
-             insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-             select line.id, made.id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
-             from made cross join unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::text[], $14::text[], $15::numeric[], $16::numeric[], $17::numeric[])
-                  as line (id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-         )
-         select created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8 from made",
-    )
-    .bind(draft.id)
-    .bind(draft.user_id)
-    .bind(draft.session_id)
-    .bind(draft.booking_time)
-    .bind(draft.expiry_time)
-    .bind(items.len() as i32)
-    .bind(total_amount)
-    .bind(&currency)
-    .bind(time_max)
-    .bind(items.iter().map(|item| item.id).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.session_seat_id).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.price_tier_id).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.row_number.as_str()).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.seat_number.as_str()).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.price).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.discount_amount).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.final_price).collect::<Vec<_>>())
-    .fetch_optional(connection)
-    .await;
-    let written: Option<(DateTime<Utc>, i64)> = match inserted {
-        // Reconciliation was here first and gave this booking up.
-        Err(error) if broken_constraint(&error) == Some("reservations_pkey") => None,
-        other => other?,
-    };
-    let Some((created_at, time_remaining_seconds)) = written else {
-        let problem = Problem::new(
-            Code::DeadlineExceeded,
-            "The booking took too long and was given up; nothing is held. Please try again.",
-        );
-        return Err(problem.retry_after(1).into());
-    };
-    Ok(Reservation {
-        id: draft.id,
-        user_id: draft.user_id,
-        session_id: draft.session_id,
-        booking_time: draft.booking_time,
-        expiry_time: draft.expiry_time,
-        seats_count: items.len() as i32,
-        total_amount,
-        currency,
-        status: ReservationStatus::Active,
-        items,
-        created_at,
-        updated_at: created_at,
-        time_remaining_seconds,
-    })
 }
 
 fn conflict(session_seat_id: SessionSeatId, status: Option<SeatStatus>) -> SeatConflict {

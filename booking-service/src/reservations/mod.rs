@@ -25,6 +25,7 @@ pub mod create;
 pub mod finish;
 pub mod late_payment;
 pub mod session_cancelled;
+pub(crate) mod write_desk;
 
 use axum::Json;
 use axum::extract::State;

@@ -1,9 +1,11 @@
 //! Reservations: made, shown, listed, refused.
 
+use futures::future::join_all;
 use serde_json::json;
+use service_kit::testing::wait_until;
 use uuid::Uuid;
 
-use crate::support::{System, answer, text_of};
+use crate::support::{SOON, System, answer, text_of};
 
 #[tokio::test]
 async fn a_reservation_holds_its_seats_at_the_tiers_price() {
@@ -160,5 +162,36 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
     let open = "update sessions set status = 'scheduled', cancelled_at = null, sales_start = now() - interval '1 minute', start_time = now() + interval '1 hour', end_time = now() + interval '2 hours'";
     sqlx::query(open).execute(&system.event_db).await.unwrap();
     system.reserved(&sale, &[0]).await;
+    system.finish().await;
+}
+
+/// Many bookings come to be written while the database is busy, so they are written together; one of them may not be any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_booking_that_has_lost_its_key_spoils_none_of_those_written_with_it() {
+    let system = System::start().await;
+    let sale = system.sale(20).await;
+    let users: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
+    let mut busy = service_kit::database::begin(&system.app.db).await.unwrap();
+    sqlx::query("lock table reservations in exclusive mode").execute(&mut *busy).await.unwrap();
+    let bookings = users.iter().enumerate().map(|(seat, user)| {
+        let request = system.http.post(format!("{}/api/v1/reservations", system.booking_base));
+        let request = request.header("x-user-id", user.to_string()).header("idempotency-key", "only");
+        let request = request.json(&sale.order(&[seat]));
+        async move { request.send().await.unwrap().status().as_u16() }
+    });
+    let interfere = async {
+        wait_until("all seats are held", SOON, async || {
+            system.statuses(&sale.session).await.iter().all(|status| status == "reserved")
+        })
+        .await;
+        let sql = "update idempotency_keys set attempt = gen_random_uuid() where user_id = $1";
+        sqlx::query(sql).bind(users[7]).execute(&system.app.db).await.unwrap();
+        busy.rollback().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(join_all(bookings), interfere);
+    let others = answers.iter().enumerate().filter(|(seat, _)| *seat != 7);
+    assert!(others.clone().all(|(_, status)| *status == 201), "{answers:?}");
+    assert_eq!((answers[7], system.statuses(&sale.session).await[7].as_str()), (409, "available"));
+    assert_eq!(system.count("select count(*) from reservations where status = 'active'").await, 19);
     system.finish().await;
 }

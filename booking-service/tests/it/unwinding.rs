@@ -38,14 +38,13 @@ use Link::{Database, EventService, Redis};
 const EVERY_WAY: [Strike; 3] = [Strike::Before, Strike::After, Strike::Silence];
 
 /// What a booking with an Idempotency-Key sends, in this order.
-const BOOKING: [(Link, &str); 9] = [
+const BOOKING: [(Link, &str); 8] = [
     (Database, "insert into idempotency_keys"),
     (Database, "from price_tiers"),
     (EventService, "seats/check-availability"),
     (Redis, "booking:lock"),
-    (EventService, "/pricing"),
     (EventService, "seats/reserve"),
-    (Database, "with made as"),
+    (Database, "made as ("),
     (Database, "update idempotency_keys set status"),
     (Database, "COMMIT"),
 ];

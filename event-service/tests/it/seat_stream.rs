@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use service_kit::testing::wait_until;
 use uuid::Uuid;
 
+use crate::session_seats::wish;
 use crate::support::{TestApp, id};
 
 type Map = HashMap<String, String>;
@@ -168,7 +169,8 @@ async fn a_change_that_becomes_visible_late_is_not_lost() {
     let mut late = service_kit::database::begin(&app.db).await.unwrap();
     let wanted = [seats[0].parse().unwrap()];
     let until = "2031-01-01T00:00:00Z".parse().unwrap();
-    session_seats::reserve(&mut late, session.parse().unwrap(), Uuid::now_v7().into(), &wanted, until).await.unwrap();
+    let wish = wish(session.parse().unwrap(), Uuid::now_v7().into(), &wanted, until);
+    session_seats::reserve(&mut late, &[wish]).await.unwrap();
     change(&app, &session, "reserve", Uuid::now_v7(), &[&seats[1]]).await;
     while follower.step().await != (seats[1].clone(), "reserved".to_owned()) {}
     // One who was cut off after that change, and one who stayed.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use event_service::app;
-use event_service::session_seats::{self, ChangeOutcome};
+use event_service::session_seats::{self, ChangeOutcome, GivenBack, Wish};
 use futures::future::join_all;
 use service_kit::database::lazy_pool;
 use service_kit::testing::database;
@@ -56,6 +56,10 @@ pub(crate) async fn seats_in(db: PgPool, count: i32) -> Seats {
     Seats { db, session: session.into(), ids }
 }
 
+pub(crate) fn wish(session: SessionId, owner: ReservationId, seats: &[SessionSeatId], until: DateTime<Utc>) -> Wish {
+    Wish { session_id: session, reservation_id: owner, seats: seats.to_vec(), reserved_until: until }
+}
+
 impl Seats {
     async fn reserve(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
         self.reserve_until(owner, seats, soon()).await
@@ -67,7 +71,11 @@ impl Seats {
         seats: &[SessionSeatId],
         until: DateTime<Utc>,
     ) -> ChangeOutcome {
-        session_seats::reserve(&mut self.db.acquire().await.unwrap(), self.session, owner, seats, until).await.unwrap()
+        self.reserve_each(&[wish(self.session, owner, seats, until)]).await.remove(0)
+    }
+
+    async fn reserve_each(&self, wishes: &[Wish]) -> Vec<ChangeOutcome> {
+        session_seats::reserve(&mut self.db.acquire().await.unwrap(), wishes).await.unwrap()
     }
 
     pub(crate) async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
@@ -79,7 +87,8 @@ impl Seats {
     }
 
     pub(crate) async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        session_seats::refund(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
+        let pairs: Vec<_> = seats.iter().map(|seat| (owner, *seat)).collect();
+        session_seats::free(&mut self.db.acquire().await.unwrap(), &pairs, GivenBack::HeldOrSold).await.unwrap()
     }
 
     async fn state(&self) -> Vec<(SessionSeatId, SeatStatus, Option<ReservationId>)> {
@@ -164,17 +173,36 @@ async fn seats_of_another_session_or_of_none_are_unknown() {
     let outcome = seats.reserve(ReservationId::new(), &[seats.ids[0], stranger]).await;
     let ChangeOutcome::Refused(conflicts) = outcome else { panic!("reserved") };
     assert_eq!((conflicts.len(), conflicts[0].session_seat_id, conflicts[0].status), (1, stranger, None));
-    let elsewhere = session_seats::reserve(
-        &mut seats.db.acquire().await.unwrap(),
-        SessionId::new(),
-        ReservationId::new(),
-        &seats.ids,
-        soon(),
-    )
-    .await
-    .unwrap();
-    assert_eq!(taken(&elsewhere), seats.ids);
+    let elsewhere = seats.reserve_each(&[wish(SessionId::new(), ReservationId::new(), &seats.ids, soon())]).await;
+    assert_eq!(taken(&elsewhere[0]), seats.ids);
     assert_eq!(seats.state().await[0].1, SeatStatus::Available);
+}
+
+/// What comes together is one statement, and each wish of it is judged for itself.
+#[tokio::test]
+async fn wishes_that_come_together_are_each_granted_whole_or_not_at_all() {
+    let seats = seats(8).await;
+    let (owner, buyers) = (ReservationId::new(), [(); 4].map(|()| ReservationId::new()));
+    seats.reserve(owner, &seats.ids[2..3]).await;
+    let wants = |buyer: usize, ids: &[SessionSeatId]| wish(seats.session, buyers[buyer], ids, soon());
+    let outcomes = seats
+        .reserve_each(&[
+            wants(0, &seats.ids[0..2]),
+            // Its second seat is another's, so it does not get the first either.
+            wish(seats.session, buyers[1], &[seats.ids[3], seats.ids[2]], soon()),
+            wants(2, &[seats.ids[4], SessionSeatId::new()]),
+            // Of another session, although there are such seats.
+            wish(SessionId::new(), buyers[3], &seats.ids[5..6], soon()),
+            // Has it already, and wants one more.
+            wish(seats.session, owner, &[seats.ids[2], seats.ids[6]], soon()),
+        ])
+        .await;
+    assert_eq!((&outcomes[0], &outcomes[4]), (&ChangeOutcome::Done, &ChangeOutcome::Done));
+    assert_eq!((taken(&outcomes[1]), taken(&outcomes[3])), (vec![seats.ids[2]], vec![seats.ids[5]]));
+    assert!(matches!(outcomes[2], ChangeOutcome::Refused(_)));
+    let owners: Vec<_> = seats.state().await.into_iter().map(|(_, _, owner)| owner).collect();
+    let first = Some(buyers[0]);
+    assert_eq!(owners, [first, first, Some(owner), None, None, None, Some(owner), None]);
 }
 
 #[tokio::test]

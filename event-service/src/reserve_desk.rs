@@ -1,0 +1,88 @@
+//! Where all calls of `reserve` come together: those that come at the same time are one statement and one commit, each judged for itself.
+//!
+//! In the minute of an on-sale the commit is what costs most, and it costs the same for sixty holds as for one.
+
+use std::collections::HashSet;
+use std::mem;
+use std::time::Duration;
+
+use futures::future::join_all;
+use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
+use service_kit::error::{Error, Result};
+use service_kit::lifecycle::Lifecycle;
+use shared_contracts::ids::SessionSeatId;
+use sqlx::PgPool;
+
+use crate::session_seats::{self, ChangeOutcome, Wish};
+
+/// Two, so that one batch is worked on while the other commits; more would make the batches smaller and the work more.
+const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 1024, time_max: Duration::from_secs(5) };
+
+/// The desk; one a process.
+#[derive(Debug)]
+pub struct ReserveDesk {
+    wishes: Coalescer<Wish, Result<ChangeOutcome>>,
+}
+
+impl ReserveDesk {
+    /// Opens it. It closes when nobody can ask any more.
+    #[must_use]
+    pub fn open(db: PgPool, lifecycle: &Lifecycle) -> Self {
+        let work = move |wishes| reserve_all(db.clone(), wishes);
+        Self { wishes: Coalescer::start(lifecycle, LANES, work) }
+    }
+
+    /// Holds all seats of the wish, or none.
+    ///
+    /// # Errors
+    /// The database failed: the seats may be held.
+    pub async fn reserve(&self, wish: Wish) -> Result<ChangeOutcome> {
+        self.wishes.call(wish).await.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+    }
+}
+
+async fn reserve_all(db: PgPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
+    let mut outcomes: Vec<Option<Result<ChangeOutcome>>> = wishes.iter().map(|_| None).collect();
+    let mut left: Vec<(usize, Wish)> = wishes.into_iter().enumerate().collect();
+    while !left.is_empty() {
+        let batch = without_rivals(&mut left);
+        let (places, wishes): (Vec<usize>, Vec<Wish>) = batch.into_iter().unzip();
+        for (place, outcome) in places.into_iter().zip(reserve_batch(&db, &wishes).await) {
+            outcomes[place] = Some(outcome);
+        }
+    }
+    outcomes.into_iter().flatten().collect()
+}
+
+/// Takes out, in their order, wishes that want no seat which an earlier one wants; of rivals, the later ones see what became of it.
+fn without_rivals(left: &mut Vec<(usize, Wish)>) -> Vec<(usize, Wish)> {
+    let mut wanted: HashSet<SessionSeatId> = HashSet::new();
+    let (mut batch, mut rivals) = (Vec::new(), Vec::new());
+    for (place, wish) in mem::take(left) {
+        let is_rival = wish.seats.iter().any(|seat| wanted.contains(seat));
+        wanted.extend(&wish.seats);
+        if is_rival { rivals.push((place, wish)) } else { batch.push((place, wish)) }
+    }
+    *left = rivals;
+    batch
+}
+
+async fn reserve_batch(db: &PgPool, wishes: &[Wish]) -> Vec<Result<ChangeOutcome>> {
+    let together = async { session_seats::reserve(&mut *db.acquire().await?, wishes).await };
+    match together.await {
+        Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+        Err(error) if wishes.len() == 1 => vec![Err(error)],
+        // One that the database refuses, such as for a lock that it can't get, must not spoil it for the others.
+        Err(Error::Database(sqlx::Error::Database(_))) => {
+            let alone = wishes.iter().map(async |wish| {
+                let outcome = session_seats::reserve(&mut *db.acquire().await?, std::slice::from_ref(wish)).await?;
+                outcome.into_iter().next().ok_or_else(|| sqlx::Error::WorkerCrashed.into())
+            });
+            join_all(alone).await
+        }
+        Err(error) => {
+            tracing::warn!(%error, holds = wishes.len(), "A batch of holds has no known outcome; their callers ask again");
+            wishes.iter().map(|_| Err(sqlx::Error::WorkerCrashed.into())).collect()
+        }
+    }
+}
