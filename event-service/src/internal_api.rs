@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::reserve_desk::ReserveDesk;
 use crate::session_seats::{self, ChangeOutcome, Wish};
-use crate::sessions;
+use crate::{availability, sessions};
 
 /// Rows of a page of holds or cancelled sessions, when the caller does not say.
 const WALK_ROWS_DEFAULT: u16 = 500;
@@ -50,7 +50,7 @@ pub(crate) async fn check_availability(
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
     let wanted = as_set(request.session_seat_ids);
-    let looked = session_seats::look(&mut *db.acquire().await?, session_id, &wanted).await?;
+    let looked = availability::look(&mut *db.acquire().await?, session_id, &wanted).await?;
     let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
     sale.must_be_open()?;
     let seats: Vec<_> = looks

@@ -6,6 +6,7 @@
 //! This service never calls the Booking Service.
 
 pub mod app;
+mod availability;
 pub mod booking_consumer;
 mod error;
 pub mod events;

@@ -26,14 +26,11 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
-use shared_contracts::label::Label;
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatPrice, SeatStatus, TimeCursor};
+use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
 use shared_contracts::transitions::{Seat, SeatStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
-
-use crate::sessions::Sale;
 
 /// What became of a change that needs all its seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -502,74 +499,6 @@ fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep,
         overdue_reservation_id: state.seat.reservation_id.filter(|_| state.overdue),
     });
     ChangeOutcome::Refused(unknown.chain(taken).collect())
-}
-
-/// One seat as `check-availability` sees it.
-#[derive(Debug)]
-pub struct SeatLook {
-    /// Who has it.
-    pub status: SeatStatus,
-    /// Held past its time.
-    pub overdue: bool,
-    /// Its price and labels.
-    pub price: SeatPrice,
-}
-
-#[derive(Debug, FromRow)]
-struct LookRow {
-    #[sqlx(flatten)]
-    sale: Sale,
-    /// Absent, as all below it, when none of the seats is the session's.
-    session_seat_id: Option<SessionSeatId>,
-    status: Option<SeatStatus>,
-    overdue: Option<bool>,
-    price: Option<Money>,
-    row_number: Option<Label>,
-    seat_number: Option<Label>,
-}
-
-impl LookRow {
-    fn into_look(self) -> Option<SeatLook> {
-        let price = SeatPrice {
-            session_seat_id: self.session_seat_id?,
-            price: self.price?,
-            row_number: self.row_number?,
-            seat_number: self.seat_number?,
-        };
-        Some(SeatLook { status: self.status?, overdue: self.overdue?, price })
-    }
-}
-
-/// Looks at a session and those of `seats` that are its own, without changing or locking anything; nothing when there is no such session.
-///
-/// # Errors
-/// The database failed.
-pub(crate) async fn look(
-    connection: &mut PgConnection,
-    session_id: SessionId,
-    seats: &[SessionSeatId],
-) -> Result<Option<(Sale, Vec<SeatLook>)>> {
-    let rows: Vec<LookRow> = sqlx::query_as(
-        "select c.status as session_status, sales_start as opens, least(start_time, sales_end) as closes, now() as now, base_price, currency,
-                session_seat_id, s.status, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
-                price, row_number, seat_number
-         from sessions c
-         left join (select * from session_seats where session_seat_id = any($1) offset 0) s using (session_id)
-         left join seats using (seat_id)
-         where session_id = $2",
-    )
-    .bind(seats)
-    .bind(session_id)
-    .fetch_all(connection)
-    .await?;
-    let mut sale = None;
-    let mut looks = Vec::with_capacity(rows.len());
-    for row in rows {
-        // Each row has the same.
-        sale.get_or_insert_with(|| row.sale.clone());
-        looks.extend(row.into_look());
-    }
-    Ok(sale.map(|sale| (sale, looks)))
 }
 
 /// Holds that are due before `before` (now, when absent), oldest first, after `after`.

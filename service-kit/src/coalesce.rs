@@ -55,6 +55,9 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
                     }
                     // What nobody waits for any more need not be done.
                     batch.retain(|(_, caller): &(T, oneshot::Sender<R>)| !caller.is_closed());
+                    if batch.is_empty() {
+                        continue;
+                    }
                     let (calls, callers): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
                     // A batch that panics or takes too long is given up; its callers hear of it as their senders are dropped.
                     let done = tokio::time::timeout(lanes.time_max, AssertUnwindSafe(work(calls)).catch_unwind()).await;

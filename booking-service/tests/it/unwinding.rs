@@ -45,7 +45,7 @@ const BOOKING: [(Link, &str); 8] = [
     (Redis, "booking:lock"),
     (EventService, "seats/reserve"),
     (Database, "made as ("),
-    (Database, "update idempotency_keys set status"),
+    (Database, "update idempotency_keys k set status"),
     (Database, "COMMIT"),
 ];
 
