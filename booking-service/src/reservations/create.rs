@@ -3,9 +3,9 @@
 //! | step | where | undo |
 //! | --- | --- | --- |
 //! | 0 price tiers and the clock, read once a second | own database | none needed |
-//! | 1 availability | Event Service | none needed |
-//! | 2 seat locks, all or none | Redis | unlock |
-//! | 3 prices, which came with 1 | Event Service | none needed |
+//! | 1 seat locks, all or none | Redis | unlock |
+//! | 2 availability | Event Service | none needed |
+//! | 3 prices, which came with 2 | Event Service | none needed |
 //! | 4 reserve, all or none | Event Service | release |
 //! | 5 write the reservation and the kept answer (`write_desk.rs`) | own database | none: it is the end |
 //!
@@ -119,10 +119,9 @@ async fn book(
     if let Some(dead) = claim.previous_attempt {
         give_up(app, &draft, dead.into()).await?;
     }
-    let pricing = check_availability(app, &draft).await?;
     lock_seats(app, &draft).await?;
     crash_point("booking.locked");
-    let booked = hold_and_write(app, &draft, pricing, claim).await;
+    let booked = look_hold_and_write(app, &draft, claim).await;
     crash_point("booking.written");
     if booked.is_ok() {
         app.locks.extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time).await;
@@ -207,26 +206,13 @@ impl Draft {
     }
 }
 
-/// Step 1: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
-/// An Event Service that can answers the prices with it.
-async fn check_availability(app: &App, draft: &Draft) -> Result<Option<Pricing>> {
-    let availability = app.event_service.check_availability(draft.session_id, &draft.seat_ids).await?;
-    let Availability { seats, unknown_seat_ids, pricing, .. } = availability;
-    if !unknown_seat_ids.is_empty() {
-        return Err(seats_not_found(unknown_seat_ids));
-    }
-    let taken = seats.iter().filter(|seat| !seat.available && !seat.overdue);
-    let taken: Vec<_> = taken.map(|seat| conflict(seat.session_seat_id, Some(seat.status))).collect();
-    if taken.is_empty() { Ok(pricing) } else { Err(seats_unavailable(taken)) }
-}
-
-/// Step 2: the gate. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
+/// Step 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     let LockOutcome::Busy(busy) = app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await else {
         return Ok(());
     };
-    // The Event Service has just called the seats free. Either another booking is on its way there, or a lock outlived its
-    // reservation because Redis was away when that ended; such a lock is taken down, so that it does not cost a sale.
+    // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
+    // because it was paid. Such a lock is taken down, so that it does not cost a sale.
     let owners: Vec<ReservationId> = busy.iter().map(|(_, owner)| *owner).collect();
     let ended: Vec<ReservationId> = sqlx::query_scalar(
         "select id from reservations where id = any($1) and status <> 'confirming' and (status <> 'active' or expiry_time <= now())",
@@ -245,9 +231,22 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     Err(seats_unavailable(busy.into_iter().map(|(seat, _)| conflict(seat, Some(SeatStatus::Reserved))).collect()))
 }
 
-/// Steps 3 to 5.
-async fn hold_and_write(app: &App, draft: &Draft, pricing: Option<Pricing>, claim: &Claim) -> Result<Reservation> {
-    let pricing = match pricing {
+/// Step 2: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
+/// An Event Service that can answers the prices with it.
+async fn check_availability(app: &App, draft: &Draft) -> Result<Option<Pricing>> {
+    let availability = app.event_service.check_availability(draft.session_id, &draft.seat_ids).await?;
+    let Availability { seats, unknown_seat_ids, pricing, .. } = availability;
+    if !unknown_seat_ids.is_empty() {
+        return Err(seats_not_found(unknown_seat_ids));
+    }
+    let taken = seats.iter().filter(|seat| !seat.available && !seat.overdue);
+    let taken: Vec<_> = taken.map(|seat| conflict(seat.session_seat_id, Some(seat.status))).collect();
+    if taken.is_empty() { Ok(pricing) } else { Err(seats_unavailable(taken)) }
+}
+
+/// Steps 2 to 5.
+async fn look_hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
+    let pricing = match check_availability(app, draft).await? {
         Some(pricing) => pricing,
         None => app.event_service.pricing(draft.session_id, &draft.seat_ids).await?,
     };

@@ -41,8 +41,8 @@ const EVERY_WAY: [Strike; 3] = [Strike::Before, Strike::After, Strike::Silence];
 const BOOKING: [(Link, &str); 8] = [
     (Database, "insert into idempotency_keys"),
     (Database, "from price_tiers"),
-    (EventService, "seats/check-availability"),
     (Redis, "booking:lock"),
+    (EventService, "seats/check-availability"),
     (EventService, "seats/reserve"),
     (Database, "made as ("),
     (Database, "update idempotency_keys k set status"),
