@@ -385,8 +385,9 @@ impl ReferenceStateMachine for Model {
         if let Some(order) = orders(Order::is_worked_on) {
             add(2, decide(order));
         }
-        if let Some(order) = orders(|order| order.is_worked_on() && !order.is_open()) {
-            add(4, decide(order));
+        // Money that comes late, before or after the end, is what goes wrong most easily.
+        if let Some(order) = orders(|order| order.is_worked_on() && order.time_is_over) {
+            add(6, decide(order));
         }
         Union::new_weighted(acts).boxed()
     }
@@ -453,7 +454,8 @@ fn whatever_happens_in_whatever_order_the_system_does_as_its_model() {
     });
     let happened = happened.into_inner();
     println!("{happened:#?}");
-    if scale("PROPTEST_CASES", CASES) >= CASES {
+    // Another seed, or fewer cases, may do without one of them.
+    if scale("PROPTEST_CASES", CASES) >= CASES && scale("PROPTEST_RNG_SEED", 1) == 1 {
         assert_eq!(happened.len(), RARE.len(), "only {happened:?} of {RARE:?}: the test has not tested the rest");
     }
     runtime.block_on(system.finish());
