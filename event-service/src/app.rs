@@ -19,8 +19,10 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::availability::Looks;
 use crate::booking_consumer::Applier;
 use crate::reserve_desk::ReserveDesk;
+use crate::seat_map::SeatMaps;
 use crate::seat_stream::SeatStreams;
 use crate::settings::Settings;
 use crate::{events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions};
@@ -50,6 +52,20 @@ struct AppState {
     db: PgPool,
     streams: Arc<SeatStreams>,
     desk: Arc<ReserveDesk>,
+    looks: Arc<Looks>,
+    maps: Arc<SeatMaps>,
+}
+
+impl AppState {
+    fn new(db: PgPool, streams: Arc<SeatStreams>, lifecycle: &Lifecycle) -> Self {
+        Self {
+            streams,
+            desk: Arc::new(ReserveDesk::open(db.clone(), lifecycle)),
+            looks: Arc::new(Looks::start(db.clone(), lifecycle)),
+            maps: Arc::new(SeatMaps::start(db.clone(), lifecycle)),
+            db,
+        }
+    }
 }
 
 /// All routes, and the document that describes them.
@@ -102,8 +118,7 @@ fn router(state: AppState, health: Health) -> Router {
 pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    let desk = Arc::new(ReserveDesk::open(db.clone(), &Lifecycle::new()));
-    api(AppState { db, streams, desk }, Health::new("event-service", env!("CARGO_PKG_VERSION")))
+    api(AppState::new(db, streams, &Lifecycle::new()), Health::new("event-service", env!("CARGO_PKG_VERSION")))
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
@@ -135,8 +150,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     });
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    let desk = Arc::new(ReserveDesk::open(db.clone(), lifecycle));
-    let router = router(AppState { db, streams, desk }, health);
+    let router = router(AppState::new(db, streams, lifecycle), health);
     server::serve(lifecycle, listener, router, &settings.common);
     Ok(())
 }

@@ -1,16 +1,22 @@
 //! What a buyer may have and for how much: a look at a session and some of its seats, in one statement. It changes and locks nothing.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
 use service_kit::error::Result;
+use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::seat_api::{SeatPrice, SeatStatus};
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, PgPool};
 
 use crate::sessions::Sale;
 
 /// One seat as `check-availability` sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct SeatLook {
     /// Who has it.
     pub(crate) status: SeatStatus,
@@ -45,15 +51,55 @@ impl LookRow {
     }
 }
 
-/// Looks at a session and those of `seats` that are its own, without changing or locking anything; nothing when there is no such session.
-///
-/// # Errors
-/// The database failed.
-pub(crate) async fn look(
-    connection: &mut PgConnection,
-    session_id: SessionId,
-    seats: &[SessionSeatId],
-) -> Result<Option<(Sale, Vec<SeatLook>)>> {
+/// A session on sale and those of the wanted seats that are its own; nothing when there is no such session.
+type Look = Option<(Sale, Vec<SeatLook>)>;
+
+/// Where all looks come together: those that come at the same time are one statement a session.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    wanted: Coalescer<(SessionId, Vec<SessionSeatId>), Result<Look>>,
+}
+
+const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 1024, time_max: Duration::from_secs(5) };
+
+impl Looks {
+    /// Starts it; it ends when nobody can ask any more.
+    pub(crate) fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
+        Self { wanted: Coalescer::start(lifecycle, LANES, move |wanted| look_for_all(db.clone(), wanted)) }
+    }
+
+    /// Looks at a session and those of `seats` that are its own.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(crate) async fn look(&self, session_id: SessionId, seats: Vec<SessionSeatId>) -> Result<Look> {
+        let looked = self.wanted.call((session_id, seats)).await;
+        looked.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+    }
+}
+
+async fn look_for_all(db: PgPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>) -> Vec<Result<Look>> {
+    let mut of_session: HashMap<SessionId, Vec<SessionSeatId>> = HashMap::new();
+    for (session_id, seats) in &wanted {
+        of_session.entry(*session_id).or_default().extend(seats);
+    }
+    let looked = of_session.into_iter().map(async |(session_id, seats)| {
+        let looked = async { look(&mut *db.acquire().await?, session_id, &seats).await };
+        (session_id, looked.await)
+    });
+    let looked: HashMap<SessionId, Result<Look>> = join_all(looked).await.into_iter().collect();
+    let own_part = |(session_id, seats): &(SessionId, Vec<SessionSeatId>)| match looked.get(session_id) {
+        Some(Ok(look)) => Ok(look.as_ref().map(|(sale, looks)| {
+            let own = looks.iter().filter(|look| seats.contains(&look.price.session_seat_id));
+            (sale.clone(), own.cloned().collect())
+        })),
+        Some(Err(error)) => Err(error.for_another()),
+        None => Err(sqlx::Error::WorkerCrashed.into()),
+    };
+    wanted.iter().map(own_part).collect()
+}
+
+async fn look(connection: &mut PgConnection, session_id: SessionId, seats: &[SessionSeatId]) -> Result<Look> {
     let rows: Vec<LookRow> = sqlx::query_as(
         "select c.status as session_status, sales_start as opens, least(start_time, sales_end) as closes, now() as now, base_price, currency,
                 session_seat_id, s.status, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,

@@ -24,9 +24,10 @@ use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::availability::Looks;
 use crate::reserve_desk::ReserveDesk;
 use crate::session_seats::{self, ChangeOutcome, Wish};
-use crate::{availability, sessions};
+use crate::sessions;
 
 /// Rows of a page of holds or cancelled sessions, when the caller does not say.
 const WALK_ROWS_DEFAULT: u16 = 500;
@@ -45,12 +46,12 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     request_body = CheckAvailabilityRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Each seat's state", body = Availability), CheckRefusals))]
 pub(crate) async fn check_availability(
-    State(db): State<PgPool>,
+    State(looks): State<Arc<Looks>>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
     let wanted = as_set(request.session_seat_ids);
-    let looked = availability::look(&mut *db.acquire().await?, session_id, &wanted).await?;
+    let looked = looks.look(session_id, wanted.clone()).await?;
     let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
     sale.must_be_open()?;
     let seats: Vec<_> = looks

@@ -82,7 +82,7 @@ async fn reserve_batch(db: &PgPool, wishes: &[Wish]) -> Vec<Result<ChangeOutcome
         }
         Err(error) => {
             tracing::warn!(%error, holds = wishes.len(), "A batch of holds has no known outcome; their callers ask again");
-            wishes.iter().map(|_| Err(sqlx::Error::WorkerCrashed.into())).collect()
+            wishes.iter().map(|_| Err(error.for_another())).collect()
         }
     }
 }

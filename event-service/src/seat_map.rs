@@ -1,13 +1,19 @@
 //! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
 
-use axum::Json;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
+use service_kit::lifecycle::Lifecycle;
 use service_kit::{etag, refusals};
 use sha2::{Digest, Sha256};
 use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
@@ -53,15 +59,11 @@ refusals!(Refusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seats", tag = "5 Sessions", params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "All its seats", body = Vec<SessionSeat>), Refusals))]
 pub(crate) async fn list_session_seats(
-    State(db): State<PgPool>,
+    State(maps): State<Arc<SeatMaps>>,
     ApiPath(session_id): ApiPath<SessionId>,
-) -> Result<Json<Vec<SessionSeat>>> {
-    let mut connection = db.acquire().await?;
-    let seats = seats_of(&mut connection, session_id).await?;
-    if seats.is_empty() {
-        sessions::must_exist(&mut connection, session_id).await?;
-    }
-    Ok(Json(seats))
+) -> Result<Response> {
+    let Made { body, .. } = maps.make(session_id, Form::Array).await?;
+    Ok(([JSON], body).into_response())
 }
 
 /// A session's seat map
@@ -72,10 +74,74 @@ pub(crate) async fn list_session_seats(
     params(("session_id" = SessionId, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
     responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged", headers(("ETag" = String))), Refusals))]
 pub(crate) async fn get_seat_map(
-    State(db): State<PgPool>,
+    State(maps): State<Arc<SeatMaps>>,
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
+    let Made { body, tag } = maps.make(session_id, Form::Map).await?;
+    let fresh = (header::CACHE_CONTROL, "no-cache");
+    if let Some(known) = etag::known(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [fresh], [(header::ETAG, known)]).into_response());
+    }
+    Ok(([fresh, JSON], [(header::ETAG, tag)], body).into_response())
+}
+
+const JSON: (HeaderName, &str) = (header::CONTENT_TYPE, "application/json");
+
+/// How the seats of a session are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    /// As a bare array.
+    Array,
+    /// As a [`SeatMap`].
+    Map,
+}
+
+/// An answer's bytes and the tag of their content. Of the content, not of the version: changes can become visible in another order than
+/// they were numbered.
+#[derive(Debug, Clone)]
+pub(crate) struct Made {
+    body: Bytes,
+    tag: String,
+}
+
+/// Where all who want to see seats come together: those who come while a map is being made wait for the next one, which is made once
+/// for all of them. So each sees every change that was committed before it asked, and a crowd costs no more than a few.
+#[derive(Debug)]
+pub(crate) struct SeatMaps {
+    wanted: Coalescer<(SessionId, Form), Result<Made>>,
+}
+
+const LANES: Lanes = Lanes { count: 2, batch_max: 1024, waiting_max: 1024, time_max: Duration::from_secs(15) };
+
+impl SeatMaps {
+    /// Starts it; it ends when nobody can ask any more.
+    pub(crate) fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
+        Self { wanted: Coalescer::start(lifecycle, LANES, move |wanted| make_all(db.clone(), wanted)) }
+    }
+
+    async fn make(&self, session_id: SessionId, form: Form) -> Result<Made> {
+        let made = self.wanted.call((session_id, form)).await;
+        made.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+    }
+}
+
+async fn make_all(db: PgPool, wanted: Vec<(SessionId, Form)>) -> Vec<Result<Made>> {
+    let mut made: HashMap<(SessionId, Form), Result<Made>> = HashMap::new();
+    for wanted in &wanted {
+        if !made.contains_key(wanted) {
+            made.insert(*wanted, make(&db, *wanted).await);
+        }
+    }
+    let share = |made: Option<&Result<Made>>| match made {
+        Some(Ok(made)) => Ok(made.clone()),
+        Some(Err(error)) => Err(error.for_another()),
+        None => Err(sqlx::Error::WorkerCrashed.into()),
+    };
+    wanted.iter().map(|wanted| share(made.get(wanted))).collect()
+}
+
+async fn make(db: &PgPool, (session_id, form): (SessionId, Form)) -> Result<Made> {
     let mut connection = db.acquire().await?;
     let hall_id: Option<HallId> = sqlx::query_scalar("select hall_id from sessions where session_id = $1")
         .bind(session_id)
@@ -86,16 +152,13 @@ pub(crate) async fn get_seat_map(
     let version = session_seats::version(&mut connection, session_id).await?;
     let seats = seats_of(&mut connection, session_id).await?;
     drop(connection);
-    let body = serde_json::to_vec(&SeatMap { session_id, hall_id, version, seats })
-        .map_err(|error| Error::Internal(error.into()))?;
-    // Of the content, not of the version: changes can become visible in another order than they were numbered.
+    let body = match form {
+        Form::Array => serde_json::to_vec(&seats),
+        Form::Map => serde_json::to_vec(&SeatMap { session_id, hall_id, version, seats }),
+    };
+    let body = body.map_err(|error| Error::Internal(error.into()))?;
     let tag = format!("\"{}\"", hex::encode(Sha256::digest(&body)));
-    let fresh = (header::CACHE_CONTROL, "no-cache");
-    if let Some(known) = etag::known(&headers, &tag) {
-        return Ok((StatusCode::NOT_MODIFIED, [fresh], [(header::ETAG, known)]).into_response());
-    }
-    let json = (header::CONTENT_TYPE, "application/json");
-    Ok(([fresh, json], [(header::ETAG, tag)], body).into_response())
+    Ok(Made { body: body.into(), tag })
 }
 
 async fn seats_of(connection: &mut PgConnection, session_id: SessionId) -> Result<Vec<SessionSeat>> {

@@ -47,6 +47,20 @@ impl Error {
         Problem::validation(vec![fault]).into()
     }
 
+    /// The same for one more of those who waited for the same work (`coalesce.rs`): errors of the libraries can't be copied.
+    #[must_use]
+    pub fn for_another(&self) -> Self {
+        match self {
+            Self::Refused(problem) => Self::Refused(problem.clone()),
+            Self::Unavailable { problem, cause } => {
+                Self::Unavailable { problem: problem.clone(), cause: anyhow::anyhow!("{cause:#}") }
+            }
+            Self::Database(error) if database::is_unavailable(error) => Self::Database(sqlx::Error::WorkerCrashed),
+            Self::Database(error) => Self::Internal(anyhow::anyhow!("{error}")),
+            Self::Internal(error) => Self::Internal(anyhow::anyhow!("{error:#}")),
+        }
+    }
+
     fn into_problem(self) -> (Problem, Option<anyhow::Error>) {
         match self {
             Self::Refused(problem) => (*problem, None),

@@ -72,7 +72,7 @@ async fn write_batch(db: PgPool, orders: Vec<(NewReservation, Claim)>) -> Vec<Wr
         }
         Err(error) => {
             tracing::warn!(%error, reservations = orders.len(), "A batch of reservations has no known outcome; each is looked for");
-            orders.iter().map(|_| Err(sqlx::Error::WorkerCrashed.into())).collect()
+            orders.iter().map(|_| Err(error.for_another())).collect()
         }
     }
 }
