@@ -121,10 +121,11 @@ async fn without_the_event_service_nothing_is_held_and_the_rest_works_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_event_service_hangs_the_circuit_opens_and_closes_by_itself() {
     let system = System::start().await;
-    let sale = system.sale(2).await;
+    let sale = system.sale(102).await;
     system.to_event_service.freeze();
     let begun = Instant::now();
-    let stampede = (0..100).map(|_| system.reserve(&sale, Uuid::now_v7(), &[0], 503));
+    // Each wants a seat of its own: the gate would turn away all but one who want the same.
+    let stampede = (2..102).map(async |seat| system.reserve(&sale, Uuid::now_v7(), &[seat], 503).await);
     join_all(stampede).await;
     assert!(begun.elapsed() < Duration::from_secs(4), "the stampede waited {:?}", begun.elapsed());
     let health = system.get("/health", Uuid::now_v7(), 200).await;
