@@ -16,6 +16,9 @@ const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long start-up waits for a database that is still starting itself.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// One attempt of it, with a look at the schema: a database that has fallen silent is asked again on a new connection.
+const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// Limits that the server enforces on our connections, so that none can hold a lock for ever:
 /// a statement's time (the longest, 100,000 seats in one call, needs about 3 s), the wait for a lock, an idle transaction.
 const SERVER_LIMITS: [(&str, &str); 3] =
@@ -35,7 +38,8 @@ pub async fn connect(
 ) -> anyhow::Result<PgPool> {
     // On a connection of its own, without the limits that are meant for requests.
     let options = base_options(url, application)?;
-    let mut connection = (|| PgConnection::connect_with(&options))
+    let attempt = || async { tokio::time::timeout(ATTEMPT_TIME_MAX, look(&options, migrator)).await? };
+    let (mut connection, is_current) = attempt
         .retry(
             ExponentialBuilder::default()
                 .with_max_delay(Duration::from_secs(2))
@@ -47,9 +51,26 @@ pub async fn connect(
         )
         .await
         .context("the database of DATABASE_URL does not answer; is it running, and are user and password right?")?;
-    migrator.run(&mut connection).await.context("the database schema can't be brought up to date")?;
-    connection.close().await?;
+    // A migration takes as long as it takes, so a start that needs none must not wait for anything here.
+    if !is_current {
+        migrator.run(&mut connection).await.context("the database schema can't be brought up to date")?;
+    }
+    drop(connection);
     lazy_pool(url, application, connections_max)
+}
+
+/// A connection, and whether the schema is exactly what `migrator` makes.
+async fn look(options: &PgConnectOptions, migrator: &Migrator) -> anyhow::Result<(PgConnection, bool)> {
+    let mut connection = PgConnection::connect_with(options).await?;
+    let applied = "select version, checksum from _sqlx_migrations where success order by version";
+    let applied: Vec<(i64, Vec<u8>)> = match sqlx::query_as(applied).fetch_all(&mut connection).await {
+        // There is no such table yet.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Vec::new(),
+        other => other?,
+    };
+    let wanted = migrator.iter().map(|migration| (migration.version, migration.checksum.to_vec()));
+    let is_current = wanted.eq(applied);
+    Ok((connection, is_current))
 }
 
 fn base_options(url: &Secret, application: &'static str) -> anyhow::Result<PgConnectOptions> {

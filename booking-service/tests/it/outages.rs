@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::json;
+use service_kit::settings::Secret;
 use service_kit::testing::wait_until;
+use service_kit::testing::wires::{ChaosProxy, Mode};
 use uuid::Uuid;
 
+use crate::processes::{self, free_port};
 use crate::support::{SOON, System};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,5 +152,23 @@ async fn when_the_event_service_hangs_the_circuit_opens_and_closes_by_itself() {
     })
     .await;
     println!("turned away {turned_away}, the slowest after {slowest:?}; bookings again after {recovered:?}");
+    system.finish().await;
+}
+
+/// Requests reach the database and its answers are lost, while a process starts: it must not wait for them for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_silent_when_a_process_starts_is_asked_again() {
+    let system = System::start().await;
+    let (wire, url) = ChaosProxy::in_front_of(system.settings.database_url.reveal()).await;
+    let mut settings = system.settings.clone();
+    settings.database_url = Secret::from(url.as_str());
+    wire.set(Mode::HalfOpen);
+    let command = processes::booking(&settings, "serve", free_port().await);
+    let heal = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        wire.heal();
+    };
+    let (process, ()) = tokio::join!(processes::start(command), heal);
+    drop(process);
     system.finish().await;
 }
