@@ -20,13 +20,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::availability::Looks;
+use crate::booking_consumer::Applier;
 use crate::reserve_desk::ReserveDesk;
 use crate::seat_map::SeatMaps;
 use crate::seat_stream::SeatStreams;
 use crate::settings::Settings;
-use crate::{
-    booking_consumer, events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions,
-};
+use crate::{events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions};
 
 /// The schema, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -145,11 +144,10 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let consumer_db = db.clone();
-    let consumer = amqp::consume(settings.broker, queue, lifecycle.token().clone(), move |incoming| {
-        booking_consumer::handle(consumer_db.clone(), incoming)
+    let (applier, stopping) = (Applier::start(db.clone(), lifecycle), lifecycle.token().clone());
+    lifecycle.spawn("booking consumer", async move {
+        amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
-    lifecycle.spawn("booking consumer", consumer);
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
     let router = router(AppState::new(db, streams, lifecycle), health);

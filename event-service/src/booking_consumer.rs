@@ -3,34 +3,56 @@
 //! The inbox row and the change of the seats are one transaction, and the message is acknowledged after its commit. A message
 //! that comes again finds its inbox row; one that comes late finds its seats already beyond it.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
+use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
 use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
+use service_kit::lifecycle::Lifecycle;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
-use shared_contracts::ids::SessionSeatId;
+use shared_contracts::ids::{MessageId, ReservationId, SessionSeatId};
 use sqlx::{PgConnection, PgPool};
 
 use crate::session_seats::{self, ChangeOutcome, GivenBack};
 
-/// Applies one message and says what became of it.
-pub async fn handle(db: PgPool, incoming: Arc<Incoming>) -> Verdict {
-    let event = match parse(&incoming) {
-        Ok(event) => event,
-        Err(error) => return Verdict::Poison(error),
-    };
-    match apply(&db, &event).await {
-        Ok(Applied::Changed | Applied::Stale) => Verdict::Done,
-        Ok(Applied::Repeat) => {
-            tracing::info!(message_id = %event.event_id, "Message known already; nothing to do");
-            Verdict::Done
+/// Two, so that one batch is worked on while the other commits.
+const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 128, time_max: Duration::from_secs(15) };
+
+/// Where messages that come at the same time are applied together: in the minute of an on-sale the commit is what costs most.
+#[derive(Debug)]
+pub struct Applier {
+    events: Coalescer<BookingEvent, Result<Applied>>,
+}
+
+impl Applier {
+    /// Starts it; it ends when nobody has messages for it any more.
+    #[must_use]
+    pub fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
+        Self { events: Coalescer::start(lifecycle, LANES, move |events| apply_batch(db.clone(), events)) }
+    }
+
+    /// Applies one message and says what became of it.
+    pub async fn handle(&self, incoming: &Incoming) -> Verdict {
+        let event = match parse(incoming) {
+            Ok(event) => event,
+            Err(error) => return Verdict::Poison(error),
+        };
+        let message_id = event.event_id;
+        let applied = self.events.call(event).await;
+        match applied.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into())) {
+            Ok(Applied::Changed | Applied::Stale) => Verdict::Done,
+            Ok(Applied::Repeat) => {
+                tracing::info!(%message_id, "Message known already; nothing to do");
+                Verdict::Done
+            }
+            Ok(Applied::Conflict(reason)) => Verdict::Poison(anyhow!(reason)),
+            Err(Error::Database(error)) if database::is_unavailable(&error) => Verdict::Unavailable(error.into()),
+            Err(error) => Verdict::Failed(error.into()),
         }
-        Ok(Applied::Conflict(reason)) => Verdict::Poison(anyhow!(reason)),
-        Err(Error::Database(error)) if database::is_unavailable(&error) => Verdict::Unavailable(error.into()),
-        Err(error) => Verdict::Failed(error.into()),
     }
 }
 
@@ -58,18 +80,76 @@ pub enum Applied {
     Conflict(String),
 }
 
+/// Applies what came at the same time in one transaction if nothing is unusual about any of it, and one by one otherwise.
+async fn apply_batch(db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
+    if events.len() > 1
+        && let Ok(Some(applied)) = apply_together(&db, &events).await
+    {
+        return applied.into_iter().map(Ok).collect();
+    }
+    // In their order: what is said of one reservation may stand on what was said before.
+    let mut applied = Vec::with_capacity(events.len());
+    for event in &events {
+        applied.push(apply(&db, event).await);
+    }
+    applied
+}
+
+/// Nothing, and nothing is changed, when a confirmation does not find its seats: why, only a look at it alone can tell.
+async fn apply_together(db: &PgPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
+    let mut tx = database::begin(db).await?;
+    let mut entered = enter_all(&mut tx, events).await?;
+    // A message that came twice is in here twice, too.
+    let fresh: Vec<bool> = events.iter().map(|event| entered.remove(&event.event_id)).collect();
+    let of_type = |types: &'static [BookingEventType]| {
+        let fresh = events.iter().zip(&fresh).filter(|(_, fresh)| **fresh).map(|(event, _)| event);
+        fresh.filter(|event| types.contains(&event.event_type))
+    };
+    let confirmed: Vec<_> =
+        of_type(&[BookingEventType::Confirmed]).map(|event| (event.reservation_id, seats_of(event))).collect();
+    let orders: Vec<_> = confirmed.iter().map(|(owner, seats)| (*owner, seats.as_slice())).collect();
+    if !orders.is_empty() {
+        let outcomes = session_seats::confirm_each(&mut tx, &orders).await?;
+        if outcomes.iter().any(|outcome| *outcome != ChangeOutcome::Done) {
+            return Ok(None);
+        }
+    }
+    for (types, given_back) in [
+        (&[BookingEventType::Expired, BookingEventType::Cancelled][..], GivenBack::Held),
+        (&[BookingEventType::TicketRefunded], GivenBack::HeldOrSold),
+    ] {
+        let pairs: Vec<_> = of_type(types).flat_map(pairs_of).collect();
+        if !pairs.is_empty() {
+            session_seats::free(&mut tx, &pairs, given_back).await?;
+        }
+    }
+    crash_point("consumer.applying");
+    tx.commit().await?;
+    crash_point("consumer.applied");
+    Ok(Some(fresh.into_iter().map(|fresh| if fresh { Applied::Changed } else { Applied::Repeat }).collect()))
+}
+
+fn seats_of(event: &BookingEvent) -> Vec<SessionSeatId> {
+    let mut seats = event.session_seat_ids.clone();
+    seats.sort_unstable();
+    seats.dedup();
+    seats
+}
+
+fn pairs_of(event: &BookingEvent) -> Vec<(ReservationId, SessionSeatId)> {
+    event.session_seat_ids.iter().map(|seat| (event.reservation_id, *seat)).collect()
+}
+
 /// Applies an event in one transaction with its inbox row.
 ///
 /// # Errors
 /// The database failed; nothing was applied.
 pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
     let mut tx = database::begin(db).await?;
-    if !enter(&mut tx, event).await? {
+    if enter_all(&mut tx, std::slice::from_ref(event)).await?.is_empty() {
         return Ok(Applied::Repeat);
     }
-    let mut seats: Vec<SessionSeatId> = event.session_seat_ids.clone();
-    seats.sort_unstable();
-    seats.dedup();
+    let seats = seats_of(event);
     let applied = match event.event_type {
         BookingEventType::Confirmed => match session_seats::confirm(&mut tx, event.reservation_id, &seats).await? {
             ChangeOutcome::Done => Applied::Changed,
@@ -85,12 +165,11 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
             }
         },
         BookingEventType::Expired | BookingEventType::Cancelled => {
-            session_seats::release(&mut tx, event.reservation_id, &seats).await?;
+            session_seats::free(&mut tx, &pairs_of(event), GivenBack::Held).await?;
             Applied::Changed
         }
         BookingEventType::TicketRefunded => {
-            let pairs: Vec<_> = seats.iter().map(|seat| (event.reservation_id, *seat)).collect();
-            session_seats::free(&mut tx, &pairs, GivenBack::HeldOrSold).await?;
+            session_seats::free(&mut tx, &pairs_of(event), GivenBack::HeldOrSold).await?;
             Applied::Changed
         }
     };
@@ -117,18 +196,19 @@ async fn confirm_the_rest(
     }
 }
 
-/// Writes the inbox row; false when it is there already.
-async fn enter(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {
-    let entered =
-        sqlx::query("insert into inbox (message_id, event_type, reservation_id, sequence) values ($1, $2, $3, $4) on conflict do nothing")
-            .bind(event.event_id)
-            .bind(event.event_type.routing_key())
-            .bind(event.reservation_id)
-            .bind(event.sequence)
-            .execute(tx)
-            .await?
-            .rows_affected();
-    Ok(entered == 1)
+/// Writes inbox rows; the ids of those that were not there already.
+async fn enter_all(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<HashSet<MessageId>> {
+    let entered: Vec<MessageId> = sqlx::query_scalar(
+        "insert into inbox (message_id, event_type, reservation_id, sequence)
+         select * from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[]) on conflict do nothing returning message_id",
+    )
+    .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.reservation_id).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
+    .fetch_all(tx)
+    .await?;
+    Ok(entered.into_iter().collect())
 }
 
 async fn heard_of_later(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {

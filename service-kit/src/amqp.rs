@@ -32,9 +32,9 @@ pub(crate) const PUBLISH_TIME_MAX: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats: a dead peer is noticed after two. RabbitMQ advises 5 to 20.
 const HEARTBEAT_SECONDS: u32 = 10;
 /// Messages on their way to one consumer: enough to keep it busy, few enough that a crash redelivers few.
-const PREFETCH: u16 = 16;
-/// Messages handled at once by one consumer; each takes a database connection.
-const HANDLED_AT_ONCE: usize = 4;
+const PREFETCH: u16 = 128;
+/// Messages handled at once by one consumer: what is in hand together can be applied together.
+const HANDLED_AT_ONCE: usize = 64;
 /// Redeliveries before the broker itself sets a message aside. Each lost connection counts one for every message on its way,
 /// so this is far above what a bad day of restarts needs; messages that fail are set aside by us, with a reason.
 const DELIVERY_LIMIT: i64 = 100;
