@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{SessionId, SessionSeatId};
@@ -57,10 +57,10 @@ type Look = Option<(Sale, Vec<SeatLook>)>;
 /// Where all looks come together: those that come at the same time are one statement a session.
 #[derive(Debug)]
 pub(crate) struct Looks {
-    wanted: Coalescer<(SessionId, Vec<SessionSeatId>), Result<Look>>,
+    wanted: Coalescer<(SessionId, Vec<SessionSeatId>), Look>,
 }
 
-const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 1024, time_max: Duration::from_secs(5) };
+const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
 impl Looks {
     /// Starts it; it ends when nobody can ask any more.
@@ -73,8 +73,7 @@ impl Looks {
     /// # Errors
     /// The database failed.
     pub(crate) async fn look(&self, session_id: SessionId, seats: Vec<SessionSeatId>) -> Result<Look> {
-        let looked = self.wanted.call((session_id, seats)).await;
-        looked.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+        self.wanted.call((session_id, seats)).await
     }
 }
 

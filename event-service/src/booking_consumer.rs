@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
-use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
@@ -19,13 +19,12 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::session_seats::{self, ChangeOutcome, GivenBack};
 
-/// Two, so that one batch is worked on while the other commits.
-const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 128, time_max: Duration::from_secs(15) };
+const LANES: Lanes = Lanes::usual(Duration::from_secs(15));
 
 /// Where messages that come at the same time are applied together: in the minute of an on-sale the commit is what costs most.
 #[derive(Debug)]
 pub struct Applier {
-    events: Coalescer<BookingEvent, Result<Applied>>,
+    events: Coalescer<BookingEvent, Applied>,
 }
 
 impl Applier {
@@ -42,8 +41,7 @@ impl Applier {
             Err(error) => return Verdict::Poison(error),
         };
         let message_id = event.event_id;
-        let applied = self.events.call(event).await;
-        match applied.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into())) {
+        match self.events.call(event).await {
             Ok(Applied::Changed | Applied::Stale) => Verdict::Done,
             Ok(Applied::Repeat) => {
                 tracing::info!(%message_id, "Message known already; nothing to do");

@@ -7,7 +7,7 @@ use std::mem;
 use std::time::Duration;
 
 use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::{Error, Result};
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
@@ -15,13 +15,12 @@ use sqlx::PgPool;
 
 use crate::session_seats::{self, ChangeOutcome, Wish};
 
-/// Two, so that one batch is worked on while the other commits; more would make the batches smaller and the work more.
-const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 1024, time_max: Duration::from_secs(5) };
+const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
 /// The desk; one a process.
 #[derive(Debug)]
 pub struct ReserveDesk {
-    wishes: Coalescer<Wish, Result<ChangeOutcome>>,
+    wishes: Coalescer<Wish, ChangeOutcome>,
 }
 
 impl ReserveDesk {
@@ -37,7 +36,7 @@ impl ReserveDesk {
     /// # Errors
     /// The database failed: the seats may be held.
     pub async fn reserve(&self, wish: Wish) -> Result<ChangeOutcome> {
-        self.wishes.call(wish).await.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+        self.wishes.call(wish).await
     }
 }
 

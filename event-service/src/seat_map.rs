@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
 use service_kit::lifecycle::Lifecycle;
@@ -109,10 +109,11 @@ pub(crate) struct Made {
 /// for all of them. So each sees every change that was committed before it asked, and a crowd costs no more than a few.
 #[derive(Debug)]
 pub(crate) struct SeatMaps {
-    wanted: Coalescer<(SessionId, Form), Result<Made>>,
+    wanted: Coalescer<(SessionId, Form), Made>,
 }
 
-const LANES: Lanes = Lanes { count: 2, batch_max: 1024, waiting_max: 1024, time_max: Duration::from_secs(15) };
+/// A map is made once for all who are in line, so there may be many of them.
+const LANES: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs(15)) };
 
 impl SeatMaps {
     /// Starts it; it ends when nobody can ask any more.
@@ -121,8 +122,7 @@ impl SeatMaps {
     }
 
     async fn make(&self, session_id: SessionId, form: Form) -> Result<Made> {
-        let made = self.wanted.call((session_id, form)).await;
-        made.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+        self.wanted.call((session_id, form)).await
     }
 }
 

@@ -140,11 +140,11 @@ pub async fn reserve(connection: &mut PgConnection, wishes: &[Wish]) -> Result<V
                  change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
              from judged j join whole using (wish)
              where s.session_seat_id = j.session_seat_id and j.free
-             returning s.session_seat_id
+             returning j.wish, s.session_seat_id
          )
          select wish, session_seat_id, status, reservation_id,
                 status = 'reserved' and reserved_until < clock_timestamp() as overdue,
-                session_seat_id in (select session_seat_id from changed) as changed
+                (wish, session_seat_id) in (select wish, session_seat_id from changed) as changed
          from judged",
     )
     .bind(lines().map(|(index, ..)| index as i32).collect::<Vec<_>>())
@@ -235,7 +235,8 @@ pub async fn confirm(
     Ok(outcomes.into_iter().next().unwrap_or(ChangeOutcome::Done))
 }
 
-/// Sells to each reservation all of its seats, which it must hold, or none of them. Each is judged for itself, and none is in it twice.
+/// Sells to each reservation all of its seats, which it must hold, or none of them. Each is judged for itself, also when another one wants
+/// the same seat. No reservation may be in it twice.
 ///
 /// # Errors
 /// The database failed; nothing was changed.
@@ -266,7 +267,7 @@ pub async fn confirm_each(
              returning s.session_seat_id
          )
          select owner, session_seat_id, status, reservation_id, false as overdue,
-                session_seat_id in (select session_seat_id from changed) as changed
+                reservation_id = owner and session_seat_id in (select session_seat_id from changed) as changed
          from ordered join locked using (session_seat_id)",
     )
     .bind(lines().map(|(owner, _)| owner).collect::<Vec<_>>())

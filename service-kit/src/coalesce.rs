@@ -10,12 +10,16 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use crate::error::Result;
 use crate::lifecycle::Lifecycle;
+
+/// A call on its way, and who waits for its answer.
+type Waiting<T, R> = (T, oneshot::Sender<Result<R>>);
 
 /// The way to lanes that do calls of `T` together; each call gets its own `R`.
 #[derive(Debug)]
 pub struct Coalescer<T, R> {
-    waiting: mpsc::Sender<(T, oneshot::Sender<R>)>,
+    line: mpsc::Sender<Waiting<T, R>>,
 }
 
 /// How calls are done together.
@@ -31,53 +35,62 @@ pub struct Lanes {
     pub time_max: Duration,
 }
 
-/// The lanes are gone: the process stops, or a batch panicked. The call may or may not have had its effect.
-#[derive(Debug, thiserror::Error)]
-#[error("the batch of this call was given up")]
-pub struct GivenUp;
+impl Lanes {
+    /// Two, so that one batch is worked on while the other commits; more would make the batches smaller and the work more. A batch of
+    /// 64 has most of what there is to save; a longer line than this is shed by the limit on requests in flight.
+    #[must_use]
+    pub const fn usual(time_max: Duration) -> Self {
+        Self { count: 2, batch_max: 64, waiting_max: 1024, time_max }
+    }
+}
 
 impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
     /// Starts the lanes; they end when nobody can call any more. `work` gives one answer a call, in their order.
-    pub fn start<F: Future<Output = Vec<R>> + Send>(
+    pub fn start<F: Future<Output = Vec<Result<R>>> + Send>(
         lifecycle: &Lifecycle,
         lanes: Lanes,
         work: impl Fn(Vec<T>) -> F + Send + Sync + 'static,
     ) -> Self {
-        let (waiting, line) = mpsc::channel(lanes.waiting_max);
+        let (sender, line) = mpsc::channel(lanes.waiting_max);
         let (line, work) = (Arc::new(Mutex::new(line)), Arc::new(work));
         for _ in 0..lanes.count {
             let (line, work) = (Arc::clone(&line), Arc::clone(&work));
             drop(lifecycle.spawn_work(async move {
                 loop {
-                    let mut batch = Vec::new();
+                    let mut batch: Vec<Waiting<T, R>> = Vec::new();
                     if line.lock().await.recv_many(&mut batch, lanes.batch_max).await == 0 {
                         return;
                     }
                     // What nobody waits for any more need not be done.
-                    batch.retain(|(_, caller): &(T, oneshot::Sender<R>)| !caller.is_closed());
+                    batch.retain(|(_, caller)| !caller.is_closed());
                     if batch.is_empty() {
                         continue;
                     }
                     let (calls, callers): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
-                    // A batch that panics or takes too long is given up; its callers hear of it as their senders are dropped.
-                    let done = tokio::time::timeout(lanes.time_max, AssertUnwindSafe(work(calls)).catch_unwind()).await;
-                    for (caller, answer) in callers.into_iter().zip(done.into_iter().flatten().flatten()) {
-                        drop(caller.send(answer));
+                    let done = tokio::time::timeout(lanes.time_max, AssertUnwindSafe(work(calls)).catch_unwind());
+                    match done.await {
+                        Ok(Ok(answers)) => {
+                            callers.into_iter().zip(answers).for_each(|(caller, answer)| drop(caller.send(answer)))
+                        }
+                        // The callers hear of it as their senders are dropped.
+                        Ok(Err(_)) => tracing::error!(calls = callers.len(), "A batch panicked and is given up"),
+                        Err(_) => tracing::warn!(calls = callers.len(), "A batch took too long and is given up"),
                     }
                 }
             }));
         }
-        Self { waiting }
+        Self { line: sender }
     }
 
     /// Does a call together with those that wait.
     ///
     /// # Errors
-    /// [`GivenUp`].
-    pub async fn call(&self, call: T) -> Result<R, GivenUp> {
-        let (answer, answered) = oneshot::channel();
-        self.waiting.send((call, answer)).await.map_err(|_| GivenUp)?;
-        answered.await.map_err(|_| GivenUp)
+    /// What became of this call. When its batch was given up, or the process stops, that is a database that does not answer: the call
+    /// may or may not have had its effect.
+    pub async fn call(&self, call: T) -> Result<R> {
+        let (sender, answer) = oneshot::channel();
+        self.line.send((call, sender)).await.map_err(|_| sqlx::Error::WorkerCrashed)?;
+        answer.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
     }
 }
 
@@ -104,7 +117,7 @@ mod tests {
                     opened.notified().await;
                 }
                 assert!(!calls.contains(&13), "unlucky");
-                calls.into_iter().map(|call| call * 2).collect()
+                calls.into_iter().map(|call| Ok(call * 2)).collect()
             }
         });
         (doubling, gate, batches)

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use axum::http::StatusCode;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, GivenUp, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::database::{self, broken_constraint};
 use service_kit::error::{Error, Result};
 use service_kit::lifecycle::Lifecycle;
@@ -19,8 +19,7 @@ use super::create::BOOKING_TIME_MAX;
 use super::{Reservation, ReservationItem, ReservationStatus};
 use crate::idempotency::Claim;
 
-/// Two, so that one batch is worked on while the other commits; more would make the batches smaller and the work more.
-const LANES: Lanes = Lanes { count: 2, batch_max: 64, waiting_max: 1024, time_max: BOOKING_TIME_MAX };
+const LANES: Lanes = Lanes::usual(BOOKING_TIME_MAX);
 
 /// A reservation to be written.
 #[derive(Debug, Clone)]
@@ -40,7 +39,7 @@ type Written = Result<Reservation>;
 /// The desk; one a process.
 #[derive(Debug)]
 pub(crate) struct WriteDesk {
-    orders: Coalescer<(NewReservation, Claim), Written>,
+    orders: Coalescer<(NewReservation, Claim), Reservation>,
 }
 
 impl WriteDesk {
@@ -54,7 +53,7 @@ impl WriteDesk {
     /// # Errors
     /// It was too late, another attempt has the key, or the database failed: then it may be written or not.
     pub(super) async fn write(&self, new: NewReservation, claim: Claim) -> Written {
-        self.orders.call((new, claim)).await.unwrap_or_else(|GivenUp| Err(sqlx::Error::WorkerCrashed.into()))
+        self.orders.call((new, claim)).await
     }
 }
 

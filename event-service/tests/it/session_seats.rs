@@ -205,6 +205,23 @@ async fn wishes_that_come_together_are_each_granted_whole_or_not_at_all() {
     assert_eq!(owners, [first, first, Some(owner), None, None, None, Some(owner), None]);
 }
 
+/// Of two that would own the same seat, only who holds it gets it, however the two come.
+#[tokio::test]
+async fn orders_that_come_together_are_each_sold_whole_or_not_at_all() {
+    let seats = seats(4).await;
+    let (owner, rival, other) = (ReservationId::new(), ReservationId::new(), ReservationId::new());
+    seats.reserve(owner, &seats.ids[0..2]).await;
+    seats.reserve(other, &seats.ids[2..3]).await;
+    let orders = [(rival, &seats.ids[0..1]), (owner, &seats.ids[0..2]), (other, &seats.ids[2..4])];
+    let outcomes = session_seats::confirm_each(&mut seats.db.acquire().await.unwrap(), &orders).await.unwrap();
+    assert_eq!(taken(&outcomes[0]), vec![seats.ids[0]], "the rival was told that it has the seat");
+    assert_eq!(outcomes[1], ChangeOutcome::Done);
+    assert_eq!(taken(&outcomes[2]), vec![seats.ids[3]], "it holds but one of the two");
+    let states: Vec<_> = seats.state().await.into_iter().map(|(_, status, owner)| (status, owner)).collect();
+    let sold = (SeatStatus::Sold, Some(owner));
+    assert_eq!(states, [sold, sold, (SeatStatus::Reserved, Some(other)), (SeatStatus::Available, None)]);
+}
+
 #[tokio::test]
 async fn a_hold_past_its_time_stays_and_is_named_to_who_wants_it() {
     let seats = seats(2).await;

@@ -2,6 +2,7 @@
 //! `COSTS_SECONDS` says for how long each is measured.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -39,12 +40,12 @@ struct Queue<'a> {
     system: &'a System,
     fleet: &'a Fleet,
     sale: Sale,
-    next_seat: std::sync::atomic::AtomicUsize,
+    next_seat: AtomicUsize,
 }
 
 impl Queue<'_> {
     async fn reserve(&self, buyer: usize, http: &Client) -> bool {
-        let seat = self.next_seat.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let seat = self.next_seat.fetch_add(1, Ordering::Relaxed);
         let base = &self.fleet.members[BOOKINGS][buyer % BOOKINGS.len()].base;
         let request = http.post(format!("{base}/api/v1/reservations")).header("x-user-id", Uuid::now_v7().to_string());
         request.json(&self.sale.order(&[seat])).send().await.is_ok_and(|response| response.status() == 201)

@@ -264,8 +264,8 @@ impl<'a> Sabotage<'a> {
     }
 
     /// How many lives ended at a crash point.
-    pub(super) fn crashes(&self, fleet: &Fleet) -> usize {
-        fleet.lines_with("crash point")
+    pub(super) fn crashes(&self) -> usize {
+        self.fleet.lines_with("crash point")
     }
 
     pub(super) fn summary(&self) -> String {

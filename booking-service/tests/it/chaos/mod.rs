@@ -174,6 +174,6 @@ async fn rare_events(
         ("reconciliation put seats right", fleet.lines_with("Reconciliation put seats right")),
         ("a payment of unknown fate was settled", fleet.lines_with("Settled a payment of unknown fate")),
         ("events waited in the outbox", fleet.lines_with("they wait in the outbox")),
-        ("a crash point was reached", sabotage.crashes(fleet)),
+        ("a crash point was reached", sabotage.crashes()),
     ]
 }
