@@ -139,29 +139,27 @@ async fn work_for_another_service_ends_when_that_has_stopped_waiting() {
     assert_eq!(app.statuses(&session).await, ["available"]);
 }
 
-/// As many requests as are allowed hang at a lock; the next is turned away at once, and health checks are not.
+/// As many requests as are allowed wait for the rest of their bodies; the next is turned away at once, and health checks are not.
 #[tokio::test]
 async fn requests_beyond_the_limit_are_turned_away_at_once() {
     let app = TestApp::spawn().await;
     let path = format!("{}/api/v1/organizers/{}", app.base, app.organizer().await);
-    let mut locked = service_kit::database::begin(&app.db).await.unwrap();
-    sqlx::query("select from organizers for update").execute(&mut *locked).await.unwrap();
-    let hanging = (0..IN_FLIGHT_MAX).map(|_| app.http.patch(&path).json(&json!({ "name": "New" })).send());
-    let refused = async {
-        wait_until("the service is full", Duration::from_secs(2), async || {
-            // One that still found a place hangs like the others.
-            let response = app.http.get(&path).timeout(Duration::from_millis(100)).send().await;
-            response.is_ok_and(|response| response.status() == 503)
-        })
-        .await;
-        let begun = Instant::now();
-        let refused = app.http.get(&path).send().await.unwrap();
-        assert_eq!(refused.headers()["retry-after"], "1");
-        problem(refused, 503, "overloaded").await;
-        assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
-        assert_eq!(app.http.get(format!("{}/health/live", app.base)).send().await.unwrap().status(), 200);
-    };
-    let (_, ()) = tokio::join!(futures::future::join_all(hanging), refused);
-    drop(locked);
-    assert_eq!(app.http.get(&path).send().await.unwrap().status(), 200);
+    let begun_request = path.replacen(&app.base, "PATCH ", 1)
+        + " HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 16\r\n\r\n";
+    let mut hanging = Vec::new();
+    for _ in 0..IN_FLIGHT_MAX {
+        let mut connection = TcpStream::connect(app.base.trim_start_matches("http://")).await.unwrap();
+        connection.write_all(begun_request.as_bytes()).await.unwrap();
+        hanging.push(connection);
+    }
+    let status = async |path: &str| app.http.get(path).send().await.unwrap().status();
+    wait_until("the service is full", Duration::from_secs(10), async || status(&path).await == 503).await;
+    let begun = Instant::now();
+    let refused = app.http.get(&path).send().await.unwrap();
+    assert_eq!(refused.headers()["retry-after"], "1");
+    problem(refused, 503, "overloaded").await;
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert_eq!(status(&format!("{}/health/live", app.base)).await, 200);
+    drop(hanging);
+    wait_until("there is room again", Duration::from_secs(10), async || status(&path).await == 200).await;
 }
