@@ -14,6 +14,7 @@ pub mod halls;
 pub mod internal_api;
 pub mod locations;
 pub mod organizers;
+mod pieces;
 pub mod reserve_desk;
 pub mod seat_map;
 pub mod seat_stream;

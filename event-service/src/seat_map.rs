@@ -1,31 +1,48 @@
 //! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
+//!
+//! Maps are kept in memory, written and compressed, in pieces of some seats. Whoever asks has the database asked what has changed since
+//! the last look (by transactions, as in `seat_stream.rs`: nothing is missed), and only the pieces with a change are written anew. So a
+//! map is as fresh as if it were read from the tables, on every replica; and those who ask at the same time share one look.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use futures::future::join_all;
 use serde::Serialize;
 use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::{etag, refusals};
-use sha2::{Digest, Sha256};
 use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
 use shared_contracts::seat_api::SeatStatus;
 use sqlx::{FromRow, PgConnection, PgPool};
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
+use crate::pieces::{self, Piece};
 use crate::seats::SeatType;
-use crate::{session_seats, sessions};
+use crate::session_seats::Horizon;
+use crate::sessions;
+
+/// Seats of a piece: what a change of one seat has written and compressed anew. Much smaller pieces compress badly.
+const PIECE_SEATS: usize = 64;
+/// Seats of all maps that are kept, at some 300 to 600 bytes each; those not asked for the longest go first.
+const SEATS_KEPT_MAX: u64 = 100_000;
+/// A map that nobody asked for so long goes.
+const KEPT_IDLE_MAX: Duration = Duration::from_secs(600);
+/// A map is read as a whole again after this time, so that what was changed by hand, past this service's statements, shows too.
+const FOLLOWED_MAX: Duration = Duration::from_secs(60);
 
 /// A seat in a session.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -61,15 +78,17 @@ refusals!(Refusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 pub(crate) async fn list_session_seats(
     State(maps): State<Arc<SeatMaps>>,
     ApiPath(session_id): ApiPath<SessionId>,
+    headers: HeaderMap,
 ) -> Result<Response> {
-    let Made { body, .. } = maps.make(session_id, Form::Array).await?;
-    Ok(([JSON], body).into_response())
+    let Made { body, coding, .. } = maps.make(session_id, Form::Array, &headers).await?;
+    Ok((coding.headers(), body).into_response())
 }
 
 /// A session's seat map
 ///
-/// Send the `ETag` of an earlier answer as `If-None-Match`; `304` says that nothing has changed since. Compressed with zstd, br or gzip,
-/// whichever the client names in `Accept-Encoding`. To be told of changes as they happen, open `…/seat-map/stream` and then load this.
+/// Send the `ETag` of an earlier answer as `If-None-Match`; `304` says that nothing has changed since. Compressed with gzip, zstd or br,
+/// as the client's `Accept-Encoding` prefers; gzip is there already, the others take a moment. To be told of changes as they happen,
+/// open `…/seat-map/stream` and then load this.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
     responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged", headers(("ETag" = String))), Refusals))]
@@ -78,38 +97,76 @@ pub(crate) async fn get_seat_map(
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let Made { body, tag } = maps.make(session_id, Form::Map).await?;
-    let fresh = (header::CACHE_CONTROL, "no-cache");
+    let Made { body, tag, coding } = maps.make(session_id, Form::Map, &headers).await?;
+    let fresh = [(header::CACHE_CONTROL, "no-cache")];
     if let Some(known) = etag::known(&headers, &tag) {
-        return Ok((StatusCode::NOT_MODIFIED, [fresh], [(header::ETAG, known)]).into_response());
+        return Ok((StatusCode::NOT_MODIFIED, fresh, [(header::ETAG, known)]).into_response());
     }
-    Ok(([fresh, JSON], [(header::ETAG, tag)], body).into_response())
+    Ok((fresh, coding.headers(), [(header::ETAG, tag)], body).into_response())
 }
-
-const JSON: (HeaderName, &str) = (header::CONTENT_TYPE, "application/json");
 
 /// How the seats of a session are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Form {
+enum Form {
     /// As a bare array.
     Array,
     /// As a [`SeatMap`].
     Map,
 }
 
+/// In which bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Coding {
+    /// As they are; what wraps all requests may still compress them, for a client that prefers another coding to gzip.
+    Plain,
+    Gzip,
+}
+
+impl Coding {
+    fn of(request: &HeaderMap) -> Self {
+        if etag::prefers_gzip(request) { Self::Gzip } else { Self::Plain }
+    }
+
+    fn headers(self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let mut insert = |name: HeaderName, value| headers.insert(name, header::HeaderValue::from_static(value));
+        insert(header::CONTENT_TYPE, "application/json");
+        if self == Self::Gzip {
+            insert(header::CONTENT_ENCODING, "gzip");
+            insert(header::VARY, "accept-encoding");
+        }
+        headers
+    }
+}
+
 /// An answer's bytes and the tag of their content. Of the content, not of the version: changes can become visible in another order than
 /// they were numbered.
 #[derive(Debug, Clone)]
-pub(crate) struct Made {
+struct Made {
     body: Bytes,
+    coding: Coding,
     tag: String,
 }
+
+/// The rows of a session.
+macro_rules! seats_of {
+    () => {
+        "select session_seat_id, seat_id, row_number, seat_number, section, seat_type, price, status, reserved_until, change_seq
+         from session_seats join seats using (seat_id) where session_id = $1"
+    };
+}
+
+/// What someone wants to see.
+type Wanted = (SessionId, Form, Coding);
+
+/// The answers of one session.
+type Answers = HashMap<(Form, Coding), Made>;
 
 /// Where all who want to see seats come together: those who come while a map is being made wait for the next one, which is made once
 /// for all of them. So each sees every change that was committed before it asked, and a crowd costs no more than a few.
 #[derive(Debug)]
 pub(crate) struct SeatMaps {
-    wanted: Coalescer<(SessionId, Form), Made>,
+    wanted: Coalescer<Wanted, Made>,
 }
 
 /// A map is made once for all who are in line, so there may be many of them.
@@ -118,56 +175,251 @@ const LANES: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs
 impl SeatMaps {
     /// Starts it; it ends when nobody can ask any more.
     pub(crate) fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
-        Self { wanted: Coalescer::start(lifecycle, LANES, move |wanted| make_all(db.clone(), wanted)) }
+        let kept = Kept::builder()
+            .max_capacity(SEATS_KEPT_MAX)
+            .weigher(|_, (seats, _)| *seats)
+            .time_to_idle(KEPT_IDLE_MAX)
+            .build();
+        let make = move |wanted| make_all(db.clone(), kept.clone(), wanted);
+        Self { wanted: Coalescer::start(lifecycle, LANES, make) }
     }
 
-    async fn make(&self, session_id: SessionId, form: Form) -> Result<Made> {
-        self.wanted.call((session_id, form)).await
+    async fn make(&self, session_id: SessionId, form: Form, request: &HeaderMap) -> Result<Made> {
+        self.wanted.call((session_id, form, Coding::of(request))).await
     }
 }
 
-async fn make_all(db: PgPool, wanted: Vec<(SessionId, Form)>) -> Vec<Result<Made>> {
-    let mut made: HashMap<(SessionId, Form), Result<Made>> = HashMap::new();
-    for wanted in &wanted {
-        if !made.contains_key(wanted) {
-            made.insert(*wanted, make(&db, *wanted).await);
-        }
+/// Maps, by session, and how many seats each has.
+type Kept = moka::sync::Cache<SessionId, (u32, Arc<Mutex<Known>>)>;
+
+async fn make_all(db: PgPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<Made>> {
+    let mut of_session: HashMap<SessionId, HashSet<(Form, Coding)>> = HashMap::new();
+    for (session_id, form, coding) in &wanted {
+        of_session.entry(*session_id).or_default().insert((*form, *coding));
     }
-    let share = |made: Option<&Result<Made>>| match made {
-        Some(Ok(made)) => Ok(made.clone()),
+    let made = of_session
+        .into_iter()
+        .map(async |(session_id, wanted)| (session_id, make(&db, &kept, session_id, wanted.into_iter()).await));
+    let made: HashMap<SessionId, Result<Answers>> = join_all(made).await.into_iter().collect();
+    let share = |(session_id, form, coding): &Wanted| match made.get(session_id) {
+        Some(Ok(made)) => made.get(&(*form, *coding)).cloned().ok_or_else(|| sqlx::Error::WorkerCrashed.into()),
         Some(Err(error)) => Err(error.for_another()),
         None => Err(sqlx::Error::WorkerCrashed.into()),
     };
-    wanted.iter().map(|wanted| share(made.get(wanted))).collect()
+    wanted.iter().map(share).collect()
 }
 
-async fn make(db: &PgPool, (session_id, form): (SessionId, Form)) -> Result<Made> {
+/// The answers of one session, all of the same moment.
+async fn make(
+    db: &PgPool,
+    kept: &Kept,
+    session_id: SessionId,
+    wanted: impl Iterator<Item = (Form, Coding)>,
+) -> Result<Answers> {
+    if let Some((_, known)) = kept.get(&session_id) {
+        let mut known = known.lock().await;
+        let mut connection = db.acquire().await?;
+        let now = Now::look(&mut connection, session_id).await?;
+        if known.follow(&mut connection, now).await? {
+            drop(connection);
+            return known.answers(wanted).await;
+        }
+    }
     let mut connection = db.acquire().await?;
-    let hall_id: Option<HallId> = sqlx::query_scalar("select hall_id from sessions where session_id = $1")
-        .bind(session_id)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let hall_id = hall_id.ok_or_else(|| sessions::not_found(session_id))?;
-    // Seats after version: a change in between then shows in the seats, and in the version of the next answer.
-    let version = session_seats::version(&mut connection, session_id).await?;
-    let seats = seats_of(&mut connection, session_id).await?;
+    let now = Now::look(&mut connection, session_id).await?;
+    let mut known = Known::read(&mut connection, now).await?;
     drop(connection);
-    let body = match form {
-        Form::Array => serde_json::to_vec(&seats),
-        Form::Map => serde_json::to_vec(&SeatMap { session_id, hall_id, version, seats }),
-    };
-    let body = body.map_err(|error| Error::Internal(error.into()))?;
-    let tag = format!("\"{}\"", hex::encode(Sha256::digest(&body)));
-    Ok(Made { body: body.into(), tag })
+    let made = known.answers(wanted).await;
+    let seats = u32::try_from(known.seats.len()).unwrap_or(u32::MAX);
+    kept.insert(session_id, (seats, Arc::new(Mutex::new(known))));
+    made
 }
 
-async fn seats_of(connection: &mut PgConnection, session_id: SessionId) -> Result<Vec<SessionSeat>> {
-    let seats = sqlx::query_as(
-        "select session_seat_id, seat_id, row_number, seat_number, section, seat_type, price, status, reserved_until
-         from session_seats join seats using (seat_id) where session_id = $1 order by seat_id",
-    )
-    .bind(session_id)
-    .fetch_all(connection)
-    .await?;
-    Ok(seats)
+/// A session, and what the look that found it could see. Seats are read after it: a change in between is read again the next time.
+#[derive(Debug, FromRow)]
+struct Now {
+    session_id: SessionId,
+    /// Rises with each edit of the session: its seats may be others then.
+    edition: i64,
+    hall_id: HallId,
+    horizon: Horizon,
+}
+
+impl Now {
+    async fn look(connection: &mut PgConnection, session_id: SessionId) -> Result<Self> {
+        let sql = "select session_id, version as edition, hall_id, pg_current_snapshot()::text as horizon from sessions where session_id = $1";
+        let found = sqlx::query_as(sql).bind(session_id).fetch_optional(connection).await?;
+        found.ok_or_else(|| sessions::not_found(session_id))
+    }
+}
+
+#[derive(FromRow)]
+struct SeatRow {
+    #[sqlx(flatten)]
+    seat: SessionSeat,
+    change_seq: i64,
+}
+
+/// A session's seats as they were at the last look, ready to be sent.
+#[derive(Debug)]
+struct Known {
+    at: Now,
+    read_at: Instant,
+    /// The highest number of a change.
+    version: i64,
+    /// In the order in which they are shown.
+    seats: Vec<SeatId>,
+    pieces: Vec<SeatPiece>,
+    /// What has been made of it since it changed.
+    answers: Answers,
+}
+
+/// A piece, and where the text of each of its seats ends.
+#[derive(Debug)]
+struct SeatPiece {
+    ends: Vec<usize>,
+    piece: Piece,
+}
+
+impl Known {
+    async fn read(connection: &mut PgConnection, at: Now) -> Result<Self> {
+        let mut known = Self {
+            read_at: Instant::now(),
+            version: 0,
+            seats: Vec::new(),
+            pieces: Vec::new(),
+            answers: HashMap::new(),
+            at,
+        };
+        let mut rows =
+            sqlx::query_as(concat!(seats_of!(), " order by seat_id")).bind(known.at.session_id).fetch(connection);
+        let mut texts: Vec<Vec<u8>> = Vec::with_capacity(PIECE_SEATS);
+        while let Some(SeatRow { seat, change_seq }) = rows.try_next().await? {
+            known.seats.push(seat.seat_id);
+            known.version = known.version.max(change_seq);
+            texts.push(written(&seat)?);
+            if texts.len() == PIECE_SEATS {
+                known.push(&texts);
+                texts.clear();
+                // The first time takes long for a large hall.
+                tokio::task::yield_now().await;
+            }
+        }
+        if !texts.is_empty() {
+            known.push(&texts);
+        }
+        Ok(known)
+    }
+
+    fn push(&mut self, texts: &[Vec<u8>]) {
+        let piece = SeatPiece::of(self.pieces.is_empty(), texts.iter().map(Vec::as_slice));
+        self.pieces.push(piece);
+    }
+
+    /// Brings it up to date; false when it must be read as a whole.
+    async fn follow(&mut self, connection: &mut PgConnection, now: Now) -> Result<bool> {
+        if self.at.edition != now.edition
+            || !self.at.horizon.is_before(&now.horizon)
+            || self.read_at.elapsed() > FOLLOWED_MAX
+        {
+            return Ok(false);
+        }
+        let changed: Vec<SeatRow> = sqlx::query_as(concat!(
+            seats_of!(),
+            " and change_xid >= pg_snapshot_xmin($2::pg_snapshot) and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)"
+        ))
+        .bind(now.session_id)
+        .bind(&self.at.horizon)
+        .fetch_all(connection)
+        .await?;
+        let mut of_pieces: BTreeMap<usize, HashMap<usize, Vec<u8>>> = BTreeMap::new();
+        for SeatRow { seat, change_seq } in &changed {
+            let Ok(index) = self.seats.binary_search(&seat.seat_id) else { return Ok(false) };
+            self.version = self.version.max(*change_seq);
+            of_pieces.entry(index / PIECE_SEATS).or_default().insert(index % PIECE_SEATS, written(seat)?);
+        }
+        if !changed.is_empty() {
+            self.answers.clear();
+        }
+        for (index, texts) in of_pieces {
+            let piece = &mut self.pieces[index];
+            *piece = piece.with(index == 0, &texts);
+            tokio::task::yield_now().await;
+        }
+        // Last, so that a look that is given up half-way is made up for by the next.
+        self.at = now;
+        Ok(true)
+    }
+
+    async fn answers(&mut self, wanted: impl Iterator<Item = (Form, Coding)>) -> Result<Answers> {
+        let mut made = HashMap::new();
+        for (form, coding) in wanted {
+            made.insert((form, coding), self.answer(form, coding).await?);
+        }
+        Ok(made)
+    }
+
+    async fn answer(&mut self, form: Form, coding: Coding) -> Result<Made> {
+        if let Some(made) = self.answers.get(&(form, coding)) {
+            return Ok(made.clone());
+        }
+        let (head, tail) = match form {
+            Form::Array => (b"[".to_vec(), b"]".to_vec()),
+            Form::Map => {
+                let Now { session_id, hall_id, .. } = self.at;
+                let mut head = written(&SeatMap { session_id, hall_id, version: self.version, seats: Vec::new() })?;
+                let tail = head.split_off(head.len() - b"]}".len());
+                (head, tail)
+            }
+        };
+        let (head, tail) = (Piece::new(head), Piece::new(tail));
+        let mut all = vec![&head];
+        all.extend(self.pieces.iter().map(|seats| &seats.piece));
+        all.push(&tail);
+        let body = match coding {
+            Coding::Plain => pieces::plain(&all),
+            Coding::Gzip => {
+                for piece in &all {
+                    if piece.prepare() {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                pieces::gzip(&all)
+            }
+        };
+        let made = Made { body, coding, tag: pieces::tag(&all) };
+        self.answers.insert((form, coding), made.clone());
+        Ok(made)
+    }
+}
+
+impl SeatPiece {
+    /// The texts with commas before them, but for the first of all.
+    fn of<'a>(first: bool, texts: impl Iterator<Item = &'a [u8]>) -> Self {
+        let (mut all, mut ends) = (Vec::new(), Vec::with_capacity(PIECE_SEATS));
+        for text in texts {
+            if !first || !ends.is_empty() {
+                all.push(b',');
+            }
+            all.extend_from_slice(text);
+            ends.push(all.len());
+        }
+        all.shrink_to_fit();
+        Self { ends, piece: Piece::new(all) }
+    }
+
+    /// This piece with other texts for some of its seats.
+    fn with(&self, first: bool, changed: &HashMap<usize, Vec<u8>>) -> Self {
+        let old = |seat: usize| {
+            let (begin, end) = (seat.checked_sub(1).map_or(0, |before| self.ends[before]), self.ends[seat]);
+            let text = &self.piece.text()[begin..end];
+            text.strip_prefix(b",").unwrap_or(text)
+        };
+        let text = |seat: usize| changed.get(&seat).map_or_else(|| old(seat), Vec::as_slice);
+        Self::of(first, (0..self.ends.len()).map(text))
+    }
+}
+
+fn written(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::Internal(error.into()))
 }

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::error::{in_use, of_constraint};
 use crate::halls::not_found as hall_not_found;
+use crate::session_seats;
 
 /// The most seats made by one call: a stadium, in about 2 s and one transaction.
 pub const SEATS_PER_CALL_MAX: usize = 100_000;
@@ -213,6 +214,9 @@ pub(crate) async fn update_seat(
     .fetch_one(&mut *tx)
     .await
     .map_err(of_constraint)?;
+    if current.seat_type != seat.seat_type {
+        session_seats::note_change_of(&mut tx, id).await?;
+    }
     tx.commit().await?;
     Ok(seat.editable())
 }

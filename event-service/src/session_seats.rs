@@ -16,7 +16,7 @@
 //! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service says what became of the reservation.
 //!
 //! Each change gives the row a number (`change_seq`, drawn while the row is locked: it orders the changes of one seat) and its
-//! transaction's id (`change_xid`, for readers that must miss none: see `seat_stream.rs`).
+//! transaction's id (`change_xid`, for readers that must miss none: see `seat_stream.rs` and `seat_map.rs`).
 //!
 //! Statements look rows up by `session_seat_id` alone and compare `session_id` afterwards: with both as keys, and no
 //! statistics yet for a session that has just been made, the planner may read the whole session for one seat.
@@ -25,7 +25,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use service_kit::error::Result;
-use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::ids::{ReservationId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
 use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
 use shared_contracts::transitions::{Seat, SeatStep, Transition};
@@ -325,6 +325,25 @@ pub async fn set_price(tx: &mut PgConnection, session_id: SessionId, price: Mone
     Ok(())
 }
 
+/// Numbers a change of what is shown of a seat apart from who has it, in all sessions.
+///
+/// # Errors
+/// The database failed.
+pub async fn note_change_of(tx: &mut PgConnection, seat_id: SeatId) -> Result<()> {
+    sqlx::query(
+        "with shown as materialized (
+             select session_seat_id from session_seats where seat_id = $1 order by session_seat_id for no key update
+         )
+         update session_seats s
+         set change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
+         from shown where s.session_seat_id = shown.session_seat_id",
+    )
+    .bind(seat_id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// How many seats of the session someone holds or owns.
 ///
 /// # Errors
@@ -398,7 +417,8 @@ pub struct SeatChange {
 }
 
 /// Which transactions a look has seen: PostgreSQL's snapshot, as text (`<xmin>:<xmax>:<those in between that were under way>`).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, sqlx::Type)]
+#[sqlx(transparent)]
 pub struct Horizon(String);
 
 impl Horizon {
@@ -460,7 +480,7 @@ pub async fn changes_since(
          ) changes on true",
     )
     .bind(sessions)
-    .bind(from.map(ToString::to_string))
+    .bind(from)
     .bind(limit)
     .fetch_all(connection)
     .await?;

@@ -90,6 +90,24 @@ fn tags(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     values.flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(|tag| tag.trim().to_owned()).collect()
 }
 
+/// Whether the client takes gzip, and likes none of the other codings that it could have better.
+#[must_use]
+pub fn prefers_gzip(headers: &HeaderMap) -> bool {
+    let (mut gzip, mut any, mut others) = (None, None, 0.0_f32);
+    for asked in tags(headers, &header::ACCEPT_ENCODING) {
+        let mut parts = asked.split(';').map(str::trim);
+        let coding = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=")).unwrap_or("1").parse().unwrap_or(0.0_f32);
+        match coding {
+            "gzip" => gzip = Some(weight),
+            "*" => any = Some(weight),
+            "br" | "zstd" => others = others.max(weight),
+            _ => {}
+        }
+    }
+    gzip.or(any).is_some_and(|gzip| gzip > 0.0 && gzip >= others)
+}
+
 fn without_coding(tag: &str) -> String {
     let Some(bare) = tag.strip_suffix('"') else {
         return tag.to_owned();
@@ -133,6 +151,18 @@ mod tests {
             assert!(check(bad, 7).is_err(), "{bad}");
         }
         assert!(IfMatch(Vec::new()).check(7).is_ok());
+    }
+
+    #[test]
+    fn gzip_is_for_those_who_like_nothing_better() {
+        for wanted in ["gzip", "gzip, deflate, br, zstd", "br;q=0.9, gzip", "*", "gzip;q=0.1", "identity, gzip ;q=0.5"]
+        {
+            assert!(prefers_gzip(&headers(header::ACCEPT_ENCODING, wanted)), "{wanted}");
+        }
+        for unwanted in ["br", "gzip;q=0", "gzip;q=0, *", "gzip;q=0.5, br", "identity", "x-gzip;q=x"] {
+            assert!(!prefers_gzip(&headers(header::ACCEPT_ENCODING, unwanted)), "{unwanted}");
+        }
+        assert!(!prefers_gzip(&HeaderMap::new()));
     }
 
     #[test]

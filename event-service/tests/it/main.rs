@@ -12,6 +12,7 @@ mod internal_api;
 mod openapi;
 mod paging;
 mod problems;
+mod seat_maps;
 mod seat_model;
 mod seat_stream;
 mod session_seats;

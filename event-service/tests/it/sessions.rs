@@ -1,7 +1,7 @@
 //! Sessions and their seats by the HTTP interface.
 
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{TestApp, id};
 
@@ -66,59 +66,4 @@ async fn sessions_are_listed_by_event_hall_and_time() {
     assert_eq!(listed(format!("hall_id={}", id(&shown, "hall_id"))).await, std::slice::from_ref(&second));
     assert_eq!(listed(format!("from={}", id(&shown, "start_time"))).await, [second]);
     assert_eq!(listed(format!("to={}", id(&shown, "start_time"))).await, [first]);
-}
-
-#[tokio::test]
-async fn a_seat_map_is_not_sent_twice_and_never_stale() {
-    let app = TestApp::spawn().await;
-    let (session, seats) = app.session(3).await;
-    let path = format!("{}/api/v1/sessions/{session}/seat-map", app.base);
-    let fresh = app.http.get(&path).send().await.unwrap();
-    let etag = fresh.headers()["etag"].to_str().unwrap().to_owned();
-    let map: Value = fresh.json().await.unwrap();
-    assert_eq!((map["seats"].as_array().unwrap().len(), map["session_id"].as_str()), (3, Some(session.as_str())));
-    let again = app.http.get(&path).header("if-none-match", &etag).send().await.unwrap();
-    assert_eq!((again.status().as_u16(), again.text().await.unwrap().len()), (304, 0));
-
-    let hold = json!({ "reservation_id": uuid::Uuid::now_v7(), "session_seat_ids": [seats[0]], "reserved_until": "2031-01-01T00:00:00Z" });
-    app.post(&format!("/api/internal/sessions/{session}/seats/reserve"), &hold, 200).await;
-    let changed = app.http.get(&path).header("if-none-match", &etag).send().await.unwrap();
-    assert_eq!(changed.status(), 200);
-    let changed: Value = changed.json().await.unwrap();
-    assert!(changed["version"].as_i64() > map["version"].as_i64());
-    assert_eq!(changed["seats"][0]["status"], "reserved");
-    app.get(&format!("/api/v1/sessions/{}/seat-map", uuid::Uuid::now_v7()), 404).await;
-}
-
-#[tokio::test]
-async fn a_seat_map_is_compressed_as_the_client_asks_and_known_by_a_tag_of_its_own() {
-    let app = TestApp::spawn().await;
-    let (session, _) = app.session(200).await;
-    let path = format!("{}/api/v1/sessions/{session}/seat-map", app.base);
-    let get = async |coding: &str, known: &str| {
-        app.http.get(&path).header("accept-encoding", coding).header("if-none-match", known).send().await.unwrap()
-    };
-    let plain = get("identity", "\"x\"").await;
-    let tag = plain.headers()["etag"].to_str().unwrap().to_owned();
-    assert!(plain.headers().get("content-encoding").is_none());
-    let plain = plain.bytes().await.unwrap();
-    let mut tags = vec![tag];
-    for (asked, coding) in [("gzip", "gzip"), ("br", "br"), ("zstd", "zstd"), ("gzip;q=0.5, br, x", "br")] {
-        let packed = get(asked, "\"x\"").await;
-        assert_eq!(packed.headers()["content-encoding"], coding);
-        assert!(packed.headers()["vary"].to_str().unwrap().contains("accept-encoding"));
-        let tag = packed.headers()["etag"].to_str().unwrap().to_owned();
-        assert!(tag.ends_with(&format!("-{coding}\"")), "{tag}");
-        tags.push(tag);
-        let size = packed.bytes().await.unwrap().len();
-        assert!(size < plain.len() / 3, "{coding}: {size} of {} bytes", plain.len());
-    }
-    for tag in tags {
-        let known = get("zstd, br, gzip", &tag).await;
-        assert_eq!((known.status().as_u16(), known.headers()["etag"].to_str().unwrap()), (304, tag.as_str()));
-    }
-    // A short answer is sent as it is.
-    let short =
-        app.http.get(format!("{}/health/live", app.base)).header("accept-encoding", "gzip").send().await.unwrap();
-    assert!(short.headers().get("content-encoding").is_none());
 }

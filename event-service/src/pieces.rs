@@ -1,0 +1,152 @@
+//! A long text in pieces, so that a change of one costs no more than that piece: each is compressed and hashed by itself, once.
+//!
+//! The gzip form is one stream, not several: every piece is deflated on its own up to a byte boundary (a sync flush) and refers to
+//! nothing before it, so that the pieces can be put one after the other in any number; RFC 1952 asks for no more than a header before
+//! them, and behind them an end, the checksum and the length.
+
+use std::sync::OnceLock;
+
+use axum::body::Bytes;
+use flate2::{Compress, Compression, FlushCompress};
+use sha2::{Digest, Sha256};
+
+/// Deflate, no flags, no time, no level, no system.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+/// The last block, which is empty.
+const DEFLATE_END: [u8; 2] = [3, 0];
+/// What a flush adds at most, and what text that can't be compressed grows by.
+const DEFLATE_OVERHEAD: usize = 64;
+
+/// One piece. It never changes; another takes its place.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    text: Vec<u8>,
+    digest: [u8; 32],
+    deflated: OnceLock<Deflated>,
+}
+
+#[derive(Debug)]
+struct Deflated {
+    bytes: Vec<u8>,
+    checksum: crc32fast::Hasher,
+}
+
+impl Piece {
+    pub(crate) fn new(text: Vec<u8>) -> Self {
+        Self { digest: Sha256::digest(&text).into(), text, deflated: OnceLock::new() }
+    }
+
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    fn deflated(&self) -> &Deflated {
+        self.deflated.get_or_init(|| {
+            let mut checksum = crc32fast::Hasher::new();
+            checksum.update(&self.text);
+            Deflated { bytes: deflate(&self.text), checksum }
+        })
+    }
+
+    /// Compresses it now, and not only when all are put together; false when that has been done.
+    pub(crate) fn prepare(&self) -> bool {
+        let new = self.deflated.get().is_none();
+        self.deflated();
+        new
+    }
+}
+
+fn deflate(text: &[u8]) -> Vec<u8> {
+    let mut deflate = Compress::new(Compression::fast(), false);
+    let mut bytes = Vec::with_capacity(text.len() / 3 + DEFLATE_OVERHEAD);
+    loop {
+        let rest = &text[deflate.total_in() as usize..];
+        // The only fault is a stream that was ended before.
+        let done = deflate.compress_vec(rest, &mut bytes, FlushCompress::Sync);
+        debug_assert!(done.is_ok(), "{done:?}");
+        if deflate.total_in() as usize == text.len() && bytes.len() < bytes.capacity() {
+            bytes.shrink_to_fit();
+            return bytes;
+        }
+        bytes.reserve(rest.len() / 3 + DEFLATE_OVERHEAD);
+    }
+}
+
+/// The text.
+pub(crate) fn plain(pieces: &[&Piece]) -> Bytes {
+    let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.text.len()).sum());
+    pieces.iter().for_each(|piece| bytes.extend_from_slice(&piece.text));
+    bytes.into()
+}
+
+/// The text as a gzip file.
+pub(crate) fn gzip(pieces: &[&Piece]) -> Bytes {
+    let size: usize = pieces.iter().map(|piece| piece.deflated().bytes.len()).sum();
+    let mut bytes = Vec::with_capacity(size + GZIP_HEADER.len() + DEFLATE_END.len() + 8);
+    let mut checksum = crc32fast::Hasher::new();
+    let mut length = 0_u32;
+    bytes.extend_from_slice(&GZIP_HEADER);
+    for piece in pieces {
+        let deflated = piece.deflated();
+        bytes.extend_from_slice(&deflated.bytes);
+        checksum.combine(&deflated.checksum);
+        // Modulo 2³², by the standard.
+        length = length.wrapping_add(piece.text.len() as u32);
+    }
+    bytes.extend_from_slice(&DEFLATE_END);
+    bytes.extend_from_slice(&checksum.finalize().to_le_bytes());
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.into()
+}
+
+/// An ETag of the text, by its content: the same wherever the same text is cut into the same pieces.
+pub(crate) fn tag(pieces: &[&Piece]) -> String {
+    let mut all = Sha256::new();
+    pieces.iter().for_each(|piece| all.update(piece.digest));
+    format!("\"{}\"", hex::encode(all.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn unzipped(bytes: &[u8]) -> Vec<u8> {
+        let mut text = Vec::new();
+        // This decoder ends after the first stream: were there several, the rest would be missing.
+        flate2::read::GzDecoder::new(bytes).read_to_end(&mut text).unwrap();
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_out_as_it_went_in(texts in vec(vec(any::<u8>(), 0..3000), 0..8)) {
+            let pieces: Vec<Piece> = texts.iter().cloned().map(Piece::new).collect();
+            let pieces: Vec<&Piece> = pieces.iter().collect();
+            prop_assert_eq!(&plain(&pieces)[..], &texts.concat()[..]);
+            prop_assert_eq!(unzipped(&gzip(&pieces)), texts.concat());
+        }
+    }
+
+    #[test]
+    fn a_text_larger_than_the_window_is_made_smaller() {
+        let row = |seat: u32| format!("{{\"seat\":{seat},\"status\":\"available\"}},").into_bytes();
+        let pieces: Vec<Piece> =
+            (0..100).map(|piece| Piece::new((piece * 64..(piece + 1) * 64).flat_map(row).collect())).collect();
+        let pieces: Vec<&Piece> = pieces.iter().collect();
+        let (plain, packed) = (plain(&pieces), gzip(&pieces));
+        assert!(plain.len() > 200_000 && packed.len() < plain.len() / 4, "{} of {}", packed.len(), plain.len());
+        assert_eq!(unzipped(&packed), plain);
+    }
+
+    #[test]
+    fn a_tag_is_of_the_content() {
+        let piece = |text: &str| Piece::new(text.into());
+        assert_eq!(tag(&[&piece("a"), &piece("b")]), tag(&[&piece("a"), &piece("b")]));
+        assert_ne!(tag(&[&piece("a"), &piece("b")]), tag(&[&piece("b"), &piece("a")]));
+    }
+}
