@@ -19,6 +19,7 @@ use utoipa_axum::routes;
 use crate::event_client::EventClient;
 use crate::payments::PaymentProvider;
 use crate::price_tiers::TierBook;
+use crate::reservations::pay_desk::PayDesk;
 use crate::reservations::write_desk::WriteDesk;
 use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
@@ -41,6 +42,8 @@ pub struct Shared {
     pub tiers: TierBook,
     /// Where reservations are written.
     pub(crate) written: WriteDesk,
+    /// Where they are paid.
+    pub(crate) paid: PayDesk,
     /// The payment provider.
     pub payments: PaymentProvider,
     /// The way to the broker.
@@ -122,9 +125,10 @@ impl Shared {
         Ok(Self {
             tiers: TierBook::default(),
             written: WriteDesk::open(db.clone(), lifecycle),
+            paid: PayDesk::open(db.clone(), lifecycle),
             event_service: EventClient::new(&settings.event_service_url)?,
             locks: SeatLocks::new(&settings.redis_url)?,
-            payments: PaymentProvider::mock(db.clone(), settings.mock_payment_success_rate),
+            payments: PaymentProvider::mock(db.clone(), settings.mock_payment_success_rate, lifecycle),
             publisher: Publisher::new(settings.broker.clone(), name),
             outbox_nudge: Notify::new(),
             rules: settings.rules,

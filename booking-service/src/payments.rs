@@ -5,7 +5,13 @@
 //! A payment's id is the idempotency key: asking twice under one key charges once. When an answer did not come, the provider
 //! is asked what became of the charge, never asked to charge again.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use anyhow::Context;
+use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
+use service_kit::error::Result;
+use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
 use sqlx::PgPool;
@@ -33,18 +39,27 @@ pub enum ChargeOutcome {
     Unknown,
 }
 
+/// A charge as the mock's ledger remembers it: its key, its amount, its state.
+type Charge = (PaymentId, Money, &'static str);
+
 /// The provider.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PaymentProvider {
     ledger: PgPool,
+    /// Charges that come at the same time are written together: the mock is to cost as little of this database as it can.
+    charges: Coalescer<Charge, ChargeOutcome>,
     success_rate: f64,
 }
+
+const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
 
 impl PaymentProvider {
     /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own.
     #[must_use]
-    pub fn mock(ledger: PgPool, success_rate: f64) -> Self {
-        Self { ledger, success_rate }
+    pub fn mock(ledger: PgPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
+        let own = ledger.clone();
+        let charges = Coalescer::start(lifecycle, LANES, move |charges| remember_all(own.clone(), charges));
+        Self { ledger, charges, success_rate }
     }
 
     /// Takes the money, once for each key.
@@ -139,19 +154,32 @@ impl PaymentProvider {
     }
 
     /// Writes the key's first outcome, or finds the one that is there.
-    async fn remember(&self, key: PaymentId, amount: Money, state: &str) -> anyhow::Result<ChargeOutcome> {
-        let state: String = sqlx::query_scalar(
-            "insert into mock_provider_charges (idempotency_key, amount, state) values ($1, $2, $3)
-             on conflict (idempotency_key) do update set state = mock_provider_charges.state returning state",
-        )
-        .bind(key)
-        .bind(amount)
-        .bind(state)
-        .fetch_one(&self.ledger)
-        .await
-        .context("the mock provider's ledger can't be written")?;
-        Ok(outcome_of(&state))
+    async fn remember(&self, key: PaymentId, amount: Money, state: &'static str) -> anyhow::Result<ChargeOutcome> {
+        self.charges.call((key, amount, state)).await.context("the mock provider's ledger can't be written")
     }
+}
+
+async fn remember_all(ledger: PgPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
+    let ledger = &ledger;
+    // One key twice in a statement is refused by the database; then each is written by itself.
+    together_or_alone(charges, |charges| async move { remember(ledger, &charges).await.map(Some) }).await
+}
+
+async fn remember(ledger: &PgPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {
+    let known: Vec<(PaymentId, String)> = sqlx::query_as(
+        "insert into mock_provider_charges (idempotency_key, amount, state)
+         select * from unnest($1::uuid[], $2::numeric[], $3::text[])
+         on conflict (idempotency_key) do update set state = mock_provider_charges.state returning idempotency_key, state",
+    )
+    .bind(charges.iter().map(|(key, ..)| *key).collect::<Vec<_>>())
+    .bind(charges.iter().map(|(_, amount, _)| *amount).collect::<Vec<_>>())
+    .bind(charges.iter().map(|(.., state)| *state).collect::<Vec<_>>())
+    .fetch_all(ledger)
+    .await?;
+    let known: HashMap<PaymentId, ChargeOutcome> =
+        known.into_iter().map(|(key, state)| (key, outcome_of(&state))).collect();
+    let outcome = |(key, ..): &Charge| Ok(known.get(key).copied().unwrap_or(ChargeOutcome::Unknown));
+    Ok(charges.iter().map(outcome).collect())
 }
 
 fn outcome_of(state: &str) -> ChargeOutcome {

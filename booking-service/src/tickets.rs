@@ -1,5 +1,7 @@
 //! Tickets: made when a reservation is confirmed, given back by a refund. Their QR codes are drawn when someone asks for them.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
@@ -154,25 +156,35 @@ pub(crate) async fn get_ticket_qr(
     })
 }
 
-/// Makes the tickets of a reservation, one for each of its `seats` items. Called in the transaction that confirms it.
+/// Makes the tickets of reservations, one for each of their items, of which each has so many. Called in the transaction that confirms them.
 pub(crate) async fn issue(
     tx: &mut PgConnection,
-    reservation_id: ReservationId,
-    seats: i32,
-) -> std::result::Result<Vec<Ticket>, sqlx::Error> {
-    let ids: Vec<TicketId> = (0..seats).map(|_| TicketId::new()).collect();
+    reservations: &[(ReservationId, i32)],
+) -> std::result::Result<HashMap<ReservationId, Vec<Ticket>>, sqlx::Error> {
+    let owners = || reservations.iter().flat_map(|(id, seats)| (1..=i64::from(*seats)).map(move |n| (*id, n)));
     let sql = concat!(
         "insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
          select made.id, r.id, i.id, r.user_id, r.session_id, i.session_seat_id, i.row_number, i.seat_number, i.final_price
-         from unnest($1::uuid[]) with ordinality as made (id, n)
-         join (select *, row_number() over (order by id) as n from reservation_items where reservation_id = $2) i using (n)
+         from unnest($1::uuid[], $2::uuid[], $3::int8[]) as made (id, reservation_id, n)
+         join (select *, row_number() over (partition by reservation_id order by id) as n from reservation_items where reservation_id = any($4)) i
+             using (reservation_id, n)
          join reservations r on r.id = i.reservation_id
          returning ",
         columns!()
     );
-    let mut tickets: Vec<Ticket> = sqlx::query_as(sql).bind(ids).bind(reservation_id).fetch_all(tx).await?;
-    tickets.sort_by_key(|ticket| ticket.id);
-    Ok(tickets)
+    let tickets: Vec<Ticket> = sqlx::query_as(sql)
+        .bind(owners().map(|_| TicketId::new()).collect::<Vec<_>>())
+        .bind(owners().map(|(id, _)| id).collect::<Vec<_>>())
+        .bind(owners().map(|(_, n)| n).collect::<Vec<_>>())
+        .bind(reservations.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+        .fetch_all(tx)
+        .await?;
+    let mut issued: HashMap<ReservationId, Vec<Ticket>> = HashMap::new();
+    for ticket in tickets {
+        issued.entry(ticket.reservation_id).or_default().push(ticket);
+    }
+    issued.values_mut().for_each(|tickets| tickets.sort_by_key(|ticket| ticket.id));
+    Ok(issued)
 }
 
 /// `active → refunded`, if it is this user's; `None` when nothing was changed.
@@ -231,15 +243,18 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
     let dots = code.width();
     let side = (dots + 2 * QUIET_ZONE_DOTS) * DOT_PIXELS;
     let colors = code.to_colors();
-    let is_dark = |x: usize, y: usize| {
-        let dot = |pixel: usize| (pixel / DOT_PIXELS).checked_sub(QUIET_ZONE_DOTS).filter(|dot| *dot < dots);
-        matches!((dot(x), dot(y)), (Some(column), Some(row)) if colors[row * dots + column] == Color::Dark)
-    };
-    let mut pixels = vec![0xFF_u8; side.div_ceil(8) * side];
-    for y in 0..side {
-        for x in (0..side).filter(|x| is_dark(*x, y)) {
-            pixels[y * side.div_ceil(8) + x / 8] &= !(0x80 >> (x % 8));
+    let mut pixels = Vec::with_capacity(side.div_ceil(8) * side);
+    for dot_row in 0..dots + 2 * QUIET_ZONE_DOTS {
+        let mut line = vec![0xFF_u8; side.div_ceil(8)];
+        if let Some(row) = dot_row.checked_sub(QUIET_ZONE_DOTS).filter(|row| *row < dots) {
+            let dark = (0..dots).filter(|column| colors[row * dots + column] == Color::Dark);
+            for x in dark
+                .flat_map(|column| (0..DOT_PIXELS).map(move |pixel| (column + QUIET_ZONE_DOTS) * DOT_PIXELS + pixel))
+            {
+                line[x / 8] &= !(0x80 >> (x % 8));
+            }
         }
+        (0..DOT_PIXELS).for_each(|_| pixels.extend_from_slice(&line));
     }
     let mut image = Vec::new();
     let mut encoder = png::Encoder::new(&mut image, side as u32, side as u32);

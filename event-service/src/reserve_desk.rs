@@ -6,9 +6,8 @@ use std::collections::HashSet;
 use std::mem;
 use std::time::Duration;
 
-use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, Lanes};
-use service_kit::error::{Error, Result};
+use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
+use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
 use sqlx::PgPool;
@@ -46,7 +45,7 @@ async fn reserve_all(db: PgPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>
     while !left.is_empty() {
         let batch = without_rivals(&mut left);
         let (places, wishes): (Vec<usize>, Vec<Wish>) = batch.into_iter().unzip();
-        for (place, outcome) in places.into_iter().zip(reserve_batch(&db, &wishes).await) {
+        for (place, outcome) in places.into_iter().zip(reserve_batch(&db, wishes).await) {
             outcomes[place] = Some(outcome);
         }
     }
@@ -66,22 +65,10 @@ fn without_rivals(left: &mut Vec<(usize, Wish)>) -> Vec<(usize, Wish)> {
     batch
 }
 
-async fn reserve_batch(db: &PgPool, wishes: &[Wish]) -> Vec<Result<ChangeOutcome>> {
-    let together = async { session_seats::reserve(&mut *db.acquire().await?, wishes).await };
-    match together.await {
-        Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
-        Err(error) if wishes.len() == 1 => vec![Err(error)],
-        // One that the database refuses, such as for a lock that it can't get, must not spoil it for the others.
-        Err(Error::Database(sqlx::Error::Database(_))) => {
-            let alone = wishes.iter().map(async |wish| {
-                let outcome = session_seats::reserve(&mut *db.acquire().await?, std::slice::from_ref(wish)).await?;
-                outcome.into_iter().next().ok_or_else(|| sqlx::Error::WorkerCrashed.into())
-            });
-            join_all(alone).await
-        }
-        Err(error) => {
-            tracing::warn!(%error, holds = wishes.len(), "A batch of holds has no known outcome; their callers ask again");
-            wishes.iter().map(|_| Err(error.for_another())).collect()
-        }
-    }
+async fn reserve_batch(db: &PgPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
+    together_or_alone(wishes, |wishes| async move {
+        let outcomes = session_seats::reserve(&mut *db.acquire().await?, &wishes).await?;
+        Ok(Some(outcomes.into_iter().map(Ok).collect()))
+    })
+    .await
 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::join_all;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
 
 /// A call on its way, and who waits for its answer.
@@ -94,6 +95,30 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
     }
 }
 
+/// Does calls together by `work`, which gives one answer a call in their order, or `None` if they can't be done together. Then, or when
+/// the database refuses one of them, each is done by itself: nothing of the batch has had an effect, and none may spoil it for the others.
+/// After any other error nobody knows whether they had their effects, and all hear of it.
+pub async fn together_or_alone<T: Clone, R, F: Future<Output = Result<Option<Vec<Result<R>>>>>>(
+    calls: Vec<T>,
+    work: impl Fn(Arc<[T]>) -> F,
+) -> Vec<Result<R>> {
+    let calls: Arc<[T]> = calls.into();
+    match work(Arc::clone(&calls)).await {
+        Ok(Some(answers)) => answers,
+        Err(error) if calls.len() == 1 => vec![Err(error)],
+        Ok(None) | Err(Error::Refused(_) | Error::Database(sqlx::Error::Database(_))) => {
+            let alone = calls.iter().map(|call| work(Arc::new([call.clone()])));
+            let answer = |answers: Option<Vec<_>>| answers.and_then(|mut answers| answers.pop());
+            let crashed = || Err(sqlx::Error::WorkerCrashed.into());
+            join_all(alone).await.into_iter().map(|done| answer(done?).unwrap_or_else(crashed)).collect()
+        }
+        Err(error) => {
+            tracing::warn!(%error, calls = calls.len(), "A batch has no known outcome; each of it is asked for again");
+            calls.iter().map(|_| Err(error.for_another())).collect()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -167,5 +192,57 @@ mod tests {
         assert!(first.is_ok() && hurried.is_err());
         assert_eq!(doubling.call(4).await.unwrap(), 8);
         assert!(batches.load(Ordering::Relaxed) <= 2, "the one that had gone was done, too");
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_done_together_is_done_by_itself_and_an_unknown_outcome_is_everybodys() {
+        let refused = || Err(sqlx::Error::Database(Box::new(Refusal)).into());
+        let work = async |calls: Arc<[u32]>| match calls[..] {
+            _ if calls.contains(&99) => Err(sqlx::Error::WorkerCrashed.into()),
+            _ if calls.contains(&13) => refused(),
+            [_, ..] if calls.len() > 1 && calls.contains(&7) => Ok(None),
+            _ => Ok(Some(calls.iter().map(|call| Ok(call * 2)).collect())),
+        };
+        let answers = async |calls: &[u32]| -> Vec<Option<u32>> {
+            together_or_alone(calls.to_vec(), work).await.into_iter().map(Result::ok).collect()
+        };
+        assert_eq!(answers(&[1, 2]).await, [Some(2), Some(4)]);
+        assert_eq!(answers(&[1, 13, 2]).await, [Some(2), None, Some(4)]);
+        assert_eq!(answers(&[7, 1]).await, [Some(14), Some(2)]);
+        assert_eq!(answers(&[1, 99]).await, [None, None]);
+    }
+
+    /// A database that says no.
+    #[derive(Debug)]
+    struct Refusal;
+
+    impl std::fmt::Display for Refusal {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("no")
+        }
+    }
+
+    impl std::error::Error for Refusal {}
+
+    impl sqlx::error::DatabaseError for Refusal {
+        fn message(&self) -> &str {
+            "no"
+        }
+
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
     }
 }

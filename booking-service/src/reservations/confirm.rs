@@ -14,7 +14,7 @@ use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiPath, OptionalJson};
 use service_kit::{openapi, refusals};
-use shared_contracts::booking_event::{BookingEvent, BookingEventType};
+use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
 use shared_contracts::problem::{Code, Problem};
@@ -22,15 +22,15 @@ use shared_contracts::transitions::{PaymentState, ReservationState};
 use utoipa::ToSchema;
 
 use super::finish::{Changed, announce_all, announce_end, refusal, settle_now};
+use super::pay_desk::{Completion, Order, Paid};
 use super::{Reservation, find, not_found};
 use crate::app::App;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
-use crate::outbox;
 use crate::payments::ChargeOutcome;
 use crate::tickets::{self, Ticket};
 
 /// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
-const LEASE_SECONDS: f64 = 30.0;
+pub(super) const LEASE_SECONDS: f64 = 30.0;
 
 /// How to pay.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -128,7 +128,8 @@ async fn pay(
     key: PaymentId,
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
-    let Some(amount) = take_lease(app, user_id, id, key, payment_id).await? else {
+    let order = Order { id, user_id, key, payment_id: payment_id.map(str::to_owned) };
+    let Some(amount) = app.paid.lease(order).await? else {
         return paid_before(app, user_id, id).await;
     };
     crash_point("confirm.leased");
@@ -142,7 +143,7 @@ async fn pay(
         .await
         .map_err(|error| Error::Unavailable { problem: Box::new(unknown_charge()), cause: error.into() })?;
     match concluded {
-        Concluded::Paid(tickets) => Ok(answer(find(&app.db, id, user_id).await?, key, tickets)),
+        Concluded::Paid(reservation, tickets) => Ok(answer(*reservation, key, tickets)),
         Concluded::NotCharged => Err(declined()),
         Concluded::Processing => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
         Concluded::Unknown => Err(unknown_charge().into()),
@@ -190,40 +191,11 @@ fn unknown_charge() -> Problem {
     Problem::new(Code::PaymentUnavailable, detail).retry_after(LEASE_SECONDS as u32)
 }
 
-/// `active → confirming`, with the payment's row, so that a crash from here on is settled by asking the provider.
-async fn take_lease(
-    app: &App,
-    user_id: UserId,
-    id: ReservationId,
-    key: PaymentId,
-    payment_id: Option<&str>,
-) -> Result<Option<Money>> {
-    let taken = sqlx::query_scalar(
-        "with leased as (
-             update reservations set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
-             where id = $1 and user_id = $2 and status || '' = 'active' and expiry_time > clock_timestamp()
-               and not exists (select from payments where reservation_id = $1 and status = 'processing')
-             returning id, total_amount, currency
-         )
-         insert into payments (id, reservation_id, payment_id, amount, currency, status)
-         select $3, id, $4, total_amount, currency, 'pending' from leased
-         returning amount",
-    )
-    .bind(id)
-    .bind(user_id)
-    .bind(key)
-    .bind(payment_id)
-    .bind(LEASE_SECONDS)
-    .fetch_optional(&app.db)
-    .await?;
-    Ok(taken)
-}
-
 /// What became of a confirmation.
 #[derive(Debug)]
 pub(crate) enum Concluded {
     /// `confirmed`, with these tickets.
-    Paid(Vec<Ticket>),
+    Paid(Box<Reservation>, Vec<Ticket>),
     /// `active` again: nothing was charged.
     NotCharged,
     /// `active` again, and the provider will tell what becomes of the charge.
@@ -270,44 +242,17 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
     })
 }
 
+/// `active | confirming → confirmed`: the provider has the money.
 pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
-    let mut tx = database::begin(&app.db).await?;
-    let changed: Option<Changed> = sqlx::query_as(
-        "with paid as (
-             update payments set status = 'captured', reservation_id = $1, updated_at = now()
-             where id = $2 and status || '' in ('pending', 'processing') and (reservation_id = $1 or rebooked_as = $1) returning id
-         )
-         update reservations set status = 'confirmed', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         where id = $1 and status || '' in ('active', 'confirming') and exists (select from paid)
-         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
-    )
-    .bind(id)
-    .bind(key)
-    .fetch_optional(&mut *tx)
-    .await?;
-    let Some(changed) = changed else {
-        return Ok(Concluded::ByOthers);
-    };
-    let issued = match tickets::issue(&mut tx, changed.id, changed.seats_count).await {
-        Err(error) if database::broken_constraint(&error) == Some("tickets_one_live_per_seat") => {
-            drop(tx);
-            return give_money_back(app, id, key).await;
+    match app.paid.complete(id, key).await? {
+        Completion::Paid(paid) => {
+            let Paid { reservation, tickets, event } = *paid;
+            announce_end(app, &event).await;
+            Ok(Concluded::Paid(Box::new(reservation), tickets))
         }
-        issued => issued?,
-    };
-    let event = BookingEvent {
-        session_seat_ids: issued.iter().map(|ticket| ticket.session_seat_id).collect(),
-        ticket_ids: issued.iter().map(|ticket| ticket.id).collect(),
-        amount: Some(changed.total_amount),
-        currency: Some(changed.currency.clone()),
-        ..changed.event(BookingEventType::Confirmed)
-    };
-    outbox::append(&mut tx, std::slice::from_ref(&event)).await?;
-    crash_point("confirm.completing");
-    tx.commit().await?;
-    crash_point("confirm.completed");
-    announce_end(app, &event).await;
-    Ok(Concluded::Paid(issued))
+        Completion::SeatLost => give_money_back(app, id, key).await,
+        Completion::ByOthers => Ok(Concluded::ByOthers),
+    }
 }
 
 /// `confirming | active → expired` for a charge that was captured but can't become tickets.

@@ -24,6 +24,7 @@ pub mod confirm;
 pub mod create;
 pub mod finish;
 pub mod late_payment;
+pub(crate) mod pay_desk;
 pub mod session_cancelled;
 pub(crate) mod write_desk;
 
@@ -41,7 +42,7 @@ use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -155,6 +156,7 @@ pub(crate) async fn list_reservations(
     caller: Caller,
     ApiQuery(page, filter): ApiQuery<PageQuery, ReservationFilter>,
 ) -> Result<Json<Page<Reservation>>> {
+    let mut connection = app.db.acquire().await?;
     let sql = format!(
         "select * from (select {COLUMNS} from reservations where user_id = $1 and id < $2) own
          where $4::text is null or status = $4 order by id desc limit $3"
@@ -164,22 +166,26 @@ pub(crate) async fn list_reservations(
         .bind(page.cursor.unwrap_or(Uuid::max()))
         .bind(page.rows_to_read())
         .bind(filter.status)
-        .fetch_all(&app.db)
+        .fetch_all(&mut *connection)
         .await?;
     let mut page = Page::from_rows(rows, &page, |row| row.id.as_uuid());
-    add_items(&app.db, &mut page.items).await?;
+    add_items(&mut connection, &mut page.items).await?;
     Ok(Json(page))
 }
 
 /// The reservation, if it is this user's.
 pub(crate) async fn find(db: &PgPool, id: ReservationId, user_id: UserId) -> Result<Reservation> {
-    let sql = format!("select {COLUMNS} from reservations where id = $1 and user_id = $2");
-    let found: Option<Reservation> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).bind(user_id).fetch_optional(db).await?;
-    let mut found = [found.ok_or_else(|| not_found(id))?];
-    add_items(db, &mut found).await?;
-    let [reservation] = found;
-    Ok(reservation)
+    let found = find_all(&mut *db.acquire().await?, vec![id]).await?;
+    found.into_iter().find(|reservation| reservation.user_id == user_id).ok_or_else(|| not_found(id))
+}
+
+/// Those that there are of these reservations, whosever they are.
+async fn find_all(connection: &mut PgConnection, ids: Vec<ReservationId>) -> Result<Vec<Reservation>> {
+    let sql = format!("select {COLUMNS} from reservations where id = any($1)");
+    let mut found: Vec<Reservation> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(ids).fetch_all(&mut *connection).await?;
+    add_items(connection, &mut found).await?;
+    Ok(found)
 }
 
 #[derive(FromRow)]
@@ -189,12 +195,12 @@ struct OwnedItem {
     item: ReservationItem,
 }
 
-async fn add_items(db: &PgPool, reservations: &mut [Reservation]) -> Result<()> {
+async fn add_items(connection: &mut PgConnection, reservations: &mut [Reservation]) -> Result<()> {
     let ids: Vec<ReservationId> = reservations.iter().map(|reservation| reservation.id).collect();
     let items: Vec<OwnedItem> =
         sqlx::query_as("select * from reservation_items where reservation_id = any($1) order by id")
             .bind(&ids)
-            .fetch_all(db)
+            .fetch_all(connection)
             .await?;
     for owned in items {
         if let Some(reservation) = reservations.iter_mut().find(|reservation| reservation.id == owned.reservation_id) {

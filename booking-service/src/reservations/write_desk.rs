@@ -5,10 +5,9 @@ use std::collections::HashMap;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
 use service_kit::database::{self, broken_constraint};
-use service_kit::error::{Error, Result};
+use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::{Currency, Money};
@@ -58,22 +57,9 @@ impl WriteDesk {
 }
 
 async fn write_batch(db: PgPool, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
-    match write_together(&db, &orders).await {
-        Ok(written) => written,
-        Err(error) if orders.len() == 1 => vec![Err(error)],
-        // The database refused one of them, or one has lost its key: each for itself then. Nothing of the batch was written.
-        Err(Error::Refused(_) | Error::Database(sqlx::Error::Database(_))) => {
-            let alone = orders.iter().map(async |order| {
-                let mut written = write_together(&db, std::slice::from_ref(order)).await?;
-                written.pop().unwrap_or_else(|| Err(sqlx::Error::WorkerCrashed.into()))
-            });
-            join_all(alone).await
-        }
-        Err(error) => {
-            tracing::warn!(%error, reservations = orders.len(), "A batch of reservations has no known outcome; each is looked for");
-            orders.iter().map(|_| Err(error.for_another())).collect()
-        }
-    }
+    // One that has lost its key is refused, and with it the whole batch.
+    let db = &db;
+    together_or_alone(orders, |orders| async move { write_together(db, &orders).await.map(Some) }).await
 }
 
 async fn write_together(db: &PgPool, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {

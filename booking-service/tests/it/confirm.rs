@@ -154,6 +154,45 @@ async fn who_paid_for_a_seat_that_another_has_a_ticket_for_gets_the_money_back()
     assert_eq!(system.count("select count(*) from refunds where status = 'settled'").await, 1);
 }
 
+/// What comes at the same time is done together; what spoils it for one must not spoil it for the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payments_that_come_together_are_each_judged_for_themselves() {
+    let system = System::start().await;
+    let sale = system.sale(43).await;
+    let (lost, user) = system.reserved(&sale, &[42]).await;
+    let lost = system.confirm(&lost, user, None, 200).await["tickets"][0]["id"].clone();
+    let mut orders = Vec::new();
+    for seat in 0..42 {
+        let (id, user) = system.reserved(&sale, &[seat]).await;
+        // Of each seven: four pay, and one each has cancelled, is declined, and is not the owner.
+        orders.push(match seat % 7 {
+            4 => {
+                system.cancel(&id, user, 200).await;
+                (id, user, None, 409)
+            }
+            5 => (id, user, Some(json!({ "payment_id": "pay_decline" })), 402),
+            6 => (id, Uuid::now_v7(), None, 404),
+            _ => (id, user, None, 200),
+        });
+    }
+    // The very first one's seat has another ticket already.
+    sqlx::query("update tickets set session_seat_id = $1 where id = $2")
+        .bind(sale.seats[0].parse::<Uuid>().unwrap())
+        .bind(lost.as_str().unwrap().parse::<Uuid>().unwrap())
+        .execute(&system.app.db)
+        .await
+        .unwrap();
+    orders[0].3 = 409;
+    join_all(orders.iter().map(|(id, user, body, expected)| system.confirm(id, *user, body.clone(), *expected))).await;
+    assert_eq!(system.count("select count(*) from mock_provider_charges where state = 'captured'").await, 25);
+    assert_eq!(system.count("select count(*) from mock_provider_refunds").await, 1);
+    let paid = "select count(*) from reservations r where status = 'confirmed'
+                and (select count(*) from tickets where reservation_id = r.id) = 1 and (select count(*) from payments where reservation_id = r.id) = 1";
+    assert_eq!(system.count(paid).await, 24);
+    let commits = "select count(distinct xmin::text) from tickets";
+    assert!(system.count(commits).await < 24, "nothing was done together, so nothing was tested");
+}
+
 #[tokio::test]
 async fn events_carry_money_with_two_decimals() {
     let system = System::start().await;

@@ -64,7 +64,8 @@ async fn what_a_receiver_lost_is_replayed_and_the_rest_is_not_harmed() {
     system.confirm(&second, user, None, 200).await;
     system.seats_become(&sale, &["sold", "sold", "available"]).await;
     let lose = "with lost as (delete from inbox)
-                update session_seats set status = 'reserved', reserved_until = now() + interval '1 hour' where status = 'sold'";
+                update session_seats set status = 'reserved', reserved_until = now() + interval '1 hour', change_xid = pg_current_xact_id()
+                where status = 'sold'";
     sqlx::query(lose).execute(&system.event_db).await.unwrap();
 
     assert_eq!(replay(json!({ "reservation_id": first }), 200).await, json!({ "published": 1, "next_cursor": null }));

@@ -16,9 +16,15 @@ pub(crate) struct Process {
     pub(crate) base: String,
 }
 
-/// A port that was free a moment ago.
+/// A free port, for a process that will listen on it. From below the range that the kernel hands out to outgoing connections: one of
+/// those may take such a port before the process does, or between two of its lives.
 pub(crate) async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+    loop {
+        let port = rand::random_range(10_000..20_000);
+        if TcpListener::bind(("127.0.0.1", port)).await.is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The command of a service, set to listen on `port` and to say little.

@@ -50,12 +50,13 @@ const BOOKING: [(Link, &str); 8] = [
 ];
 
 /// What a payment sends, in this order.
-const PAYMENT: [(Link, &str); 7] = [
-    (Database, "with leased as"),
+const PAYMENT: [(Link, &str); 8] = [
+    (Database, "insert into payments"),
     (Database, "insert into mock_provider_charges"),
-    (Database, "with paid as"),
+    (Database, "select p.id from payments"),
     (Database, "insert into tickets"),
     (Database, "insert into outbox"),
+    (Database, "from reservations where id = any"),
     (Database, "COMMIT"),
     (Redis, "booking:lock"),
 ];
