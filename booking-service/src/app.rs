@@ -122,13 +122,14 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
 
 impl Shared {
     fn new(settings: &Settings, db: PgPool, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
+        let desk_db = database::desk_pool(&settings.database_url, name)?;
         Ok(Self {
             tiers: TierBook::default(),
-            written: WriteDesk::open(db.clone(), lifecycle),
-            paid: PayDesk::open(db.clone(), lifecycle),
+            written: WriteDesk::open(desk_db.clone(), lifecycle),
+            paid: PayDesk::open(desk_db.clone(), lifecycle),
             event_service: EventClient::new(&settings.event_service_url)?,
             locks: SeatLocks::new(&settings.redis_url)?,
-            payments: PaymentProvider::mock(db.clone(), settings.mock_payment_success_rate, lifecycle),
+            payments: PaymentProvider::mock(desk_db, settings.mock_payment_success_rate, lifecycle),
             publisher: Publisher::new(settings.broker.clone(), name),
             outbox_nudge: Notify::new(),
             rules: settings.rules,

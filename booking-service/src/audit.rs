@@ -81,6 +81,9 @@ pub struct Report {
     pub verdicts: Vec<Verdict>,
 }
 
+/// Active reservations looked at in one go.
+const RESERVATIONS_PER_PAGE: i64 = 500;
+
 /// Statements that find what one database alone can tell, as (subject, reservation).
 const CHECKS: &[(usize, &str, &str)] = &[
     (
@@ -357,20 +360,25 @@ impl Look {
     async fn active(&mut self, app: &App, connection: &mut PgConnection) -> anyhow::Result<()> {
         let mut after = Uuid::nil();
         loop {
-            let page: Vec<(Uuid, SessionSeatId, ReservationId)> = sqlx::query_as(
-                "select i.id, i.session_seat_id, i.reservation_id from reservation_items i join reservations r on r.id = i.reservation_id
-                 where i.id > $1 and r.status in ('active', 'confirming') and r.expiry_time > now() order by i.id limit $2",
+            // Along the key from page to page: by the index of active ones, each page would sort all of them.
+            let page: Vec<(ReservationId, SessionSeatId)> = sqlx::query_as(
+                "select r.id, i.session_seat_id from (
+                     select id from reservations where id > $1 and status || '' in ('active', 'confirming') and expiry_time > now()
+                     order by id limit $2
+                 ) r join reservation_items i on i.reservation_id = r.id order by r.id",
             )
             .bind(after)
-            .bind(SEATS_PER_CALL_MAX as i64)
+            .bind(RESERVATIONS_PER_PAGE)
             .fetch_all(&mut *connection)
             .await?;
-            let Some((last, ..)) = page.last() else { return Ok(()) };
-            after = *last;
-            let owned = owners_of(app, &page.iter().map(|(_, seat, _)| *seat).collect::<Vec<_>>()).await?;
-            for (_, seat, owner) in page {
-                if owned.get(&seat).is_none_or(|(has, _)| *has != owner) {
-                    self.found(2, "the reservation does not have its seat", seat.as_uuid(), Some(owner));
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = last.as_uuid();
+            for part in page.chunks(SEATS_PER_CALL_MAX) {
+                let owned = owners_of(app, &part.iter().map(|(_, seat)| *seat).collect::<Vec<_>>()).await?;
+                for (owner, seat) in part {
+                    if owned.get(seat).is_none_or(|(has, _)| has != owner) {
+                        self.found(2, "the reservation does not have its seat", seat.as_uuid(), Some(*owner));
+                    }
                 }
             }
         }

@@ -57,13 +57,14 @@ struct AppState {
 }
 
 impl AppState {
-    fn new(db: PgPool, streams: Arc<SeatStreams>, lifecycle: &Lifecycle) -> Self {
+    /// `desk_db` is for what comes by the thousand, `db` for the rest.
+    fn new(db: PgPool, desk_db: &PgPool, streams: Arc<SeatStreams>, lifecycle: &Lifecycle) -> Self {
         Self {
-            streams,
-            desk: Arc::new(ReserveDesk::open(db.clone(), lifecycle)),
-            looks: Arc::new(Looks::start(db.clone(), lifecycle)),
-            maps: Arc::new(SeatMaps::start(db.clone(), lifecycle)),
             db,
+            streams,
+            desk: Arc::new(ReserveDesk::open(desk_db.clone(), lifecycle)),
+            looks: Arc::new(Looks::start(desk_db.clone(), lifecycle)),
+            maps: Arc::new(SeatMaps::start(desk_db.clone(), lifecycle)),
         }
     }
 }
@@ -118,7 +119,10 @@ fn router(state: AppState, health: Health) -> Router {
 pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    api(AppState::new(db, streams, &Lifecycle::new()), Health::new("event-service", env!("CARGO_PKG_VERSION")))
+    api(
+        AppState::new(db.clone(), &db, streams, &Lifecycle::new()),
+        Health::new("event-service", env!("CARGO_PKG_VERSION")),
+    )
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
@@ -128,6 +132,7 @@ pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
 pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
         .await?;
+    let desk_db = database::desk_pool(&settings.database_url, "event-service")?;
     let queue = ConsumedQueue {
         name: settings.queue,
         routing_keys: BookingEventType::ALL.map(BookingEventType::routing_key).to_vec(),
@@ -144,13 +149,13 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let (applier, stopping) = (Applier::start(db.clone(), lifecycle), lifecycle.token().clone());
+    let (applier, stopping) = (Applier::start(desk_db.clone(), lifecycle), lifecycle.token().clone());
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    let router = router(AppState::new(db, streams, lifecycle), health);
+    let router = router(AppState::new(db, &desk_db, streams, lifecycle), health);
     server::serve(lifecycle, listener, router, &settings.common);
     Ok(())
 }

@@ -24,6 +24,9 @@ const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(5);
 const SERVER_LIMITS: [(&str, &str); 3] =
     [("statement_timeout", "15s"), ("lock_timeout", "2s"), ("idle_in_transaction_session_timeout", "10s")];
 
+/// How long a connection may have been idle and is used without a ping.
+const TRUSTED_IDLE_MAX: Duration = Duration::from_millis(100);
+
 /// The pool of a service that starts: waits for the server to answer, then brings the schema up to date.
 ///
 /// Replicas may start together: the migrator holds an advisory lock while it works, and the others wait for it as long as it takes.
@@ -84,13 +87,51 @@ fn base_options(url: &Secret, application: &'static str) -> anyhow::Result<PgCon
 /// # Errors
 /// The URL is not one.
 pub fn lazy_pool(url: &Secret, application: &'static str, connections_max: u32) -> anyhow::Result<PgPool> {
-    Ok(PgPoolOptions::new()
-        .max_connections(connections_max)
+    Ok(pool_options(connections_max)
         .min_connections(connections_max.min(4))
-        .acquire_timeout(ACQUIRE_TIME_MAX)
-        // A broken connection is met by its next statement just as well; a ping before each costs a round trip a request.
-        .test_before_acquire(false)
         .connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS)))
+}
+
+/// What keeps the plans of [`desk_pool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
+/// of the statement's cost; and for tables that have grown faster than their statistics it would read all of a table to find ten rows.
+/// No machine code for them either: forbidden ways count as dear, and dear plans would be compiled.
+const FIXED_PLANS: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+];
+
+/// Connections of [`desk_pool`]: two for each of the desks of a process, and some to spare.
+const DESK_CONNECTIONS_MAX: u32 = 10;
+
+/// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up by its key. They
+/// do not queue with others for connections, either.
+///
+/// # Errors
+/// The URL is not one.
+pub fn desk_pool(url: &Secret, application: &'static str) -> anyhow::Result<PgPool> {
+    Ok(pool_options(DESK_CONNECTIONS_MAX)
+        .connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS).options(FIXED_PLANS)))
+}
+
+fn pool_options(connections_max: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIME_MAX)
+        // A ping before each use costs a round trip a request. One that has rested may have broken meanwhile, so it is asked: after an
+        // outage not every connection should cost somebody a refusal.
+        .test_before_acquire(false)
+        .before_acquire(|connection, metadata| {
+            Box::pin(async move {
+                if metadata.idle_for > TRUSTED_IDLE_MAX {
+                    // Its error has the connection dropped at once; a `false` would have it say goodbye to a peer that is gone.
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
 }
 
 /// Begins a transaction; the only way to do so here (`clippy.toml` bans `Pool::begin`).

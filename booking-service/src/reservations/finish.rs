@@ -122,7 +122,10 @@ pub(crate) async fn expire_these(app: &App, ids: &[ReservationId]) -> Result<()>
 
 async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<BookingEvent>> {
     let expired: Vec<Changed> = sqlx::query_as(
-        "with due as materialized (select id from reservations where id = any($1) order by id for update)
+        "with due as materialized (
+             select id from reservations where id = any($1) and status || '' = 'active' and expiry_time <= clock_timestamp()
+             order by id for update
+         )
          update reservations r set status = 'expired', sequence = sequence + 1, updated_at = now()
          from due where r.id = due.id and r.status || '' = 'active' and r.expiry_time <= clock_timestamp()
          returning r.id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
@@ -142,7 +145,8 @@ pub(crate) async fn abandon_unwritten(app: &App, holds: &[HeldSeat]) -> Result<(
     let abandoned: Vec<ReservationId> = sqlx::query_scalar(
         "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
          select distinct on (id) id, '00000000-0000-0000-0000-000000000000', session_id, 'expired', now() - interval '1 second', now(), 1, 0, ''
-         from unnest($1::uuid[], $2::uuid[]) as hold (id, session_id) order by id
+         from unnest($1::uuid[], $2::uuid[]) as hold (id, session_id)
+         where not exists (select from reservations r where r.id = hold.id) order by id
          on conflict (id) do nothing returning id",
     )
     .bind(holds.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>())

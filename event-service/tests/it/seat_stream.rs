@@ -197,13 +197,15 @@ async fn what_happens_while_the_database_is_away_comes_when_it_is_back() {
             .await
             .unwrap();
         let hold = json!({ "reservation_id": Uuid::nil(), "session_seat_ids": [seats[0]], "reserved_until": "2031-01-01T00:00:00Z" });
-        let path = format!("/api/internal/sessions/{session}/seats/reserve");
-        wait_until("the service has connections again", Duration::from_secs(10), async || {
-            app.call(reqwest::Method::POST, &path, Some(&hold)).await.status() == 200
-        })
-        .await;
-        let body = json!({ "reservation_id": Uuid::nil(), "session_seat_ids": [seats[0]] });
-        app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200).await;
+        let release = json!({ "reservation_id": Uuid::nil(), "session_seat_ids": [seats[0]] });
+        // The two have pools of their own.
+        for (verb, body) in [("reserve", hold), ("release", release)] {
+            let path = format!("/api/internal/sessions/{session}/seats/{verb}");
+            wait_until("the service has connections again", Duration::from_secs(10), async || {
+                app.call(reqwest::Method::POST, &path, Some(&body)).await.status() == 200
+            })
+            .await;
+        }
     }
     let expected = map_of(&app, &session).await;
     follower.until(&expected).await;
