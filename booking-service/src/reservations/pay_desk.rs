@@ -1,8 +1,7 @@
 //! The two changes that a payment makes here: the lease before the provider is asked, and everything that follows its yes. Those that come
 //! at the same time are one transaction, each judged for itself.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
@@ -90,14 +89,10 @@ impl PayDesk {
 
 async fn lease_all(db: PgPool, orders: Vec<Order>) -> Vec<Result<Option<Money>>> {
     let db = &db;
-    together_or_alone(orders, |orders| async move {
-        // A second payment for the same reservation has to find the first one's lease.
-        let distinct = are_distinct(orders.iter().map(|order| order.id));
-        if distinct { lease(db, &orders).await.map(Some) } else { Ok(None) }
-    })
-    .await
+    together_or_alone(orders, |orders| async move { lease(db, &orders).await.map(Some) }).await
 }
 
+/// Of two payments for the same reservation one gets the lease: a row is changed once in a statement.
 async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>>>> {
     let leased: Vec<(PaymentId, Money)> = sqlx::query_as(
         "with given as materialized (
@@ -130,11 +125,7 @@ async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>
 
 async fn complete_all(db: PgPool, captured: Vec<(ReservationId, PaymentId)>) -> Vec<Result<Completion>> {
     let db = &db;
-    together_or_alone(captured, |captured| async move {
-        let distinct = are_distinct(captured.iter().map(|(id, _)| *id));
-        if distinct { complete(db, &captured).await } else { Ok(None) }
-    })
-    .await
+    together_or_alone(captured, |captured| async move { complete(db, &captured).await }).await
 }
 
 /// A reservation that was changed, and how many payments of the batch were.
@@ -212,9 +203,4 @@ async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Resul
         _ => Completion::ByOthers,
     };
     Ok(Some(captured.iter().map(|(id, _)| id).map(completion).map(Ok).collect()))
-}
-
-fn are_distinct<T: Hash + Eq>(mut items: impl Iterator<Item = T>) -> bool {
-    let mut seen = HashSet::new();
-    items.all(|item| seen.insert(item))
 }

@@ -165,6 +165,22 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
     system.finish().await;
 }
 
+/// The worker would free them too, but later: the next buyer is not to wait for it.
+#[tokio::test]
+async fn a_booking_that_the_database_does_not_write_frees_its_seats_at_once() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let spoil = "alter table reservation_items add constraint spoilt check (false) not valid";
+    sqlx::query(spoil).execute(&system.app.db).await.unwrap();
+    let refused = system.try_reserve(&sale, Uuid::now_v7(), &[0]).await;
+    assert!(refused.status().is_server_error(), "{}", refused.status());
+    assert_eq!(system.statuses(&sale.session).await, ["available"]);
+    assert_eq!(system.lock_owner(&sale, 0).await, None);
+    sqlx::query("alter table reservation_items drop constraint spoilt").execute(&system.app.db).await.unwrap();
+    system.reserve(&sale, Uuid::now_v7(), &[0], 201).await;
+    system.finish().await;
+}
+
 /// Many bookings come to be written while the database is busy, so they are written together; one of them may not be any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_booking_that_has_lost_its_key_spoils_none_of_those_written_with_it() {
