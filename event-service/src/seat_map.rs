@@ -13,8 +13,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt;
-use futures::future::join_all;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::{Error, Result};
@@ -39,6 +38,8 @@ use crate::sessions;
 const PIECE_SEATS: usize = 64;
 /// Seats of all maps that are kept, at some 300 to 600 bytes each; those not asked for the longest go first.
 const SEATS_KEPT_MAX: u64 = 100_000;
+/// Sessions that a lane works on at a time: readers of many large halls must leave connections to those who buy.
+const SESSIONS_AT_ONCE: usize = 2;
 /// A map that nobody asked for so long goes.
 const KEPT_IDLE_MAX: Duration = Duration::from_secs(600);
 /// A map is read as a whole again after this time, so that what was changed by hand, past this service's statements, shows too.
@@ -197,10 +198,11 @@ async fn make_all(db: PgPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<Mad
     for (session_id, form, coding) in &wanted {
         of_session.entry(*session_id).or_default().insert((*form, *coding));
     }
-    let made = of_session
-        .into_iter()
-        .map(async |(session_id, wanted)| (session_id, make(&db, &kept, session_id, wanted.into_iter()).await));
-    let made: HashMap<SessionId, Result<Answers>> = join_all(made).await.into_iter().collect();
+    let made = stream::iter(of_session).map(|(session_id, wanted)| {
+        let (db, kept) = (db.clone(), kept.clone());
+        async move { (session_id, make(&db, &kept, session_id, wanted.into_iter()).await) }
+    });
+    let made: HashMap<SessionId, Result<Answers>> = made.buffer_unordered(SESSIONS_AT_ONCE).collect().await;
     let share = |(session_id, form, coding): &Wanted| match made.get(session_id) {
         Some(Ok(made)) => made.get(&(*form, *coding)).cloned().ok_or_else(|| sqlx::Error::WorkerCrashed.into()),
         Some(Err(error)) => Err(error.for_another()),
