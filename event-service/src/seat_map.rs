@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
+use moka::policy::EvictionPolicy;
 use serde::Serialize;
 use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::{Error, Result};
@@ -178,6 +179,7 @@ impl SeatMaps {
     pub(crate) fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
         let kept = Kept::builder()
             .max_capacity(SEATS_KEPT_MAX)
+            .eviction_policy(EvictionPolicy::lru())
             .weigher(|_, (seats, _)| *seats)
             .time_to_idle(KEPT_IDLE_MAX)
             .build();

@@ -87,9 +87,7 @@ fn base_options(url: &Secret, application: &'static str) -> anyhow::Result<PgCon
 /// # Errors
 /// The URL is not one.
 pub fn lazy_pool(url: &Secret, application: &'static str, connections_max: u32) -> anyhow::Result<PgPool> {
-    Ok(pool_options(connections_max)
-        .min_connections(connections_max.min(4))
-        .connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS)))
+    Ok(pool_options(connections_max).connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS)))
 }
 
 /// What keeps the plans of [`desk_pool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
@@ -119,6 +117,8 @@ pub fn desk_pool(url: &Secret, application: &'static str) -> anyhow::Result<PgPo
 fn pool_options(connections_max: u32) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connections_max)
+        // Opened when the pool is made: the first rush after a start should not have to wait for them.
+        .min_connections(connections_max.min(4))
         .acquire_timeout(ACQUIRE_TIME_MAX)
         // A ping before each use costs a round trip a request. One that has rested may have broken meanwhile, so it is asked: after an
         // outage not every connection should cost somebody a refusal.

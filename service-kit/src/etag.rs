@@ -101,7 +101,7 @@ pub fn prefers_gzip(headers: &HeaderMap) -> bool {
         match coding {
             "gzip" => gzip = Some(weight),
             "*" => any = Some(weight),
-            "br" | "zstd" => others = others.max(weight),
+            "br" | "zstd" | "identity" => others = others.max(weight),
             _ => {}
         }
     }
@@ -155,11 +155,14 @@ mod tests {
 
     #[test]
     fn gzip_is_for_those_who_like_nothing_better() {
-        for wanted in ["gzip", "gzip, deflate, br, zstd", "br;q=0.9, gzip", "*", "gzip;q=0.1", "identity, gzip ;q=0.5"]
+        for wanted in
+            ["gzip", "gzip, deflate, br, zstd", "br;q=0.9, gzip", "*", "gzip;q=0.1", "identity;q=0.5, gzip ;q=0.5"]
         {
             assert!(prefers_gzip(&headers(header::ACCEPT_ENCODING, wanted)), "{wanted}");
         }
-        for unwanted in ["br", "gzip;q=0", "gzip;q=0, *", "gzip;q=0.5, br", "identity", "x-gzip;q=x"] {
+        for unwanted in
+            ["br", "gzip;q=0", "gzip;q=0, *", "gzip;q=0.5, br", "identity, gzip;q=0.5", "identity", "x-gzip;q=x"]
+        {
             assert!(!prefers_gzip(&headers(header::ACCEPT_ENCODING, unwanted)), "{unwanted}");
         }
         assert!(!prefers_gzip(&HeaderMap::new()));

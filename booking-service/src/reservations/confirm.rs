@@ -143,7 +143,7 @@ async fn pay(
         .await
         .map_err(|error| Error::Unavailable { problem: Box::new(unknown_charge()), cause: error.into() })?;
     match concluded {
-        Concluded::Paid(reservation, tickets) => Ok(answer(*reservation, key, tickets)),
+        Concluded::Paid(paid) => Ok(answer(paid.reservation, key, paid.tickets)),
         Concluded::NotCharged => Err(declined()),
         Concluded::Processing => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
         Concluded::Unknown => Err(unknown_charge().into()),
@@ -194,8 +194,8 @@ fn unknown_charge() -> Problem {
 /// What became of a confirmation.
 #[derive(Debug)]
 pub(crate) enum Concluded {
-    /// `confirmed`, with these tickets.
-    Paid(Box<Reservation>, Vec<Ticket>),
+    /// `confirmed`, with its tickets.
+    Paid(Box<Paid>),
     /// `active` again: nothing was charged.
     NotCharged,
     /// `active` again, and the provider will tell what becomes of the charge.
@@ -246,9 +246,8 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
 pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     match app.paid.complete(id, key).await? {
         Completion::Paid(paid) => {
-            let Paid { reservation, tickets, event } = *paid;
-            announce_end(app, &event).await;
-            Ok(Concluded::Paid(Box::new(reservation), tickets))
+            announce_end(app, &paid.event).await;
+            Ok(Concluded::Paid(paid))
         }
         Completion::SeatLost => give_money_back(app, id, key).await,
         Completion::ByOthers => Ok(Concluded::ByOthers),

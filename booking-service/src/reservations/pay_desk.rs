@@ -35,7 +35,7 @@ pub(super) struct Order {
 
 /// A reservation that has just been paid.
 #[derive(Debug)]
-pub(super) struct Paid {
+pub(crate) struct Paid {
     pub(super) reservation: Reservation,
     pub(super) tickets: Vec<Ticket>,
     pub(super) event: BookingEvent,
@@ -203,4 +203,43 @@ async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Resul
         _ => Completion::ByOthers,
     };
     Ok(Some(captured.iter().map(|(id, _)| id).map(completion).map(Ok).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::MIGRATIONS;
+
+    /// Between the look at a reservation and its payment's completion it may have expired.
+    #[tokio::test]
+    async fn a_payment_whose_reservation_has_ended_is_left_as_it_is_and_spoils_no_other() {
+        let url = service_kit::testing::database("booking", &MIGRATIONS).await;
+        let db = database::desk_pool(&url, "test").unwrap();
+        let [alive, ended] = [(); 2].map(|()| (ReservationId::new(), PaymentId::new()));
+        for ((id, key), reservation, payment) in [(alive, "confirming", "pending"), (ended, "expired", "processing")] {
+            sqlx::query(
+                "with made as (
+                     insert into reservations (id, user_id, session_id, status, confirming_until, booking_time, expiry_time, seats_count, total_amount, currency)
+                     values ($1, gen_random_uuid(), gen_random_uuid(), $3, case $3 when 'confirming' then now() end, now(), now() + interval '1 hour', 1, 100, 'USD')
+                 ),
+                 line as (
+                     insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+                     values (gen_random_uuid(), $1, gen_random_uuid(), gen_random_uuid(), '1', '1', 100, 0, 100)
+                 )
+                 insert into payments (id, reservation_id, amount, currency, status) values ($2, $1, 100, 'USD', $4)",
+            )
+            .bind(id)
+            .bind(key)
+            .bind(reservation)
+            .bind(payment)
+            .execute(&db)
+            .await
+            .unwrap();
+        }
+        let completed = complete_all(db.clone(), vec![ended, alive]).await;
+        assert!(matches!(completed[..], [Ok(Completion::ByOthers), Ok(Completion::Paid(_))]), "{completed:?}");
+        let payments: Vec<(PaymentId, String)> =
+            sqlx::query_as("select id, status from payments order by id").fetch_all(&db).await.unwrap();
+        assert_eq!(payments, [(alive.1, "captured".to_owned()), (ended.1, "processing".to_owned())]);
+    }
 }
