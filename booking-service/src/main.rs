@@ -15,6 +15,10 @@ use service_kit::{database, server, telemetry};
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::ReservationId;
 
+/// Millions of small buffers a minute, made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Price tiers, reservations, payment and tickets.
 #[derive(Parser)]
 #[command(version)]

@@ -20,11 +20,15 @@ use crate::event_client::ChangeOutcome;
 use crate::payment_webhook;
 use crate::reservations::create::BOOKING_TIME_MAX;
 use crate::reservations::{confirm, finish, late_payment, session_cancelled};
+use crate::seat_locks::held_by;
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
 /// How much later than its booking began a hold may appear: a `reserve` whose caller has long given up may still be on its way.
 const LATE_HOLD_MAX: TimeDelta = TimeDelta::seconds(60);
+/// How long past its time a hold is left to the expiry and its event, which are on their way: to do their work as well would make
+/// the end of a hundred thousand holds at once take twice as long.
+const EXPIRY_TIME_USUAL: Duration = Duration::from_secs(10);
 /// Holds read at a time.
 const HOLDS_PER_PAGE: u16 = 500;
 /// For how long after its cancellation a session is looked at: far longer than a booking takes that had begun before.
@@ -50,12 +54,22 @@ pub struct HeldSeat {
 /// How far the walks have come that do not begin anew with each round.
 #[derive(Debug, Default)]
 pub struct Sweep {
+    /// How long past its time a hold is left alone.
+    patience: TimeDelta,
     /// Over fresh holds: each is looked at when it is old enough to be judged, and for a while after.
     looked_until: Option<DateTime<Utc>>,
     /// Over cancelled sessions: all of them in the first round, the latest in those after it.
     cancelled_until: Option<DateTime<Utc>>,
     /// Cancelled sessions that may have reservations which are not ended yet.
     ending: BTreeSet<SessionId>,
+}
+
+impl Sweep {
+    /// One that gives the expiry time to do its work.
+    #[must_use]
+    pub fn beside_expiry() -> Self {
+        Self { patience: TimeDelta::from_std(EXPIRY_TIME_USUAL).unwrap_or_default(), ..Self::default() }
+    }
 }
 
 /// What one round did, in seats.
@@ -85,7 +99,7 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
     let mut healed = Healed::default();
 
-    healed.add(walk(app, now, None).await?);
+    healed.add(walk(app, now - sweep.patience, None).await?);
 
     // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
     let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);
@@ -119,15 +133,28 @@ async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<TimeCursor>) 
 }
 
 async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
+    // Nearly all are plainly under way: one look, without a lock, is all that they cost.
+    let under_way: HashSet<ReservationId> = sqlx::query_scalar(
+        "select id from reservations
+         where id = any($1) and (status || '' = 'confirming' or status || '' = 'active' and expiry_time > clock_timestamp())",
+    )
+    .bind(holds.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>())
+    .fetch_all(&app.db)
+    .await?
+    .into_iter()
+    .collect();
     let seats: Vec<HeldSeat> = holds
         .iter()
+        .filter(|hold| !under_way.contains(&hold.reservation_id))
         .map(|hold| HeldSeat {
             reservation_id: hold.reservation_id,
             session_id: hold.session_id,
             session_seat_id: hold.session_seat_id,
         })
         .collect();
-    settle(app, &seats).await
+    let mut healed = settle(app, &seats).await?;
+    healed.left += holds.len() - seats.len();
+    Ok(healed)
 }
 
 /// Tells the Event Service what became of the reservations that hold these seats.
@@ -190,7 +217,7 @@ async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) 
         }
     } else {
         app.event_service.release(session_id, owner, &seats).await?;
-        app.locks.release(session_id, &seats, owner).await;
+        app.locks.release(session_id, &held_by(owner, &seats)).await;
     }
     Ok(seats.len())
 }

@@ -20,6 +20,9 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a lock lives before its reservation is written: longer than a booking takes, short if its process dies.
 const FIRST_TTL: Duration = Duration::from_secs(10);
 
+/// Locks taken away by one script, during which Redis answers nobody else: a millisecond.
+const RELEASED_PER_CALL: usize = 1000;
+
 /// Takes all locks or none; answers `index:owner` for each that another has.
 const ACQUIRE: &str = r"
 local busy = {}
@@ -38,10 +41,10 @@ for _, key in ipairs(KEYS) do
     if redis.call('get', key) == ARGV[1] then redis.call('pexpire', key, ARGV[2]) end
 end
 ";
-/// Takes the owner's locks away.
+/// Takes each lock away that its owner has.
 const RELEASE: &str = r"
-for _, key in ipairs(KEYS) do
-    if redis.call('get', key) == ARGV[1] then redis.call('del', key) end
+for i, key in ipairs(KEYS) do
+    if redis.call('get', key) == ARGV[i] then redis.call('del', key) end
 end
 ";
 
@@ -106,9 +109,17 @@ impl SeatLocks {
         self.run::<()>(&call).await;
     }
 
-    /// Takes the reservation's locks away; those of others stay. What can't be reached now ends by its time.
-    pub async fn release(&self, session: SessionId, seats: &[SessionSeatId], owner: ReservationId) {
-        self.run::<()>(&prepare(&self.release, session, seats, owner)).await;
+    /// Takes the locks of these reservations on these seats of a session away; those of others stay. What can't be reached now ends by
+    /// its time.
+    pub async fn release(&self, session: SessionId, held: &[(SessionSeatId, ReservationId)]) {
+        for held in held.chunks(RELEASED_PER_CALL) {
+            let mut call = self.release.prepare_invoke();
+            for (seat, owner) in held {
+                call.key(key_of(session, *seat));
+                call.arg(owner.to_string());
+            }
+            self.run::<()>(&call).await;
+        }
     }
 
     /// Whether Redis answers.
@@ -153,6 +164,12 @@ impl SeatLocks {
     }
 }
 
+/// These seats, each with its one owner.
+#[must_use]
+pub fn held_by(owner: ReservationId, seats: &[SessionSeatId]) -> Vec<(SessionSeatId, ReservationId)> {
+    seats.iter().map(|seat| (*seat, owner)).collect()
+}
+
 fn prepare<'a>(
     script: &'a Script,
     session: SessionId,
@@ -161,11 +178,15 @@ fn prepare<'a>(
 ) -> ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
     for seat in seats {
-        // The braces are a hash tag: in a cluster all locks of a session share a slot, as a script needs.
-        call.key(format!("booking:lock:{{{session}}}:{seat}"));
+        call.key(key_of(session, *seat));
     }
     call.arg(owner.to_string());
     call
+}
+
+/// The braces are a hash tag: in a cluster all locks of a session share a slot, as a script needs.
+fn key_of(session: SessionId, seat: SessionSeatId) -> String {
+    format!("booking:lock:{{{session}}}:{seat}")
 }
 
 fn parse_busy(entry: &str, seats: &[SessionSeatId]) -> Option<(SessionSeatId, ReservationId)> {

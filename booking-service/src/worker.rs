@@ -52,7 +52,7 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
     });
     let (worker, stopping) = (Arc::clone(app), lifecycle.token().clone());
     lifecycle.spawn("reconciliation", async move {
-        let mut sweep = Sweep::default();
+        let mut sweep = Sweep::beside_expiry();
         while reconcile.next(&stopping).await {
             bounded("reconciliation", &stopping, heal(&worker, &mut sweep)).await;
         }

@@ -10,6 +10,10 @@ use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::{database, server, telemetry};
 use uuid::Uuid;
 
+/// Millions of small buffers a minute, made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Catalogue, seat maps, and who has a seat.
 #[derive(Parser)]
 #[command(version)]

@@ -246,7 +246,7 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
 pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     match app.paid.complete(id, key).await? {
         Completion::Paid(paid) => {
-            announce_end(app, &paid.event).await;
+            announce_end(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))
         }
         Completion::SeatLost => give_money_back(app, id, key).await,
@@ -278,9 +278,7 @@ async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result
     let events = announce_all(&mut tx, BookingEventType::Expired, &[changed]).await?;
     tx.commit().await?;
     tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket; the money is given back, and someone must look");
-    for event in &events {
-        announce_end(app, event).await;
-    }
+    announce_end(app, &events).await;
     settle_now(app, key.as_uuid(), key, amount).await;
     Ok(Concluded::SeatLost)
 }

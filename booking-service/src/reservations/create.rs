@@ -40,7 +40,7 @@ use crate::app::App;
 use crate::event_client::ChangeOutcome;
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::reconcile::{self, HeldSeat};
-use crate::seat_locks::LockOutcome;
+use crate::seat_locks::{LockOutcome, held_by};
 
 /// From the look at the clock to the reservation's row. Past it the row is not written any more, so that after this time
 /// (and a margin) reconciliation may take a hold without a row for abandoned.
@@ -126,7 +126,7 @@ async fn book(
     if booked.is_ok() {
         app.locks.extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time).await;
     } else {
-        app.locks.release(draft.session_id, &draft.seat_ids, draft.id).await;
+        app.locks.release(draft.session_id, &held_by(draft.id, &draft.seat_ids)).await;
     }
     booked
 }
@@ -134,7 +134,7 @@ async fn book(
 /// Frees what an attempt left that died under the same Idempotency-Key. Its reservation was not written, or its answer would be kept.
 async fn give_up(app: &App, draft: &Draft, dead: ReservationId) -> Result<()> {
     app.event_service.release(draft.session_id, dead, &draft.seat_ids).await?;
-    app.locks.release(draft.session_id, &draft.seat_ids, dead).await;
+    app.locks.release(draft.session_id, &held_by(dead, &draft.seat_ids)).await;
     Ok(())
 }
 
@@ -222,7 +222,7 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     .await?;
     if owners.iter().all(|owner| ended.contains(owner)) {
         for owner in ended {
-            app.locks.release(draft.session_id, &draft.seat_ids, owner).await;
+            app.locks.release(draft.session_id, &held_by(owner, &draft.seat_ids)).await;
         }
         if !matches!(app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await, LockOutcome::Busy(_)) {
             return Ok(());

@@ -3,6 +3,8 @@
 //! Each is one conditional update together with its tickets, payment and event in one transaction; the event is published and
 //! Redis is told afterwards. No call leaves the process between `begin` and `commit`.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
@@ -24,6 +26,7 @@ use super::{Reservation, find, not_found};
 use crate::app::App;
 use crate::outbox;
 use crate::reconcile::{self, HeldSeat};
+use crate::seat_locks::held_by;
 use crate::tickets::{self, Ticket};
 
 /// What all updates of this file return: enough for the event.
@@ -78,8 +81,8 @@ pub(crate) async fn cancel_reservation(
         if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
             tracing::info!(%error, "The cancelled seats are freed by the event");
         }
-        announce_end(&app, event).await;
     }
+    announce_end(&app, &events).await;
     find(&app.db, id, caller.user_id).await.map(Json)
 }
 
@@ -100,9 +103,7 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
     crash_point("expire.ending");
     tx.commit().await?;
     crash_point("expire.committed");
-    for event in &events {
-        announce_end(app, event).await;
-    }
+    announce_end(app, &events).await;
     Ok(events.len())
 }
 
@@ -114,9 +115,7 @@ pub(crate) async fn expire_these(app: &App, ids: &[ReservationId]) -> Result<()>
     let mut tx = database::begin(&app.db).await?;
     let events = expire(&mut tx, ids).await?;
     tx.commit().await?;
-    for event in &events {
-        announce_end(app, event).await;
-    }
+    announce_end(app, &events).await;
     Ok(())
 }
 
@@ -181,9 +180,7 @@ pub(crate) async fn refund_ticket(
     let (events, owed) = give_back(&mut tx, std::slice::from_ref(&ticket)).await?;
     tx.commit().await?;
     crash_point("refund.committed");
-    for event in &events {
-        announce_end(&app, event).await;
-    }
+    announce_end(&app, &events).await;
     for (refund, charge, amount) in owed {
         settle_now(&app, refund, charge, amount).await;
     }
@@ -245,10 +242,16 @@ pub(super) async fn settle_now(app: &App, refund: Uuid, charge: PaymentId, amoun
     }
 }
 
-/// After the commit: the event may leave, and the seats need no lock any more.
-pub(super) async fn announce_end(app: &App, event: &BookingEvent) {
+/// After the commit: the events may leave, and the seats need no lock any more.
+pub(super) async fn announce_end(app: &App, events: &[BookingEvent]) {
     app.outbox_nudge.notify_one();
-    app.locks.release(event.session_id, &event.session_seat_ids, event.reservation_id).await;
+    let mut held: BTreeMap<SessionId, Vec<(SessionSeatId, ReservationId)>> = BTreeMap::new();
+    for event in events {
+        held.entry(event.session_id).or_default().extend(held_by(event.reservation_id, &event.session_seat_ids));
+    }
+    for (session, held) in held {
+        app.locks.release(session, &held).await;
+    }
 }
 
 /// Writes the events of reservations that have ended with all their seats, in the transaction that ended them.

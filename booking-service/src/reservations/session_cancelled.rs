@@ -51,9 +51,7 @@ async fn cancel_active(app: &App, session_id: SessionId, limit: i64) -> Result<u
     .await?;
     let events = announce_all(&mut tx, BookingEventType::Cancelled, &cancelled).await?;
     tx.commit().await?;
-    for event in &events {
-        announce_end(app, event).await;
-    }
+    announce_end(app, &events).await;
     Ok(events.len())
 }
 
@@ -76,8 +74,6 @@ async fn refund_paid(app: &App, session_id: SessionId, limit: i64) -> Result<usi
     let refunded = tickets::refund_all(&mut tx, &paid).await?;
     let (events, _) = give_back(&mut tx, &refunded).await?;
     tx.commit().await?;
-    for event in &events {
-        announce_end(app, event).await;
-    }
+    announce_end(app, &events).await;
     Ok(events.len())
 }

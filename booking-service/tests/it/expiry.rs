@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use booking_service::reservations::finish::expire_due;
+use booking_service::seat_locks::LockOutcome;
 use booking_service::worker::{self, Schedule};
 use futures::future::join_all;
 use service_kit::testing::{scale, wait_until};
@@ -43,6 +44,27 @@ async fn the_worker_puts_an_unpaid_seat_back_on_sale_within_two_seconds() {
         system.count("select count(*) from reservations where status = 'expired'").await == 2
     })
     .await;
+    system.finish().await;
+}
+
+#[tokio::test]
+async fn reservations_that_expire_together_take_their_own_locks_away_and_no_others() {
+    let system = System::start().await;
+    let sales = [system.sale(3).await, system.sale(1).await];
+    system.reserved(&sales[0], &[0]).await;
+    system.reserved(&sales[0], &[1, 2]).await;
+    system.reserved(&sales[1], &[0]).await;
+    // What a buyer has locked meanwhile who found the seat free.
+    let (session, seat) = (sales[0].session.parse().unwrap(), sales[0].seats[2].parse().unwrap());
+    let buyer = Uuid::now_v7().into();
+    system.app.locks.release(session, &[(seat, system.lock_owner(&sales[0], 2).await.unwrap().parse().unwrap())]).await;
+    assert_eq!(system.app.locks.acquire(session, &[seat], buyer).await, LockOutcome::Acquired);
+    let_time_pass(&system).await;
+    assert_eq!(expire_due(&system.app, 100).await.unwrap(), 3);
+    for (sale, seat) in [(0, 0), (0, 1), (1, 0)] {
+        assert_eq!(system.lock_owner(&sales[sale], seat).await, None, "seat {seat} of sale {sale}");
+    }
+    assert_eq!(system.lock_owner(&sales[0], 2).await, Some(buyer.to_string()));
     system.finish().await;
 }
 

@@ -103,6 +103,29 @@ async fn what_a_lost_message_should_have_said_is_said_by_reconciliation() {
 }
 
 #[tokio::test]
+async fn a_hold_that_has_just_ended_is_left_to_the_expiry_for_ten_seconds() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    for (seat, ended) in [(0, "9 seconds"), (1, "11 seconds")] {
+        orphan(&system, &sale.session, &sale.seats[seat], "1 second").await;
+        sqlx::query("update session_seats set reserved_until = now() - $2::text::interval where session_seat_id = $1")
+            .bind(sale.seats[seat].parse::<Uuid>().unwrap())
+            .bind(ended)
+            .execute(&system.event_db)
+            .await
+            .unwrap();
+    }
+    let healed = reconcile_once(&system.app, &mut Sweep::beside_expiry()).await.unwrap();
+    assert_eq!(
+        (healed.released, system.statuses(&sale.session).await),
+        (1, vec!["reserved".into(), "available".into()])
+    );
+    let healed = reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
+    assert_eq!(healed.released, 1);
+    system.finish().await;
+}
+
+#[tokio::test]
 async fn a_refund_that_the_provider_did_not_hear_of_is_settled_later_and_once() {
     let system = System::start().await;
     let sale = system.sale(1).await;

@@ -255,17 +255,17 @@ async fn every_step_and_every_undo_may_be_repeated() {
     // Locks: taken twice by the same owner, given back twice, and never another's.
     let (session, seats) = (sale.session.parse().unwrap(), [sale.seats[2].parse().unwrap()]);
     let (first, second) = (Uuid::now_v7().into(), Uuid::now_v7().into());
-    use booking_service::seat_locks::LockOutcome;
+    use booking_service::seat_locks::{LockOutcome, held_by};
     for _ in 0..2 {
         assert_eq!(app.locks.acquire(session, &seats, first).await, LockOutcome::Acquired);
         assert_eq!(app.locks.acquire(session, &seats, second).await, LockOutcome::Busy(vec![(seats[0], first)]));
-        app.locks.release(session, &seats, second).await;
+        app.locks.release(session, &held_by(second, &seats)).await;
     }
     for _ in 0..2 {
-        app.locks.release(session, &seats, first).await;
+        app.locks.release(session, &held_by(first, &seats)).await;
     }
     assert_eq!(app.locks.acquire(session, &seats, second).await, LockOutcome::Acquired);
-    app.locks.release(session, &seats, second).await;
+    app.locks.release(session, &held_by(second, &seats)).await;
 
     // Payment and refund twice each, and every round of healing twice.
     let (id, payer) = system.reserved(&sale, &[2]).await;
