@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use service_kit::amqp::Publisher;
+use service_kit::auth::AuthSettings;
 use service_kit::health::{self, Health};
 use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::{Secret, SettingsReader};
+use service_kit::settings::{Common, Secret, SettingsReader};
 use service_kit::{database, openapi, server};
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
@@ -64,8 +65,9 @@ pub type App = Arc<Shared>;
     info(
         title = "Booking Service",
         description = "Price tiers, reservations, payment and tickets.\n\n\
-            **New here?** Press *Authorize* and enter any UUID as your user id: it goes with all calls. Create a price tier; take a session \
-            and a seat from the Event Service's seat map (port 8000); `POST /api/v1/reservations`; confirm it; look at your ticket.",
+            **New here?** Press *Authorize* and enter any UUID as your user id, or your access token where the service asks for one: it goes with all calls. Create a price tier; take a session \
+            and a seat from the Event Service's seat map (port 8000); `POST /api/v1/reservations`; confirm it; look at your ticket.\n\n\
+            Reservations and tickets are for their owner and for admins: for everyone else they do not exist (`404`).",
     ),
     tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "4 Administration"), (name = "5 Payment provider"), (name = "Health"))
 )]
@@ -100,13 +102,9 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .merge(health::routes(health))
         .split_for_parts();
     openapi::refer_to_items(&mut document);
+    openapi::describe_security(&mut document);
     openapi::describe_alias(&mut document, "/api/v1/admin/price-tiers", "/api/v1/price-tiers");
     (routes, document)
-}
-
-fn router(app: &App, health: Health) -> Router {
-    let (routes, document) = api(app, health);
-    routes.merge(openapi::pages(document))
 }
 
 /// The routes and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
@@ -127,7 +125,7 @@ impl Shared {
             tiers: TierBook::default(),
             written: WriteDesk::open(desk_db.clone(), lifecycle),
             paid: PayDesk::open(desk_db.clone(), lifecycle),
-            event_service: EventClient::new(&settings.event_service_url)?,
+            event_service: EventClient::new(&settings.event_service_url, &settings.common.auth.internal_keys)?,
             locks: SeatLocks::new(&settings.redis_url)?,
             payments: PaymentProvider::mock(desk_db, settings.mock_payment_success_rate, lifecycle),
             publisher: Publisher::new(settings.broker.clone(), name),
@@ -166,8 +164,9 @@ pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<Ap
 
 /// Serves requests until `lifecycle` stops.
 pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) {
-    let router = router(app, health(app, "booking-service"));
-    server::serve(lifecycle, listener, router, &settings.common);
+    let (routes, mut document) = api(app, health(app, "booking-service"));
+    openapi::narrow_security(&mut document, &settings.common.auth);
+    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common);
 }
 
 /// Runs the worker until `lifecycle` stops; its listener answers health checks only.
@@ -182,7 +181,9 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
     };
     worker::start(app, schedule, lifecycle).await?;
     let router = health::routes(health(app, "booking-worker")).into();
-    server::serve(lifecycle, listener, router, &settings.common);
+    // Nobody says there who they are, so it has no use for the keys of tokens.
+    let limits = Common { auth: AuthSettings::default(), ..settings.common.clone() };
+    server::serve(lifecycle, listener, router, &limits);
     Ok(())
 }
 

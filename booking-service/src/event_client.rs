@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
-use reqwest::{Client, Method, StatusCode};
+use reqwest::header::HeaderValue;
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
 use service_kit::circuit::Circuit;
 use service_kit::error::Error;
 use service_kit::layers;
@@ -38,6 +40,8 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 pub struct EventClient {
     http: Client,
     base: String,
+    /// What the Event Service knows us by.
+    key: Option<HeaderValue>,
     circuit: Arc<Circuit>,
 }
 
@@ -64,15 +68,20 @@ impl EventClient {
     ///
     /// # Errors
     /// The HTTP client can't be made.
-    pub fn new(base: &str) -> anyhow::Result<Self> {
+    pub fn new(base: &str, keys: &InternalKeys) -> anyhow::Result<Self> {
         let http = Client::builder()
             .connect_timeout(CONNECT_TIME_MAX)
             .timeout(TRY_TIME_MAX)
             .tcp_nodelay(true)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build()?;
+        let key = keys.current().map(|key| HeaderValue::from_str(key.reveal())).transpose()?;
+        let key = key.map(|mut key| {
+            key.set_sensitive(true);
+            key
+        });
         let circuit = Arc::new(Circuit::new("the Event Service"));
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), circuit })
+        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), key, circuit })
     }
 
     /// Looks whether seats can be had.
@@ -220,8 +229,16 @@ impl EventClient {
     /// # Errors
     /// It can't, or does not answer.
     pub async fn ping(&self) -> anyhow::Result<()> {
-        self.http.get(format!("{}/api/internal/health", self.base)).send().await?.error_for_status()?;
+        self.request(Method::GET, "health").send().await?.error_for_status()?;
         Ok(())
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}/api/internal/{path}", self.base));
+        match &self.key {
+            Some(key) => request.header(INTERNAL_API_KEY, key),
+            None => request,
+        }
     }
 
     async fn change(&self, path: &str, request: &impl Serialize) -> Result<ChangeOutcome, Error> {
@@ -251,7 +268,7 @@ impl EventClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Answer<T>, Failure> {
-        let mut request = self.http.request(method, format!("{}/api/internal/{path}", self.base));
+        let mut request = self.request(method, path);
         if let Some(id) = layers::request_id() {
             request = request.header(layers::REQUEST_ID, id);
         }

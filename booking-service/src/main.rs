@@ -3,17 +3,19 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use booking_service::audit::Patience;
 use booking_service::replay::ReplayRequest;
 use booking_service::settings::Settings;
 use booking_service::{app, audit, replay};
 use chrono::{DateTime, Utc};
 use clap::{Parser, Subcommand};
+use service_kit::auth::{JwtSettings, Role, tokens};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
 use service_kit::{database, server, telemetry};
 use shared_contracts::booking_event::BookingEventType;
-use shared_contracts::ids::ReservationId;
+use shared_contracts::ids::{ReservationId, UserId};
 
 /// Millions of small buffers a minute, made on one thread and freed on another.
 #[global_allocator]
@@ -27,7 +29,7 @@ struct Arguments {
     command: Command,
 }
 
-#[derive(Clone, Copy, PartialEq, Subcommand)]
+#[derive(Clone, PartialEq, Subcommand)]
 enum Command {
     /// Serve requests until SIGTERM
     Serve,
@@ -62,6 +64,18 @@ enum Command {
         #[arg(long)]
         reservation_id: Option<ReservationId>,
     },
+    /// Print an access token by JWT_SECRET, for local trials
+    Token {
+        /// Whose it is: a UUID
+        #[arg(long)]
+        user: UserId,
+        /// What they may do beyond buying: organizer or admin; repeat it for both
+        #[arg(long, default_value = "customer")]
+        role: Vec<Role>,
+        /// How long it is valid
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1440))]
+        minutes: u64,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// Ask the running process on PORT whether it is ready; exits 1 when it is not
@@ -74,6 +88,15 @@ fn event_type(name: &str) -> Result<BookingEventType, String> {
     known.ok_or_else(|| format!("is none of {}", names.join(", ")))
 }
 
+/// By the settings that the services verify tokens with.
+fn token(user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<String> {
+    let mut reader = SettingsReader::from_env();
+    reader.refuse_in_production("tokens for trials are not made here; the login makes those of real users");
+    let settings = JwtSettings::read(&mut reader);
+    let settings = reader.finish(settings)?.context("the settings of tokens are incomplete")?;
+    tokens::mint(&settings, user, roles, lifetime)
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     lifecycle::exit_code(run(Arguments::parse().command).await)
@@ -82,6 +105,10 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if command == Command::Openapi {
         println!("{}", app::skeleton()?.1.to_pretty_json()?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Command::Token { user, role, minutes } = &command {
+        println!("{}", token(*user, role, Duration::from_secs(60 * minutes))?);
         return Ok(ExitCode::SUCCESS);
     }
     let settings = Settings::read(SettingsReader::from_env(), if command == Command::Worker { 8002 } else { 8001 })?;
@@ -126,7 +153,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                     let app = app::start(&settings, "booking-worker", &lifecycle).await?;
                     app::work(&app, &settings, listener, &lifecycle).await
                 } else {
-                    telemetry::warn_of_header_authentication();
+                    settings.common.auth.warn();
                     let app = app::start(&settings, "booking-service", &lifecycle).await?;
                     app::serve(&app, &settings, listener, &lifecycle);
                     Ok(())

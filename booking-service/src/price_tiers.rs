@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -74,7 +75,7 @@ refusals!(DeleteRefusals: &[Code::PriceTierNotFound, Code::ResourceInUse, Code::
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a price tier
-#[utoipa::path(post, path = "/api/v1/admin/price-tiers", tag = "1 Price tiers", request_body = CreatePriceTier,
+#[utoipa::path(post, path = "/api/v1/admin/price-tiers", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])), request_body = CreatePriceTier,
     responses((status = 201, description = "Made", body = PriceTier, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_price_tier", parameters(("id" = "$response.body#/id")))),
         ("update" = (operation_id = "update_price_tier", parameters(("id" = "$response.body#/id")))),
@@ -82,6 +83,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     )), CreateRefusals))]
 pub(crate) async fn create_price_tier(
     State(app): State<App>,
+    _: OrganizerCaller,
     ApiJson(new): ApiJson<CreatePriceTier>,
 ) -> Result<Created<Editable<PriceTier>>> {
     let base_multiplier = new.multiplier()?;
@@ -131,11 +133,12 @@ pub(crate) async fn get_price_tier(
 /// Change a price tier
 ///
 /// A new multiplier is for those who reserve from now on; another replica may sell at the old one for a second more.
-#[utoipa::path(patch, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", request_body = UpdatePriceTier,
+#[utoipa::path(patch, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdatePriceTier,
     params(("id" = PriceTierId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = PriceTier, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_price_tier(
     State(app): State<App>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<PriceTierId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -162,10 +165,11 @@ pub(crate) async fn update_price_tier(
 /// Delete a price tier
 ///
 /// One that a reservation was made with stays.
-#[utoipa::path(delete, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers",
+#[utoipa::path(delete, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])),
     params(("id" = PriceTierId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_price_tier(
     State(app): State<App>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<PriceTierId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

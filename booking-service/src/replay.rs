@@ -9,6 +9,7 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::amqp::Published;
+use service_kit::auth::AdminCaller;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
 use service_kit::{openapi, refusals};
@@ -59,10 +60,11 @@ refusals!(Refusals: openapi::BODY, &[Code::BrokerUnavailable]);
 /// Publish stored events again
 ///
 /// Harmless when repeated: receivers know events by their ids. Events that have not been published yet are left to be.
-#[utoipa::path(post, path = "/api/v1/admin/events/replay", tag = "4 Administration", request_body = ReplayRequest,
+#[utoipa::path(post, path = "/api/v1/admin/events/replay", tag = "4 Administration", security((), ("bearer" = ["admin"])), request_body = ReplayRequest,
     responses((status = 200, description = "Published", body = Replayed), Refusals))]
 pub(crate) async fn replay_events(
     State(app): State<App>,
+    _: AdminCaller,
     ApiJson(request): ApiJson<ReplayRequest>,
 ) -> Result<Json<Replayed>> {
     if request.from.is_none() && request.reservation_id.is_none() {

@@ -69,12 +69,12 @@ impl Settings {
         let settings = Self {
             common: Common::read(&mut reader, port),
             database_url: reader
-                .secret("DATABASE_URL", "postgres://booking_user:booking_password@localhost:5434/booking_db"),
+                .address("DATABASE_URL", "postgres://booking_user:booking_password@localhost:5434/booking_db"),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 2, 1000),
             redis_url: reader.secret("REDIS_URL", "redis://localhost:6379"),
             event_service_url: reader.or("EVENT_SERVICE_URL", "http://localhost:8000".to_owned()),
             broker: Broker {
-                url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
+                url: reader.address("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
                 exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
             },
             queue: reader.or("RABBITMQ_QUEUE", booking_event::QUEUE.to_owned()),

@@ -108,39 +108,39 @@ enum QrFormat {
 struct Image(Vec<u8>);
 
 refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
+refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
 
 /// List a user's tickets, newest first
 ///
-/// Another user's list is empty for you.
-#[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = [])),
+/// Another user's is `404`, as if there were no such user.
+#[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
 pub(crate) async fn list_tickets(
     State(app): State<App>,
     caller: Caller,
     ApiPath(user_id): ApiPath<UserId>,
 ) -> Result<Json<Vec<Ticket>>> {
-    if user_id != caller.user_id {
-        return Ok(Json(Vec::new()));
+    if caller.confined_to().is_some_and(|own| own != user_id) {
+        return Err(Error::refused(Code::TicketNotFound, format!("You have no tickets of the user {user_id}.")));
     }
     let sql = concat!("select ", columns!(), " from tickets where user_id = $1 order by id desc limit $2");
     let tickets: Vec<Ticket> = sqlx::query_as(sql).bind(user_id).bind(LIST_MAX).fetch_all(&app.db).await?;
     tickets.into_iter().map(Ticket::with_qr_code).collect::<Result<_>>().map(Json)
 }
 
-/// Get one of the caller's tickets
-#[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = [])),
+/// Get a ticket
+#[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The ticket", body = Ticket), GetRefusals))]
 pub(crate) async fn get_ticket(
     State(app): State<App>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
 ) -> Result<Json<Ticket>> {
-    find(&app.db, id, caller.user_id).await?.with_qr_code().map(Json)
+    find(&app.db, id, caller.confined_to()).await?.with_qr_code().map(Json)
 }
 
 /// Get a ticket's QR code
-#[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = [])),
+#[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The image", content((inline(Image) = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
 pub(crate) async fn get_ticket_qr(
     State(app): State<App>,
@@ -148,7 +148,7 @@ pub(crate) async fn get_ticket_qr(
     ApiPath(id): ApiPath<TicketId>,
     ApiQuery(query, _): ApiQuery<QrQuery>,
 ) -> Result<Response> {
-    let code = find(&app.db, id, caller.user_id).await?.qr()?;
+    let code = find(&app.db, id, caller.confined_to()).await?.qr()?;
     Ok(match query.format.unwrap_or(QrFormat::Png) {
         QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], png_of(&code)?).into_response(),
         QrFormat::Svg => (
@@ -190,20 +190,19 @@ pub(crate) async fn issue(
     Ok(issued)
 }
 
-/// `active → refunded`, if it is this user's; `None` when nothing was changed.
+/// `active → refunded`, if it is this owner's, or anyone's when none is given; `None` when nothing was changed.
 ///
 /// The reservation's row is locked first: refunds of its tickets wait for each other, and the last one sees that it is.
-pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, user_id: UserId) -> Result<Option<Ticket>> {
-    sqlx::query("select from reservations where id = (select reservation_id from tickets where id = $1 and user_id = $2) for no key update")
-        .bind(id)
-        .bind(user_id)
-        .execute(&mut *tx)
-        .await?;
+pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, owner: Option<UserId>) -> Result<Option<Ticket>> {
+    let lock = "select from reservations
+                where id = (select reservation_id from tickets where id = $1 and ($2::uuid is null or user_id = $2)) for no key update";
+    sqlx::query(lock).bind(id).bind(owner).execute(&mut *tx).await?;
     let sql = concat!(
-        "update tickets set status = 'refunded', updated_at = now() where id = $1 and user_id = $2 and status = 'active' returning ",
+        "update tickets set status = 'refunded', updated_at = now()
+         where id = $1 and ($2::uuid is null or user_id = $2) and status = 'active' returning ",
         columns!()
     );
-    Ok(sqlx::query_as(sql).bind(id).bind(user_id).fetch_optional(tx).await?)
+    Ok(sqlx::query_as(sql).bind(id).bind(owner).fetch_optional(tx).await?)
 }
 
 /// `active → refunded` for all tickets of these reservations, whose rows the caller has locked.
@@ -215,10 +214,10 @@ pub(crate) async fn refund_all(tx: &mut PgConnection, reservations: &[Reservatio
     Ok(sqlx::query_as(sql).bind(reservations).fetch_all(tx).await?)
 }
 
-/// The ticket, if it is this user's.
-pub(crate) async fn find(db: &PgPool, id: TicketId, user_id: UserId) -> Result<Ticket> {
-    let sql = concat!("select ", columns!(), " from tickets where id = $1 and user_id = $2");
-    let found = sqlx::query_as(sql).bind(id).bind(user_id).fetch_optional(db).await?;
+/// The ticket, if it is this owner's; anyone's, when none is given.
+pub(crate) async fn find(db: &PgPool, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
+    let sql = concat!("select ", columns!(), " from tickets where id = $1 and ($2::uuid is null or user_id = $2)");
+    let found = sqlx::query_as(sql).bind(id).bind(owner).fetch_optional(db).await?;
     found.ok_or_else(|| Error::refused(Code::TicketNotFound, format!("You have no ticket with the id {id}.")))
 }
 

@@ -9,6 +9,7 @@ use axum::extract::{DefaultBodyLimit, FromRef};
 use service_kit::amqp::{self, ConsumedQueue};
 use service_kit::health::{self, Health};
 use service_kit::lifecycle::Lifecycle;
+use service_kit::settings::Common;
 use service_kit::{database, openapi, server};
 use shared_contracts::booking_event::BookingEventType;
 use sqlx::PgPool;
@@ -69,8 +70,8 @@ impl AppState {
     }
 }
 
-/// All routes, and the document that describes them.
-fn api(state: AppState, health: Health) -> (Router, utoipa::openapi::OpenApi) {
+/// All routes, and the document that describes them: those for everyone, and those for the Booking Service.
+fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::OpenApi) {
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
         .routes(routes!(organizers::create_organizer, organizers::list_organizers))
         .routes(routes!(organizers::get_organizer, organizers::update_organizer, organizers::delete_organizer))
@@ -93,6 +94,10 @@ fn api(state: AppState, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(seat_map::list_session_seats))
         .routes(routes!(seat_map::get_seat_map))
         .routes(routes!(seat_stream::stream_seat_map))
+        .with_state(state.clone())
+        .merge(health::routes(health))
+        .split_for_parts();
+    let (internal_routes, internal_document) = OpenApiRouter::new()
         .routes(routes!(internal_api::check_availability))
         .routes(routes!(internal_api::reserve_seats))
         .routes(routes!(internal_api::release_seats))
@@ -104,25 +109,22 @@ fn api(state: AppState, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(internal_api::look_up_seats))
         .routes(routes!(internal_api::get_internal_health, internal_api::post_internal_health))
         .with_state(state)
-        .merge(health::routes(health))
         .split_for_parts();
+    document.merge(internal_document);
     openapi::refer_to_items(&mut document);
-    (routes, document)
-}
-
-fn router(state: AppState, health: Health) -> Router {
-    let (routes, document) = api(state, health);
-    routes.merge(openapi::pages(document))
+    openapi::describe_security(&mut document);
+    (routes, internal_routes, document)
 }
 
 /// The router and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
 pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    api(
+    let (routes, internal_routes, document) = api(
         AppState::new(db.clone(), &db, streams, &Lifecycle::new()),
         Health::new("event-service", env!("CARGO_PKG_VERSION")),
-    )
+    );
+    (routes.merge(internal_routes), document)
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
@@ -155,7 +157,15 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     });
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    let router = router(AppState::new(db, &desk_db, streams, lifecycle), health);
-    server::serve(lifecycle, listener, router, &settings.common);
+    let (mut routes, internal_routes, mut document) = api(AppState::new(db, &desk_db, streams, lifecycle), health);
+    openapi::narrow_security(&mut document, &settings.common.auth);
+    match settings.internal_listen {
+        None => routes = routes.merge(internal_routes),
+        Some(address) => {
+            let limits = Common { auth: settings.common.auth.internal_only(), ..settings.common.clone() };
+            server::serve(lifecycle, server::listen(address).await?, internal_routes, &limits);
+        }
+    }
+    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common);
     Ok(())
 }

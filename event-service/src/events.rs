@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -83,7 +84,7 @@ refusals!(DeleteRefusals: &[Code::EventNotFound, Code::ResourceInUse, Code::Prec
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an event
-#[utoipa::path(post, path = "/api/v1/events", tag = "2 Events", request_body = CreateEvent,
+#[utoipa::path(post, path = "/api/v1/events", tag = "2 Events", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateEvent,
     responses((status = 201, description = "Made", body = Event, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_event", parameters(("event_id" = "$response.body#/event_id")))),
         ("update" = (operation_id = "update_event", parameters(("event_id" = "$response.body#/event_id")))),
@@ -92,6 +93,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     )), CreateRefusals))]
 pub(crate) async fn create_event(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateEvent>,
 ) -> Result<Created<Editable<Event>>> {
     let event: Event = sqlx::query_as(
@@ -147,11 +149,12 @@ pub(crate) async fn get_event(State(db): State<PgPool>, ApiPath(id): ApiPath<Eve
 }
 
 /// Change an event
-#[utoipa::path(patch, path = "/api/v1/events/{event_id}", tag = "2 Events", request_body = UpdateEvent,
+#[utoipa::path(patch, path = "/api/v1/events/{event_id}", tag = "2 Events", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateEvent,
     params(("event_id" = EventId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Event, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_event(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<EventId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -177,10 +180,11 @@ pub(crate) async fn update_event(
 /// Delete an event
 ///
 /// One that has sessions stays: delete those first.
-#[utoipa::path(delete, path = "/api/v1/events/{event_id}", tag = "2 Events",
+#[utoipa::path(delete, path = "/api/v1/events/{event_id}", tag = "2 Events", security((), ("bearer" = ["organizer", "admin"])),
     params(("event_id" = EventId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_event(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<EventId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

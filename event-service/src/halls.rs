@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -53,7 +54,7 @@ refusals!(UpdateRefusals: openapi::EDIT, &[Code::HallNotFound, Code::HallFull]);
 refusals!(DeleteRefusals: &[Code::HallNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 
 /// Create a hall
-#[utoipa::path(post, path = "/api/v1/locations/{location_id}/halls", tag = "4 Halls and seats", request_body = CreateHall,
+#[utoipa::path(post, path = "/api/v1/locations/{location_id}/halls", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateHall,
     params(("location_id" = LocationId, Path)), responses((status = 201, description = "Made", body = Hall, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_hall", parameters(("hall_id" = "$response.body#/hall_id")))),
         ("update" = (operation_id = "update_hall", parameters(("hall_id" = "$response.body#/hall_id")))),
@@ -62,6 +63,7 @@ refusals!(DeleteRefusals: &[Code::HallNotFound, Code::ResourceInUse, Code::Preco
     )), CreateRefusals))]
 pub(crate) async fn create_hall(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(location_id): ApiPath<LocationId>,
     ApiJson(new): ApiJson<CreateHall>,
 ) -> Result<Created<Editable<Hall>>> {
@@ -114,11 +116,12 @@ pub(crate) async fn get_hall(State(db): State<PgPool>, ApiPath(id): ApiPath<Hall
 /// Change a hall
 ///
 /// Its capacity can't become smaller than the number of its seats.
-#[utoipa::path(patch, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", request_body = UpdateHall,
+#[utoipa::path(patch, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateHall,
     params(("hall_id" = HallId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Hall, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_hall(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<HallId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -145,10 +148,11 @@ pub(crate) async fn update_hall(
 /// Delete a hall and its seats
 ///
 /// One in which sessions take place stays: delete those first.
-#[utoipa::path(delete, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats",
+#[utoipa::path(delete, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])),
     params(("hall_id" = HallId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_hall(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<HallId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

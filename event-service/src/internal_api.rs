@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use service_kit::auth::InternalCaller;
 use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiJson, ApiPath};
@@ -42,10 +43,11 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 /// Look whether seats can be had
 ///
 /// A look, not a promise: only `reserve` decides. Refused while the session is not on sale.
-#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/check-availability", tag = "6 Internal seat API",
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/check-availability", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = CheckAvailabilityRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Each seat's state", body = Availability), CheckRefusals))]
 pub(crate) async fn check_availability(
+    _: InternalCaller,
     State(looks): State<Arc<Looks>>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
@@ -84,10 +86,11 @@ pub(crate) async fn check_availability(
 }
 
 /// Hold seats for a reservation: all or none
-#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API",
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]
 pub(crate) async fn reserve_seats(
+    _: InternalCaller,
     State(desk): State<Arc<ReserveDesk>>,
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
@@ -107,10 +110,11 @@ pub(crate) async fn reserve_seats(
 /// Free what a reservation holds
 ///
 /// A seat that another reservation holds, or that is sold, is left alone.
-#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/release", tag = "6 Internal seat API",
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/release", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = SeatsOfReservation, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "The seats that this call freed", body = SeatsChanged), ReleaseRefusals))]
 pub(crate) async fn release_seats(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiPath(_session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<SeatsOfReservation>,
@@ -121,10 +125,11 @@ pub(crate) async fn release_seats(
 }
 
 /// Sell the seats that a reservation holds: all or none
-#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/confirm", tag = "6 Internal seat API",
+#[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/confirm", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = SeatsOfReservation, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Sold", body = SeatsChanged), ChangeRefusals))]
 pub(crate) async fn confirm_seats(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiPath(_session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<SeatsOfReservation>,
@@ -167,10 +172,11 @@ pub(crate) struct PricingQuery {
 }
 
 /// Prices and labels of a session's seats
-#[utoipa::path(get, path = "/api/internal/sessions/{session_id}/pricing", tag = "6 Internal seat API",
+#[utoipa::path(get, path = "/api/internal/sessions/{session_id}/pricing", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     params(("session_id" = SessionId, Path), PricingQuery),
     responses((status = 200, description = "The prices; unknown seats are left out", body = Pricing), PricingRefusals))]
 pub(crate) async fn get_pricing(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiQuery(query, _): ApiQuery<PricingQuery>,
@@ -257,9 +263,10 @@ impl WalkQuery {
 }
 
 /// Holds that are due, oldest first, for reconciliation
-#[utoipa::path(get, path = "/api/internal/holds/overdue", tag = "6 Internal seat API", params(WalkQuery, HoldsFilter),
+#[utoipa::path(get, path = "/api/internal/holds/overdue", tag = "6 Internal seat API", security((), ("internal_key" = [])), params(WalkQuery, HoldsFilter),
     responses((status = 200, description = "A page", body = OverdueHolds), ListRefusals))]
 pub(crate) async fn list_overdue_holds(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiQuery(walk, filter): ApiQuery<WalkQuery, HoldsFilter>,
 ) -> Result<Json<OverdueHolds>> {
@@ -271,9 +278,10 @@ pub(crate) async fn list_overdue_holds(
 }
 
 /// Sessions that were cancelled, in the order in which they were, so that their reservations can be ended
-#[utoipa::path(get, path = "/api/internal/sessions/cancelled", tag = "6 Internal seat API", params(WalkQuery),
+#[utoipa::path(get, path = "/api/internal/sessions/cancelled", tag = "6 Internal seat API", security((), ("internal_key" = [])), params(WalkQuery),
     responses((status = 200, description = "A page", body = CancelledSessions), ListRefusals))]
 pub(crate) async fn list_cancelled_sessions(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiQuery(walk, _): ApiQuery<WalkQuery>,
 ) -> Result<Json<CancelledSessions>> {
@@ -284,9 +292,10 @@ pub(crate) async fn list_cancelled_sessions(
 }
 
 /// Seats that someone holds or owns, in the order of their ids, for the audit
-#[utoipa::path(get, path = "/api/internal/seats/owned", tag = "6 Internal seat API", params(PageQuery),
+#[utoipa::path(get, path = "/api/internal/seats/owned", tag = "6 Internal seat API", security((), ("internal_key" = [])), params(PageQuery),
     responses((status = 200, description = "A page", body = Page<OwnedSeat>), ListRefusals))]
 pub(crate) async fn list_owned_seats(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiQuery(page, _): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<OwnedSeat>>> {
@@ -298,9 +307,10 @@ pub(crate) async fn list_owned_seats(
 /// Who holds or owns these seats, for the audit
 ///
 /// Seats that nobody has, and unknown ones, are left out.
-#[utoipa::path(post, path = "/api/internal/seats/look-up", tag = "6 Internal seat API", request_body = LookUpRequest,
+#[utoipa::path(post, path = "/api/internal/seats/look-up", tag = "6 Internal seat API", security((), ("internal_key" = [])), request_body = LookUpRequest,
     responses((status = 200, description = "Those that are reserved or sold", body = OwnedSeats), ReleaseRefusals))]
 pub(crate) async fn look_up_seats(
+    _: InternalCaller,
     State(db): State<PgPool>,
     ApiJson(request): ApiJson<LookUpRequest>,
 ) -> Result<Json<OwnedSeats>> {
@@ -319,18 +329,18 @@ pub(crate) struct InternalHealth {
 refusals!(HealthRefusals: &[]);
 
 /// Whether the seat API can do its work
-#[utoipa::path(get, path = "/api/internal/health", tag = "6 Internal seat API",
+#[utoipa::path(get, path = "/api/internal/health", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
-pub(crate) async fn get_internal_health(State(db): State<PgPool>) -> Result<Json<InternalHealth>> {
+pub(crate) async fn get_internal_health(_: InternalCaller, State(db): State<PgPool>) -> Result<Json<InternalHealth>> {
     sqlx::query("select 1").execute(&db).await?;
     Ok(Json(InternalHealth { status: "healthy", service: "event-service" }))
 }
 
 /// Whether the seat API can do its work, for callers that only post
-#[utoipa::path(post, path = "/api/internal/health", tag = "6 Internal seat API",
+#[utoipa::path(post, path = "/api/internal/health", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
-pub(crate) async fn post_internal_health(db: State<PgPool>) -> Result<Json<InternalHealth>> {
-    get_internal_health(db).await
+pub(crate) async fn post_internal_health(caller: InternalCaller, db: State<PgPool>) -> Result<Json<InternalHealth>> {
+    get_internal_health(caller, db).await
 }
 
 fn as_set(mut ids: Vec<SessionSeatId>) -> Vec<SessionSeatId> {

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -61,7 +62,7 @@ refusals!(DeleteRefusals: &[Code::LocationNotFound, Code::ResourceInUse, Code::P
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a location
-#[utoipa::path(post, path = "/api/v1/locations", tag = "3 Locations", request_body = CreateLocation,
+#[utoipa::path(post, path = "/api/v1/locations", tag = "3 Locations", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateLocation,
     responses((status = 201, description = "Made", body = Location, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_location", parameters(("location_id" = "$response.body#/location_id")))),
         ("update" = (operation_id = "update_location", parameters(("location_id" = "$response.body#/location_id")))),
@@ -70,6 +71,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     )), CreateRefusals))]
 pub(crate) async fn create_location(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateLocation>,
 ) -> Result<Created<Editable<Location>>> {
     let location: Location = sqlx::query_as(
@@ -115,11 +117,12 @@ pub(crate) async fn get_location(
 }
 
 /// Change a location
-#[utoipa::path(patch, path = "/api/v1/locations/{location_id}", tag = "3 Locations", request_body = UpdateLocation,
+#[utoipa::path(patch, path = "/api/v1/locations/{location_id}", tag = "3 Locations", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateLocation,
     params(("location_id" = LocationId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Location, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_location(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<LocationId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -145,10 +148,11 @@ pub(crate) async fn update_location(
 /// Delete a location
 ///
 /// One that has halls stays: delete those first.
-#[utoipa::path(delete, path = "/api/v1/locations/{location_id}", tag = "3 Locations",
+#[utoipa::path(delete, path = "/api/v1/locations/{location_id}", tag = "3 Locations", security((), ("bearer" = ["organizer", "admin"])),
     params(("location_id" = LocationId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_location(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<LocationId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

@@ -102,7 +102,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             database::connect(&settings.database_url, "event-service", 1, &app::MIGRATIONS).await?;
         }
         Command::Serve => {
-            telemetry::warn_of_header_authentication();
+            settings.common.auth.warn();
             let lifecycle = Lifecycle::new();
             lifecycle.stop_on_signal()?;
             let listener = server::listen(settings.common.listen).await?;

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -56,7 +57,7 @@ refusals!(DeleteRefusals: &[Code::OrganizerNotFound, Code::ResourceInUse, Code::
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an organizer
-#[utoipa::path(post, path = "/api/v1/organizers", tag = "1 Organizers", request_body = CreateOrganizer,
+#[utoipa::path(post, path = "/api/v1/organizers", tag = "1 Organizers", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateOrganizer,
     responses((status = 201, description = "Made", body = Organizer, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
         ("update" = (operation_id = "update_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
@@ -65,6 +66,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     )), CreateRefusals))]
 pub(crate) async fn create_organizer(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateOrganizer>,
 ) -> Result<Created<Editable<Organizer>>> {
     let organizer: Organizer = sqlx::query_as(
@@ -109,11 +111,12 @@ pub(crate) async fn get_organizer(
 }
 
 /// Change an organizer
-#[utoipa::path(patch, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers", request_body = UpdateOrganizer,
+#[utoipa::path(patch, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateOrganizer,
     params(("organizer_id" = OrganizerId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Organizer, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_organizer(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<OrganizerId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -138,10 +141,11 @@ pub(crate) async fn update_organizer(
 /// Delete an organizer
 ///
 /// One that has events stays: delete those first.
-#[utoipa::path(delete, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers",
+#[utoipa::path(delete, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers", security((), ("bearer" = ["organizer", "admin"])),
     params(("organizer_id" = OrganizerId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_organizer(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<OrganizerId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -110,7 +111,7 @@ refusals!(DeleteRefusals: &[Code::SeatNotFound, Code::ResourceInUse, Code::Preco
 /// Create one seat
 ///
 /// Sessions made before do not get it.
-#[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats", tag = "4 Halls and seats", request_body = CreateSeat,
+#[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSeat,
     params(("hall_id" = HallId, Path)), responses((status = 201, description = "Made", body = Seat, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
         ("update" = (operation_id = "update_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
@@ -118,6 +119,7 @@ refusals!(DeleteRefusals: &[Code::SeatNotFound, Code::ResourceInUse, Code::Preco
     )), CreateRefusals))]
 pub(crate) async fn create_seat(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(hall_id): ApiPath<HallId>,
     ApiJson(new): ApiJson<CreateSeat>,
 ) -> Result<Created<Editable<Seat>>> {
@@ -132,10 +134,11 @@ pub(crate) async fn create_seat(
 /// Create many seats at once, as a grid or as a list
 ///
 /// Up to 100,000 seats; all of them or none. Sessions made before do not get them.
-#[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats/bulk", tag = "4 Halls and seats", request_body = CreateSeats,
+#[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats/bulk", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSeats,
     params(("hall_id" = HallId, Path)), responses((status = 201, description = "Made", body = SeatsCreated), CreateRefusals))]
 pub(crate) async fn create_seats(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(hall_id): ApiPath<HallId>,
     ApiJson(new): ApiJson<CreateSeats>,
 ) -> Result<(StatusCode, Json<SeatsCreated>)> {
@@ -183,11 +186,12 @@ pub(crate) async fn get_seat(State(db): State<PgPool>, ApiPath(id): ApiPath<Seat
 /// Change a seat
 ///
 /// Its labels (`section`, `row_number`, `seat_number`) stand on tickets, so they stay while it is in a session.
-#[utoipa::path(patch, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", request_body = UpdateSeat,
+#[utoipa::path(patch, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSeat,
     params(("seat_id" = SeatId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Seat, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_seat(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<SeatId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -224,10 +228,11 @@ pub(crate) async fn update_seat(
 /// Delete a seat
 ///
 /// One that is in a session stays.
-#[utoipa::path(delete, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats",
+#[utoipa::path(delete, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])),
     params(("seat_id" = SeatId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_seat(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(id): ApiPath<SeatId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
+use service_kit::auth::OrganizerCaller;
 use service_kit::error::{Error, Result};
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
@@ -113,7 +114,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 /// Create a session and its session seats
 ///
 /// One session seat for each seat that the hall has now, in one transaction. Two sessions in a hall can't overlap.
-#[utoipa::path(post, path = "/api/v1/sessions", tag = "5 Sessions", request_body = CreateSession,
+#[utoipa::path(post, path = "/api/v1/sessions", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSession,
     responses((status = 201, description = "Made", body = Session, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_session", parameters(("session_id" = "$response.body#/session_id")))),
         ("update" = (operation_id = "update_session", parameters(("session_id" = "$response.body#/session_id")))),
@@ -123,6 +124,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     )), CreateRefusals))]
 pub(crate) async fn create_session(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateSession>,
 ) -> Result<Created<Editable<Session>>> {
     let session_id = SessionId::new();
@@ -203,11 +205,12 @@ pub(crate) async fn get_session(
 /// Change a session
 ///
 /// Event, hall and currency stay as they are while seats are reserved or sold. A new price is for those who buy from now on.
-#[utoipa::path(patch, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", request_body = UpdateSession,
+#[utoipa::path(patch, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSession,
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Session, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_session(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(session_id): ApiPath<SessionId>,
     if_match: IfMatch,
     patch: ApiPatch,
@@ -256,11 +259,12 @@ pub(crate) async fn update_session(
 /// Cancel a session
 ///
 /// It is off sale at once. Its reservations end and its tickets are refunded by the Booking Service, within seconds. Repeating it is harmless.
-#[utoipa::path(post, path = "/api/v1/sessions/{session_id}/cancel", tag = "5 Sessions",
+#[utoipa::path(post, path = "/api/v1/sessions/{session_id}/cancel", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Cancelled", body = Session, headers(("ETag" = String))), CancelRefusals))]
 pub(crate) async fn cancel_session(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(session_id): ApiPath<SessionId>,
     if_match: IfMatch,
 ) -> Result<Editable<Session>> {
@@ -280,10 +284,11 @@ pub(crate) async fn cancel_session(
 /// Delete a session and its session seats
 ///
 /// One with reserved or sold seats stays: cancel it, which gives the buyers their money back, and delete it after that.
-#[utoipa::path(delete, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions",
+#[utoipa::path(delete, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_session(
     State(db): State<PgPool>,
+    _: OrganizerCaller,
     ApiPath(session_id): ApiPath<SessionId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {

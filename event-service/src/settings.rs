@@ -1,5 +1,7 @@
 //! This service's settings.
 
+use std::net::SocketAddr;
+
 use service_kit::amqp::Broker;
 use service_kit::settings::{Common, Secret, SettingsError, SettingsReader};
 use shared_contracts::booking_event;
@@ -9,6 +11,8 @@ use shared_contracts::booking_event;
 pub struct Settings {
     /// Where to listen, how to log.
     pub common: Common,
+    /// `INTERNAL_HOST`, `INTERNAL_PORT`: where the internal API is, and nowhere else; with the rest, when no port is given.
+    pub internal_listen: Option<SocketAddr>,
     /// `DATABASE_URL`: PostgreSQL 15 or later.
     pub database_url: Secret,
     /// `DATABASE_CONNECTIONS_MAX`: of one replica; all replicas together must stay under the server's limit.
@@ -29,17 +33,29 @@ impl Settings {
     /// Every fault found.
     pub fn from_env() -> Result<Self, SettingsError> {
         let mut reader = SettingsReader::from_env();
+        let common = Common::read(&mut reader, 8000);
         let settings = Self {
-            common: Common::read(&mut reader, 8000),
-            database_url: reader.secret("DATABASE_URL", "postgres://postgres:postgres@localhost:5433/event_service"),
+            internal_listen: internal_listen(&mut reader, common.listen),
+            common,
+            database_url: reader.address("DATABASE_URL", "postgres://postgres:postgres@localhost:5433/event_service"),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 1, 1000),
             seat_stream_watchers_max: reader.within("SEAT_STREAM_WATCHERS_MAX", 500, 0, 100_000),
             broker: Broker {
-                url: reader.secret("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
+                url: reader.address("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
                 exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
             },
             queue: reader.or("RABBITMQ_QUEUE", booking_event::QUEUE.to_owned()),
         };
         reader.finish(settings)
     }
+}
+
+fn internal_listen(reader: &mut SettingsReader, public: SocketAddr) -> Option<SocketAddr> {
+    let host = reader.or("INTERNAL_HOST", public.ip());
+    // 0 means: not set.
+    let port = Some(reader.or("INTERNAL_PORT", 0)).filter(|port| *port != 0)?;
+    if port == public.port() {
+        reader.fault(format!("INTERNAL_PORT={port} is also PORT; give the internal API another, or none"));
+    }
+    Some(SocketAddr::new(host, port))
 }

@@ -4,11 +4,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use futures::FutureExt;
 use shared_contracts::problem::{Code, Problem};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
@@ -18,6 +18,7 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::auth::Gate;
 use crate::error::{Cause, Error};
 use crate::etag;
 use crate::lifecycle::Lifecycle;
@@ -93,6 +94,7 @@ pub fn wrap(router: Router, lifecycle: &Lifecycle, limits: &Common) -> Router {
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing()))
         .layer(map_response(etag::name_coding))
         .layer(from_fn_with_state(guard, handle))
+        .layer(Extension(Gate::open(&limits.auth, lifecycle)))
 }
 
 /// Seat maps and lists, not the short answers on a booking's way, nor what is packed already.

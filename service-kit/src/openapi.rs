@@ -7,11 +7,23 @@ use axum::response::Redirect;
 use axum::routing::get;
 use shared_contracts::problem::{CONTENT_TYPE, Code, Problem};
 use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::schema::ArrayItems;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
 use utoipa::{Modify, OpenApi as _, PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use crate::auth::AuthSettings;
+
+/// The security schemes: the user by header, the user by token, another service of ours. An operation says in
+/// `#[utoipa::path(security(...))]` which of them it takes, with the roles that it needs; `()` means that it takes none as well, in
+/// some mode. [`describe_security`] adds to its description and answers what follows from that.
+const USER: &str = "user_id";
+const BEARER: &str = "bearer";
+const INTERNAL: &str = "internal_key";
 
 /// What any call that takes a JSON body may answer.
 pub const BODY: &[Code] =
@@ -103,16 +115,26 @@ fn response_for(codes: &[Code]) -> Response {
 
 /// The components that every service's document needs.
 #[derive(utoipa::OpenApi)]
-#[openapi(components(schemas(Problem)), modifiers(&UserHeader))]
+#[openapi(components(schemas(Problem)), modifiers(&SecuritySchemes))]
 struct Common;
 
-struct UserHeader;
+struct SecuritySchemes;
 
-impl Modify for UserHeader {
+impl Modify for SecuritySchemes {
     fn modify(&self, document: &mut OpenApi) {
-        let header = ApiKeyValue::with_description("X-User-ID", "The acting user's id: any UUID, for local trials");
+        let header =
+            |name: &str, text: &str| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, text)));
+        let token = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some("An access token of your login (`AUTH_MODE=jwt`)"))
+            .build();
         if let Some(components) = document.components.as_mut() {
-            components.add_security_scheme("user_id", SecurityScheme::ApiKey(ApiKey::Header(header)));
+            let user = header("X-User-ID", "The acting user's id: any UUID, for local trials (`AUTH_MODE=header`)");
+            components.add_security_scheme(USER, user);
+            components.add_security_scheme(BEARER, SecurityScheme::Http(token));
+            let internal = header("X-Internal-Api-Key", "The key of our services, where `INTERNAL_API_KEY` is set");
+            components.add_security_scheme(INTERNAL, internal);
         }
     }
 }
@@ -121,6 +143,59 @@ impl Modify for UserHeader {
 #[must_use]
 pub fn complete(document: OpenApi) -> OpenApi {
     document.merge_from(Common::openapi())
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+}
+
+/// The schemes that this requirement names, each with the roles that it needs. The library keeps them to itself, but writes them.
+fn named_schemes(requirement: &SecurityRequirement) -> BTreeMap<String, Vec<String>> {
+    serde_json::to_value(requirement).and_then(serde_json::from_value).unwrap_or_default()
+}
+
+/// Adds to each operation what its security entails: the answers to who is not known or may not, and a word on the roles.
+pub fn describe_security(document: &mut OpenApi) {
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        let schemes: Vec<_> = operation.security.iter().flatten().flat_map(named_schemes).collect();
+        if schemes.is_empty() {
+            continue;
+        }
+        let mut codes = vec![Code::Unauthenticated];
+        if let Some((_, roles)) = schemes.iter().find(|(_, roles)| !roles.is_empty()) {
+            codes.push(Code::Forbidden);
+            let roles: Vec<String> = roles.iter().map(|role| format!("`{role}`")).collect();
+            let needs = format!("With `AUTH_MODE=jwt` this needs the role {}.", roles.join(" or "));
+            let description = operation.description.take().into_iter().chain([needs]).collect::<Vec<_>>();
+            operation.description = Some(description.join("\n\n"));
+        }
+        for code in codes {
+            let responses = &mut operation.responses.responses;
+            responses.entry(code.status().to_string()).or_insert_with(|| RefOr::T(response_for(&[code])));
+        }
+    }
+}
+
+/// Leaves of the alternatives those that this process takes, so that a reader knows what to send.
+pub fn narrow_security(document: &mut OpenApi, auth: &AuthSettings) {
+    let internal = auth.internal_keys.are_set();
+    let taken = |scheme: &str| match scheme {
+        USER => auth.is_by_header(),
+        BEARER => !auth.is_by_header(),
+        _ => internal,
+    };
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        let Some(alternatives) = operation.security.as_mut() else { continue };
+        alternatives.retain(|requirement| named_schemes(requirement).keys().all(|scheme| taken(scheme)));
+        // Taking nothing as well was the alternative to a scheme that is not taken here.
+        alternatives.retain(|requirement| !named_schemes(requirement).is_empty());
+        if alternatives.is_empty() {
+            operation.security = None;
+        }
+    }
+    if let Some(components) = document.components.as_mut() {
+        components.security_schemes.retain(|scheme, _| taken(scheme));
+    }
 }
 
 /// Lets a page's items be the resource that is described already: generics describe theirs once more, and a generated client
@@ -143,8 +218,7 @@ pub fn describe_alias(document: &mut OpenApi, path: &str, alias: &str) {
     let known: Vec<_> = document.paths.paths.iter().map(|(known, item)| (known.clone(), item.clone())).collect();
     for (known, mut item) in known {
         let Some(rest) = known.strip_prefix(path) else { continue };
-        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
+        for operation in operations(&mut item) {
             operation.operation_id = operation.operation_id.take().map(|id| format!("{id}_by_other_name"));
             operation.description = Some(format!("The same as `{known}`."));
         }

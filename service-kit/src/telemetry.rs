@@ -27,8 +27,3 @@ pub fn init(common: &Common) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-/// Says loudly what a reader of the log must know about who may call.
-pub fn warn_of_header_authentication() {
-    tracing::warn!("AUTH_MODE=header: anyone may act as anyone by the X-User-ID header; for local trials only");
-}

@@ -56,6 +56,8 @@ codes! {
     Unauthenticated = 401 "unauthenticated" "The caller is not known";
     /// The payment provider declined; the hold stays until it expires.
     PaymentDeclined = 402 "payment_declined" "The payment was declined";
+    /// The caller is known and may not do this.
+    Forbidden = 403 "forbidden" "The caller may not do this";
     /// No such path.
     NotFound = 404 "not_found" "There is nothing at this path";
     /// No such organizer.
@@ -124,6 +126,8 @@ codes! {
     IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used with another request";
     /// A bug on our side.
     InternalError = 500 "internal_error" "Something went wrong on our side";
+    /// The keys that access tokens are signed with have not been had yet.
+    AuthenticationUnavailable = 503 "authentication_unavailable" "Access tokens can't be checked";
     /// The service's own database can't be reached.
     DatabaseUnavailable = 503 "database_unavailable" "The database can't be reached";
     /// The Event Service can't be reached.

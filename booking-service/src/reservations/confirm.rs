@@ -79,7 +79,7 @@ refusals!(ConfirmRefusals: openapi::BODY, &[
 #[utoipa::path(post, path = "/api/v1/reservations/{id}/confirm", tag = "2 Reservations", request_body = Option<ConfirmReservation>,
     params(("id" = ReservationId, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
-    security(("user_id" = [])), responses((status = 200, description = "Paid", body = ConfirmedReservation, links(
+    security(("user_id" = []), ("bearer" = [])), responses((status = 200, description = "Paid", body = ConfirmedReservation, links(
         ("ticket" = (operation_id = "get_ticket", parameters(("id" = "$response.body#/tickets/0/id")))),
         ("qr" = (operation_id = "get_ticket_qr", parameters(("id" = "$response.body#/tickets/0/id")))),
         ("refund" = (operation_id = "refund_ticket", parameters(("id" = "$response.body#/tickets/0/id")))),
@@ -101,7 +101,7 @@ pub(crate) async fn confirm_reservation(
             Claimed::Answer(answer) => return Ok(answer),
         };
     // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
-    let paid = pay(&app, caller.user_id, id, attempt, body.payment_id.as_deref()).await;
+    let paid = pay(&app, caller.confined_to(), id, attempt, body.payment_id.as_deref()).await;
     match paid {
         Ok(processing) if processing.payment_status == PaymentStatus::Processing => {
             claim.give_back(&app.db).await?;
@@ -123,14 +123,14 @@ pub(crate) async fn confirm_reservation(
 /// The paid reservation, whether this call paid for it or an earlier one.
 async fn pay(
     app: &App,
-    user_id: UserId,
+    owner: Option<UserId>,
     id: ReservationId,
     key: PaymentId,
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
-    let order = Order { id, user_id, key, payment_id: payment_id.map(str::to_owned) };
+    let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
     let Some(amount) = app.paid.lease(order).await? else {
-        return paid_before(app, user_id, id).await;
+        return paid_before(app, owner, id).await;
     };
     crash_point("confirm.leased");
     // An error is an unknown outcome too: the charge may have been made.
@@ -145,32 +145,33 @@ async fn pay(
     match concluded {
         Concluded::Paid(paid) => Ok(answer(paid.reservation, key, paid.tickets)),
         Concluded::NotCharged => Err(declined()),
-        Concluded::Processing => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
+        Concluded::Processing => Ok(answer(find(&app.db, id, owner).await?, key, Vec::new())),
         Concluded::Unknown => Err(unknown_charge().into()),
         Concluded::SeatLost => {
             let detail = "A seat of this reservation has another owner. That must not happen and is being looked into; your money is given back.";
             Err(Error::refused(Code::SeatUnavailable, detail))
         }
         // The lease ran out meanwhile and the recovery settled it, by the provider's word.
-        Concluded::ByOthers => paid_before(app, user_id, id).await,
+        Concluded::ByOthers => paid_before(app, owner, id).await,
     }
 }
 
-async fn paid_before(app: &App, user_id: UserId, id: ReservationId) -> Result<ConfirmedReservation> {
-    let (state, expired): (ReservationState, bool) =
-        sqlx::query_as("select status, expiry_time <= now() from reservations where id = $1 and user_id = $2")
-            .bind(id)
-            .bind(user_id)
-            .fetch_optional(&app.db)
-            .await?
-            .ok_or_else(|| not_found(id))?;
+async fn paid_before(app: &App, owner: Option<UserId>, id: ReservationId) -> Result<ConfirmedReservation> {
+    let (state, expired): (ReservationState, bool) = sqlx::query_as(
+        "select status, expiry_time <= now() from reservations where id = $1 and ($2::uuid is null or user_id = $2)",
+    )
+    .bind(id)
+    .bind(owner)
+    .fetch_optional(&app.db)
+    .await?
+    .ok_or_else(|| not_found(id))?;
     let live = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
     let live: Option<PaymentId> = sqlx::query_scalar(live).bind(id).fetch_optional(&app.db).await?;
     match (state, live) {
         (ReservationState::Confirmed, Some(key)) => {
-            Ok(answer(find(&app.db, id, user_id).await?, key, tickets::of_reservation(&app.db, id).await?))
+            Ok(answer(find(&app.db, id, owner).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
-        (ReservationState::Active, Some(key)) => Ok(answer(find(&app.db, id, user_id).await?, key, Vec::new())),
+        (ReservationState::Active, Some(key)) => Ok(answer(find(&app.db, id, owner).await?, key, Vec::new())),
         (ReservationState::Active, None) if !expired => Err(declined()),
         (state, _) => Err(refusal(state)),
     }

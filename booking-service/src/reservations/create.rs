@@ -75,7 +75,7 @@ refusals!(Refusals: openapi::BODY, &[
 ///
 /// The seats are held until `expiry_time`; confirm the reservation before. Take `session_seat_id`, `row_number` and `seat_number`
 /// from the Event Service's seat map. With an `Idempotency-Key`, a repeated request gets the answer of the first.
-#[utoipa::path(post, path = "/api/v1/reservations", tag = "2 Reservations", request_body = CreateReservation, security(("user_id" = [])),
+#[utoipa::path(post, path = "/api/v1/reservations", tag = "2 Reservations", request_body = CreateReservation, security(("user_id" = []), ("bearer" = [])),
     params(("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
     responses((status = 201, description = "Held", body = Reservation, headers(("Location" = String)), links(
         ("get" = (operation_id = "get_reservation", parameters(("id" = "$response.body#/id")))),
@@ -285,7 +285,7 @@ async fn reserve_and_write(app: &App, draft: &Draft, order: PricedOrder, claim: 
     };
     // A lost connection may have lost only the answer. The seats must not go back before it is certain that there is no row.
     match abandon_unwritten(app, &draft.held_seats()).await {
-        Ok(()) => match find(&app.db, draft.id, draft.user_id).await {
+        Ok(()) => match find(&app.db, draft.id, Some(draft.user_id)).await {
             Ok(written) => return Ok(written),
             Err(Error::Refused(_)) => release(app, draft).await,
             Err(_) => {}

@@ -52,7 +52,7 @@ refusals!(RefundRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::T
 /// Cancel an active reservation
 ///
 /// Its seats are free at once.
-#[utoipa::path(delete, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = [])),
+#[utoipa::path(delete, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "Cancelled", body = Reservation), CancelRefusals))]
 pub(crate) async fn cancel_reservation(
     State(app): State<App>,
@@ -62,16 +62,16 @@ pub(crate) async fn cancel_reservation(
     let mut tx = database::begin(&app.db).await?;
     let changed: Option<Changed> = sqlx::query_as(
         "update reservations set status = 'cancelled', sequence = sequence + 1, updated_at = now()
-         where id = $1 and user_id = $2 and status || '' = 'active' and expiry_time > clock_timestamp()
+         where id = $1 and ($2::uuid is null or user_id = $2) and status || '' = 'active' and expiry_time > clock_timestamp()
          returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
     )
     .bind(id)
-    .bind(caller.user_id)
+    .bind(caller.confined_to())
     .fetch_optional(&mut *tx)
     .await?;
     let Some(changed) = changed else {
         drop(tx);
-        return Err(why_refused(&app, caller.user_id, id, ReservationStep::Cancel).await?);
+        return Err(why_refused(&app, caller.confined_to(), id, ReservationStep::Cancel).await?);
     };
     let events = announce_all(&mut tx, BookingEventType::Cancelled, &[changed]).await?;
     tx.commit().await?;
@@ -83,7 +83,7 @@ pub(crate) async fn cancel_reservation(
         }
     }
     announce_end(&app, &events).await;
-    find(&app.db, id, caller.user_id).await.map(Json)
+    find(&app.db, id, caller.confined_to()).await.map(Json)
 }
 
 /// Ends up to `limit` reservations whose time is over, oldest first, and returns how many.
@@ -161,7 +161,7 @@ pub(crate) async fn abandon_unwritten(app: &App, holds: &[HeldSeat]) -> Result<(
 /// Give a ticket back
 ///
 /// The price is refunded once and the seat goes back on sale. Repeating it gives the same answer.
-#[utoipa::path(post, path = "/api/v1/tickets/{id}/refund", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = [])),
+#[utoipa::path(post, path = "/api/v1/tickets/{id}/refund", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "Refunded", body = Ticket), RefundRefusals))]
 pub(crate) async fn refund_ticket(
     State(app): State<App>,
@@ -169,9 +169,9 @@ pub(crate) async fn refund_ticket(
     ApiPath(id): ApiPath<TicketId>,
 ) -> Result<Json<Ticket>> {
     let mut tx = database::begin(&app.db).await?;
-    let Some(ticket) = tickets::refund(&mut tx, id, caller.user_id).await? else {
+    let Some(ticket) = tickets::refund(&mut tx, id, caller.confined_to()).await? else {
         drop(tx);
-        let ticket = tickets::find(&app.db, id, caller.user_id).await?;
+        let ticket = tickets::find(&app.db, id, caller.confined_to()).await?;
         return match ticket.status {
             tickets::TicketStatus::Refunded => Ok(Json(ticket)),
             _ => Err(Error::refused(Code::TicketUsed, "A ticket that has been used can't be given back.")),
@@ -278,13 +278,13 @@ pub(super) async fn announce_all(
     Ok(events)
 }
 
-/// Why a conditional update passed over the user's reservation.
-async fn why_refused(app: &App, user_id: UserId, id: ReservationId, step: ReservationStep) -> Result<Error> {
+/// Why a conditional update passed over the reservation of this owner; anyone's, when none is given.
+async fn why_refused(app: &App, owner: Option<UserId>, id: ReservationId, step: ReservationStep) -> Result<Error> {
     let found: Option<(ReservationState, bool)> = sqlx::query_as(
-        "select status, expiry_time > clock_timestamp() from reservations where id = $1 and user_id = $2",
+        "select status, expiry_time > clock_timestamp() from reservations where id = $1 and ($2::uuid is null or user_id = $2)",
     )
     .bind(id)
-    .bind(user_id)
+    .bind(owner)
     .fetch_optional(&app.db)
     .await?;
     let (state, in_time) = found.ok_or_else(|| not_found(id))?;

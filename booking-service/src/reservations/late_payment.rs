@@ -100,7 +100,7 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     }
     // Booked again by an attempt that died before it could confirm.
     if let Some(again) = payment.rebooked_as
-        && matches!(find(&app.db, again, payment.user_id).await, Ok(found) if found.time_remaining_seconds > 0)
+        && matches!(find(&app.db, again, Some(payment.user_id)).await, Ok(found) if found.time_remaining_seconds > 0)
     {
         return complete(app, again, payment.id).await;
     }
@@ -108,7 +108,7 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     if !claim_rebooking(app, payment.id, again).await? {
         return Ok(Concluded::Processing);
     }
-    let ended = find(&app.db, payment.reservation_id, payment.user_id).await?;
+    let ended = find(&app.db, payment.reservation_id, Some(payment.user_id)).await?;
     match book_again(app, again, ended).await {
         Ok(_) => {
             tracing::info!(payment_id = %payment.id, expired = %payment.reservation_id, %again, "A payment came too late and its seats were still free");

@@ -137,19 +137,19 @@ pub(crate) struct ReservationFilter {
 refusals!(GetRefusals: &[Code::Unauthenticated, Code::ReservationNotFound, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
 
-/// Get one of the caller's reservations
-#[utoipa::path(get, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = [])),
+/// Get a reservation
+#[utoipa::path(get, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The reservation", body = Reservation), GetRefusals))]
 pub(crate) async fn get_reservation(
     State(app): State<App>,
     caller: Caller,
     ApiPath(id): ApiPath<ReservationId>,
 ) -> Result<Json<Reservation>> {
-    find(&app.db, id, caller.user_id).await.map(Json)
+    find(&app.db, id, caller.confined_to()).await.map(Json)
 }
 
 /// List the caller's reservations, newest first
-#[utoipa::path(get, path = "/api/v1/reservations", tag = "2 Reservations", params(PageQuery, ReservationFilter), security(("user_id" = [])),
+#[utoipa::path(get, path = "/api/v1/reservations", tag = "2 Reservations", params(PageQuery, ReservationFilter), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "A page", body = Page<Reservation>), ListRefusals))]
 pub(crate) async fn list_reservations(
     State(app): State<App>,
@@ -173,17 +173,21 @@ pub(crate) async fn list_reservations(
     Ok(Json(page))
 }
 
-/// The reservation, if it is this user's.
-pub(crate) async fn find(db: &PgPool, id: ReservationId, user_id: UserId) -> Result<Reservation> {
-    let found = find_all(&mut *db.acquire().await?, vec![id]).await?;
-    found.into_iter().find(|reservation| reservation.user_id == user_id).ok_or_else(|| not_found(id))
+/// The reservation, if it is this owner's; anyone's, when none is given.
+pub(crate) async fn find(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Reservation> {
+    let found = find_all(&mut *db.acquire().await?, vec![id], owner).await?;
+    found.into_iter().next().ok_or_else(|| not_found(id))
 }
 
-/// Those that there are of these reservations, whosever they are.
-async fn find_all(connection: &mut PgConnection, ids: Vec<ReservationId>) -> Result<Vec<Reservation>> {
-    let sql = format!("select {COLUMNS} from reservations where id = any($1)");
+/// Those that there are of these reservations, and are this owner's; anyone's, when none is given.
+async fn find_all(
+    connection: &mut PgConnection,
+    ids: Vec<ReservationId>,
+    owner: Option<UserId>,
+) -> Result<Vec<Reservation>> {
+    let sql = format!("select {COLUMNS} from reservations where id = any($1) and ($2::uuid is null or user_id = $2)");
     let mut found: Vec<Reservation> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(ids).fetch_all(&mut *connection).await?;
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(ids).bind(owner).fetch_all(&mut *connection).await?;
     add_items(connection, &mut found).await?;
     Ok(found)
 }

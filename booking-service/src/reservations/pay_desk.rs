@@ -26,7 +26,8 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) id: ReservationId,
-    pub(super) user_id: UserId,
+    /// Whose it must be; anyone's, when none is given.
+    pub(super) owner: Option<UserId>,
     /// The payment's new id, under which the provider will be asked.
     pub(super) key: PaymentId,
     /// The provider's token for the customer's means of payment.
@@ -70,7 +71,7 @@ impl PayDesk {
     }
 
     /// `active → confirming`, with the payment's row, so that a crash from here on is settled by asking the provider. The amount to be
-    /// charged; `None` when the reservation is not this user's, not active, out of time, or has a payment that the provider works on.
+    /// charged; `None` when the reservation is not that owner's, not active, out of time, or has a payment that the provider works on.
     ///
     /// # Errors
     /// The database failed: the lease may have been taken.
@@ -96,10 +97,10 @@ async fn lease_all(db: PgPool, orders: Vec<Order>) -> Vec<Result<Option<Money>>>
 async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>>>> {
     let leased: Vec<(PaymentId, Money)> = sqlx::query_as(
         "with given as materialized (
-             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) as given (id, user_id, key, payment_id)
+             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) as given (id, owner, key, payment_id)
          ),
          locked as materialized (
-             select r.id from reservations r join given using (id) where r.user_id = given.user_id order by r.id for no key update of r
+             select r.id from reservations r join given using (id) where given.owner is null or r.user_id = given.owner order by r.id for no key update of r
          ),
          leased as (
              update reservations r set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
@@ -113,7 +114,7 @@ async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>
          returning id, amount",
     )
     .bind(orders.iter().map(|order| order.id).collect::<Vec<_>>())
-    .bind(orders.iter().map(|order| order.user_id).collect::<Vec<_>>())
+    .bind(orders.iter().map(|order| order.owner).collect::<Vec<_>>())
     .bind(orders.iter().map(|order| order.key).collect::<Vec<_>>())
     .bind(orders.iter().map(|order| order.payment_id.as_deref()).collect::<Vec<_>>())
     .bind(LEASE_SECONDS)
@@ -188,7 +189,7 @@ async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Resul
         })
         .collect();
     outbox::append(&mut tx, &events).await?;
-    let reservations = find_all(&mut tx, changed.iter().map(|changed| changed.id).collect()).await?;
+    let reservations = find_all(&mut tx, changed.iter().map(|changed| changed.id).collect(), None).await?;
     crash_point("confirm.completing");
     tx.commit().await?;
     crash_point("confirm.completed");

@@ -6,6 +6,7 @@ mod processes;
 mod support;
 
 mod audit;
+mod auth;
 mod booking;
 mod cancel;
 mod chaos;

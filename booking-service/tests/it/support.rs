@@ -7,11 +7,13 @@ use booking_service::app::{self, App};
 use booking_service::audit::{Patience, Report, audit};
 use booking_service::outbox;
 use booking_service::settings::{Rules, Settings};
-use reqwest::{Client, Method, Response};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use service_kit::amqp::Broker;
+use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, LogFormat, Secret};
+use service_kit::testing::login::Login;
 use service_kit::testing::wires::ChaosProxy;
 use service_kit::testing::{database, server, unique, wait_until};
 use sqlx::PgPool;
@@ -37,6 +39,8 @@ pub(crate) struct System {
     pub(crate) to_broker: ChaosProxy,
     pub(crate) http: Client,
     pub(crate) lifecycle: Lifecycle,
+    /// Where users and staff get their tokens; without one they are who they say.
+    pub(crate) login: Option<Login>,
     sessions: AtomicU32,
 }
 
@@ -48,13 +52,14 @@ pub(crate) struct Sale {
     pub(crate) tier: String,
 }
 
-fn common() -> Common {
+fn common(auth: AuthSettings) -> Common {
     Common {
         listen: ([127, 0, 0, 1], 0).into(),
         log_level: "warn".into(),
         log_format: LogFormat::Pretty,
         requests_in_flight_max: 2000,
         request_time_max: Duration::from_secs(30),
+        auth,
     }
 }
 
@@ -66,6 +71,15 @@ impl System {
 
     /// Without a worker: tests call its ticks themselves.
     pub(crate) async fn start_with(hold_time: Duration) -> Self {
+        Self::start_as(hold_time, AuthSettings::default(), None).await
+    }
+
+    /// Behind a login, whose tokens users and staff then have.
+    pub(crate) async fn start_behind(login: Login) -> Self {
+        Self::start_as(Duration::from_secs(600), login.settings(), Some(login)).await
+    }
+
+    pub(crate) async fn start_as(hold_time: Duration, auth: AuthSettings, login: Option<Login>) -> Self {
         let (event_url, booking_url) =
             tokio::join!(database("event", &event_service::app::MIGRATIONS), database("booking", &app::MIGRATIONS));
         let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
@@ -74,7 +88,8 @@ impl System {
         let lifecycle = Lifecycle::new();
 
         let event_settings = event_service::settings::Settings {
-            common: common(),
+            common: common(auth.clone()),
+            internal_listen: None,
             database_url: event_url.clone(),
             database_connections_max: 20,
             seat_stream_watchers_max: 150,
@@ -87,7 +102,7 @@ impl System {
         let to_event_service = ChaosProxy::to(&event_address).await;
 
         let settings = Settings {
-            common: common(),
+            common: common(auth),
             database_url: booking_url,
             database_connections_max: 20,
             redis_url: Secret::from(redis_url.as_str()),
@@ -117,6 +132,7 @@ impl System {
             to_broker,
             http: Client::builder().build().unwrap(),
             lifecycle,
+            login,
             sessions: AtomicU32::new(0),
         };
         system.consumer_is_up().await;
@@ -131,9 +147,18 @@ impl System {
         .await;
     }
 
+    /// The same request, made by this user.
+    pub(crate) fn by(&self, user: Uuid, roles: &[&str], request: RequestBuilder) -> RequestBuilder {
+        match &self.login {
+            Some(login) => request.bearer_auth(login.token(user, roles)),
+            None => request.header("x-user-id", user.to_string()),
+        }
+    }
+
     async fn create(&self, path: &str, body: &Value, id: &str) -> String {
         let base = if path.contains("price-tiers") { &self.booking_base } else { &self.event_base };
-        let response = self.http.post(format!("{base}{path}")).json(body).send().await.unwrap();
+        let request = self.http.post(format!("{base}{path}")).json(body);
+        let response = self.by(Uuid::now_v7(), &["organizer"], request).send().await.unwrap();
         text_of(&answer(response, 201).await, id)
     }
 
@@ -147,16 +172,8 @@ impl System {
         let hall = json!({ "name": "Hall", "capacity": seats });
         let hall = self.create(&format!("/api/v1/locations/{location}/halls"), &hall, "hall_id").await;
         let grid = json!({ "rows": 1, "seats_per_row": seats });
-        answer(
-            self.http
-                .post(format!("{}/api/v1/halls/{hall}/seats/bulk", self.event_base))
-                .json(&grid)
-                .send()
-                .await
-                .unwrap(),
-            201,
-        )
-        .await;
+        let request = self.http.post(format!("{}/api/v1/halls/{hall}/seats/bulk", self.event_base)).json(&grid);
+        answer(self.by(Uuid::now_v7(), &["organizer"], request).send().await.unwrap(), 201).await;
         // Each has a hall of its own, so two may be on the same day.
         let day = self.sessions.fetch_add(1, Ordering::Relaxed) % 28 + 1;
         let session = json!({ "event_id": event, "hall_id": hall, "base_price": 100.00,
@@ -191,7 +208,7 @@ impl System {
 
     pub(crate) async fn call(&self, method: Method, path: &str, user: Uuid, body: Option<&Value>) -> Response {
         let mut request =
-            self.http.request(method, format!("{}{path}", self.booking_base)).header("x-user-id", user.to_string());
+            self.by(user, &["customer"], self.http.request(method, format!("{}{path}", self.booking_base)));
         if let Some(body) = body {
             request = request.json(body);
         }

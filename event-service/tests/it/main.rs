@@ -3,6 +3,7 @@
 
 mod support;
 
+mod auth;
 mod booking_consumer;
 mod catalogue;
 mod database;

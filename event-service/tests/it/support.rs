@@ -1,5 +1,6 @@
 //! A running Event Service, and the requests that tests make of it.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use event_service::settings::Settings;
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use service_kit::amqp::Broker;
+use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::{database, server, unique};
@@ -37,6 +39,22 @@ impl TestApp {
     }
 
     pub(crate) async fn spawn_with(database_url: Secret, broker: Broker) -> Self {
+        Self::spawn_behind(database_url, broker, AuthSettings::default(), None).await
+    }
+
+    /// One that asks who calls.
+    pub(crate) async fn spawn_as(auth: AuthSettings, internal_listen: Option<SocketAddr>) -> Self {
+        let database_url = database("event", &app::MIGRATIONS).await;
+        let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), exchange: unique("exchange") };
+        Self::spawn_behind(database_url, broker, auth, internal_listen).await
+    }
+
+    async fn spawn_behind(
+        database_url: Secret,
+        broker: Broker,
+        auth: AuthSettings,
+        internal_listen: Option<SocketAddr>,
+    ) -> Self {
         let queue = unique("queue");
         let settings = Settings {
             common: Common {
@@ -45,7 +63,9 @@ impl TestApp {
                 log_format: LogFormat::Pretty,
                 requests_in_flight_max: IN_FLIGHT_MAX,
                 request_time_max: Duration::from_secs(30),
+                auth,
             },
+            internal_listen,
             database_url: database_url.clone(),
             database_connections_max: 10,
             seat_stream_watchers_max: 150,

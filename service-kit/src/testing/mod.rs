@@ -1,5 +1,5 @@
-//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break ([`wires`]), and random
-//! sequences of changes ([`sequences`]).
+//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break ([`wires`]), random
+//! sequences of changes ([`sequences`]), and a login whose tokens are good or forged ([`login`]).
 //!
 //! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single runs.
 #![expect(
@@ -12,7 +12,7 @@
     reason = "tests read their servers' addresses themselves and spawn outside of a lifecycle"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::settings::Secret;
 
+pub mod login;
 pub mod sequences;
 pub mod wires;
 
@@ -145,19 +146,23 @@ pub async fn assert_document_fits_routes(routes: Router, document: &OpenApi) {
         let methods = allowed.split(',').filter(|method| !method.is_empty() && *method != "HEAD");
         routed.extend(methods.map(|method| format!("{method} {path}")));
     }
-    let mut described = BTreeSet::new();
-    for (path, item) in &document.paths.paths {
-        let operations = [
-            ("GET", &item.get),
-            ("POST", &item.post),
-            ("PUT", &item.put),
-            ("PATCH", &item.patch),
-            ("DELETE", &item.delete),
-        ];
-        let present = operations.iter().filter(|(_, operation)| operation.is_some());
-        described.extend(present.map(|(method, _)| format!("{method} {path}")));
-    }
+    let described: BTreeSet<String> = operations_of(document).into_keys().collect();
     assert_eq!(routed, described, "routes (left) and document (right) differ");
+}
+
+/// Every operation, by method and path, as the document has it.
+#[must_use]
+pub fn operations_of(document: &OpenApi) -> BTreeMap<String, Value> {
+    let document = serde_json::to_value(document).expect("JSON");
+    let mut operations = BTreeMap::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
+            if let Some(operation) = item.get(method.to_lowercase()) {
+                operations.insert(format!("{method} {path}"), operation.clone());
+            }
+        }
+    }
+    operations
 }
 
 /// Every length, range and choice of these schemas must be one of their table's check constraints, too. Pairs of schema and table.

@@ -1,0 +1,164 @@
+//! The settings that say how callers are known.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::internal::InternalKeys;
+use super::keys;
+use crate::settings::{Secret, SettingsReader};
+
+/// A secret as long as the digest that it keys (RFC 7518, section 3.2).
+const SECRET_BYTES_MIN: usize = 32;
+
+/// How callers are known.
+#[derive(Debug, Clone, Default)]
+pub struct AuthSettings {
+    /// `AUTH_MODE`.
+    pub mode: AuthMode,
+    /// `INTERNAL_API_KEY`, `INTERNAL_API_KEY_PREVIOUS`.
+    pub internal_keys: InternalKeys,
+}
+
+/// How users are known.
+#[derive(Debug, Clone, Default)]
+pub enum AuthMode {
+    /// By `X-User-ID`, which anyone may write.
+    #[default]
+    Header,
+    /// By signed tokens.
+    Jwt(JwtSettings),
+}
+
+/// Which tokens are believed.
+#[derive(Debug, Clone)]
+pub struct JwtSettings {
+    /// `JWT_SECRET`, `JWT_JWKS_FILE` or `JWT_JWKS_URL`: by what they are signed.
+    pub keys: KeySource,
+    /// `JWT_ISSUER`: who must have made them.
+    pub issuer: String,
+    /// `JWT_AUDIENCE`: for whom they must have been made.
+    pub audience: String,
+    /// `JWT_LEEWAY_SECONDS`: how far the issuer's clock may be from ours.
+    pub leeway: Duration,
+}
+
+/// What tokens are signed with. The kind of key says which algorithms are believed.
+#[derive(Debug, Clone)]
+pub enum KeySource {
+    /// A secret shared with the issuer: HS256.
+    Secret(Secret),
+    /// A file with the issuer's public keys (RFC 7517): RS256, ES256, EdDSA.
+    File(PathBuf),
+    /// The same by HTTP.
+    Url(Url),
+}
+
+impl AuthSettings {
+    /// Reads them.
+    pub fn read(reader: &mut SettingsReader) -> Self {
+        let mode = match reader.or("AUTH_MODE", "header".to_owned()).as_str() {
+            "header" => {
+                reader.refuse_in_production(
+                    "AUTH_MODE=header believes any X-User-ID and must not run with ENVIRONMENT=production; set AUTH_MODE=jwt",
+                );
+                AuthMode::Header
+            }
+            "jwt" => JwtSettings::read(reader).map(AuthMode::Jwt).unwrap_or_default(),
+            other => {
+                reader.fault(format!("AUTH_MODE={other} is not known: header or jwt"));
+                AuthMode::Header
+            }
+        };
+        Self { mode, internal_keys: InternalKeys::read(reader) }
+    }
+
+    /// Whether callers are believed by their word.
+    #[must_use]
+    pub fn is_by_header(&self) -> bool {
+        matches!(self.mode, AuthMode::Header)
+    }
+
+    /// What only the internal listener needs: nobody's token is looked at there.
+    #[must_use]
+    pub fn internal_only(&self) -> Self {
+        Self { mode: AuthMode::Header, internal_keys: self.internal_keys.clone() }
+    }
+
+    /// Says loudly what a reader of the log must know about who may call.
+    pub fn warn(&self) {
+        if self.is_by_header() {
+            tracing::warn!("AUTH_MODE=header: anyone may act as anyone by the X-User-ID header; for local trials only");
+        }
+        if !self.internal_keys.are_set() {
+            tracing::warn!(
+                "INTERNAL_API_KEY is not set: anyone may change seats by /api/internal; for local trials only"
+            );
+        }
+    }
+}
+
+impl JwtSettings {
+    /// Reads them; `None`, and faults at the reader, when something is missing or can't be used.
+    pub fn read(reader: &mut SettingsReader) -> Option<Self> {
+        let mut needed = |name: &str| {
+            let value = reader.optional(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+            if value.is_none() {
+                reader.fault(format!("{name} is not set; with AUTH_MODE=jwt a token must name it"));
+            }
+            value
+        };
+        let (issuer, audience) = (needed("JWT_ISSUER"), needed("JWT_AUDIENCE"));
+        let second = Duration::from_secs(1);
+        let leeway = reader.duration("JWT_LEEWAY_SECONDS", second, 10.0, 0.0, 300.0);
+        Some(Self { keys: KeySource::read(reader)?, issuer: issuer?, audience: audience?, leeway })
+    }
+}
+
+impl KeySource {
+    fn read(reader: &mut SettingsReader) -> Option<Self> {
+        let names = ["JWT_SECRET", "JWT_JWKS_FILE", "JWT_JWKS_URL"];
+        match names.map(|name| reader.optional(name)) {
+            [Some(secret), None, None] => {
+                let length = secret.len();
+                if length < SECRET_BYTES_MIN {
+                    reader.fault(format!(
+                        "JWT_SECRET has {length} bytes; HS256 needs {SECRET_BYTES_MIN} at least, by `openssl rand -base64 48`"
+                    ));
+                }
+                Some(Self::Secret(Secret::from(secret.as_str())))
+            }
+            [None, Some(path), None] => {
+                let path = PathBuf::from(path);
+                if let Err(error) = keys::check_file(&path) {
+                    reader.fault(format!("JWT_JWKS_FILE={} can't be used: {error:#}", path.display()));
+                }
+                Some(Self::File(path))
+            }
+            [None, None, Some(text)] => match Url::parse(text.trim()) {
+                Ok(url) if matches!(url.scheme(), "http" | "https") => {
+                    if url.scheme() == "http" {
+                        reader.refuse_in_production(
+                            "JWT_JWKS_URL is http, so whoever is on the way may put keys of their own there; use https",
+                        );
+                    }
+                    Some(Self::Url(url))
+                }
+                _ => {
+                    reader.fault(format!("JWT_JWKS_URL={text} is no http or https URL"));
+                    None
+                }
+            },
+            given => {
+                let set: Vec<&str> =
+                    names.into_iter().zip(&given).filter(|(_, v)| v.is_some()).map(|(n, _)| n).collect();
+                let set = if set.is_empty() { "none".to_owned() } else { set.join(" and ") };
+                reader.fault(format!(
+                    "AUTH_MODE=jwt needs one of JWT_SECRET, JWT_JWKS_FILE and JWT_JWKS_URL, and no other; set: {set}"
+                ));
+                None
+            }
+        }
+    }
+}
