@@ -48,6 +48,9 @@ Other variables:
   TICKETING_STATE_DIR=.local      native mode: data, logs and pid files; a second system beside
                                   the first needs another folder and other ports
   TICKETING_BUILD_PROFILE=release release, or dev (builds faster, runs slower)
+  TICKETING_TOKEN                 with --demo and AUTH_MODE=jwt: an organizer's access token; not
+                                  needed where JWT_SECRET is set
+  INTERNAL_PORT                   a listener of its own for the internal API
   Settings of the services (RESERVATION_TIMEOUT_MINUTES, LOG_LEVEL and so on) are handed on.
 HELP
 }
@@ -99,6 +102,10 @@ case $mode in
 esac
 
 if [[ $demo == yes ]]; then
+    case $mode in
+        native) make_tokens_by "$(printf %q "$DATA_DIR/bin/booking-service")" ;;
+        docker) make_tokens_by 'docker exec booking-service booking-service' ;;
+    esac
     create_demo "http://localhost:$EVENT_SERVICE_PORT" "http://localhost:$BOOKING_SERVICE_PORT"
 else
     step 'What next'

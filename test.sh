@@ -125,6 +125,15 @@ run_tests() {
     fi
 }
 
+integration_test_or_logs() {
+    ./test_integration.sh && return
+    for log in event-service booking-service booking-worker; do
+        printf '\n--- last lines of %s.log\n' "$log"
+        tail -n 40 "$WORK_DIR/system/logs/$log.log"
+    done
+    exit 1
+}
+
 # In a subshell, so that the ports stay with the commands that are meant.
 test_whole_system() (
     for variable in EVENT_SERVICE_PORT BOOKING_SERVICE_PORT BOOKING_WORKER_PORT EVENT_DB_PORT \
@@ -133,22 +142,21 @@ test_whole_system() (
         export "${variable?}"
     done
     # Whoever runs the tests may have these set for a system elsewhere.
-    unset EVENT_SERVICE_URL BOOKING_SERVICE_URL BOOKING_WORKER_URL RABBITMQ_MANAGEMENT_URL
+    unset AUTH_MODE INTERNAL_API_KEY INTERNAL_PORT TICKETING_TOKEN TICKETING_TOKEN_COMMAND EVENT_SERVICE_URL BOOKING_SERVICE_URL BOOKING_WORKER_URL RABBITMQ_MANAGEMENT_URL
     export TICKETING_STATE_DIR=$WORK_DIR/system TICKETING_BUILD_PROFILE=dev
     # A hold of six seconds, so that the test can see one expire.
     export RESERVATION_TIMEOUT_MINUTES=0.1 EXPIRY_WORKER_INTERVAL_SECONDS=1 RECONCILE_INTERVAL_SECONDS=1
 
     ./start.sh --native --demo
-    if ! ./test_integration.sh; then
-        for log in event-service booking-service booking-worker; do
-            printf '\n--- last lines of %s.log\n' "$log"
-            tail -n 40 "$WORK_DIR/system/logs/$log.log"
-        done
-        exit 1
-    fi
+    integration_test_or_logs
+    # The same, and the rest, where the services ask who calls. It is a trial: all the world may know the secret.
+    export AUTH_MODE=jwt JWT_SECRET=known-to-everybody-who-reads-the-tests JWT_ISSUER=test.sh JWT_AUDIENCE=ticketing
+    export INTERNAL_API_KEY=known-to-everybody-too
+    ./start.sh --native
+    integration_test_or_logs
     # With a fixed seed: a run that fails fails again. More requests: scripts/interface/run.sh --examples 200.
     scripts/interface/run.sh "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT" \
-        --work-dir "$WORK_DIR/interface" --examples 10 --seed 1
+        --work-dir "$WORK_DIR/interface" --examples 10 --seed 1 --token-command "$WORK_DIR/system/data/bin/booking-service token"
     ./stop.sh --native --clean
     [[ ! -e $WORK_DIR/system ]] || die "stop.sh --clean has left something in $WORK_DIR/system"
 )

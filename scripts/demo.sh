@@ -3,7 +3,7 @@
 
 # create URL JSON ID_FIELD: posts, and leaves the new id in CREATED.
 create() {
-    request POST "$1" "$2"
+    as_organizer POST "$1" "$2"
     [[ $STATUS == 201 ]] || die "POST $1 answered $STATUS: $BODY"
     CREATED=$(field "$3")
     [[ -n $CREATED ]] || die "POST $1 gave no $3: $BODY"
@@ -22,7 +22,7 @@ find_or_create() {
 # create_demo EVENT_SERVICE_URL BOOKING_SERVICE_URL
 create_demo() {
     local events=$1/api/v1 bookings=$2/api/v1
-    local organizer event location hall sessions=() tiers=() tier start seat CREATED=''
+    local organizer event location hall sessions=() tiers=() tier start seat buyer CREATED=''
     step 'Adding demo data'
 
     find_or_create "$events/organizers" name '{
@@ -42,7 +42,7 @@ create_demo() {
     create "$events/locations/$location/halls" "$(jq -n '{
         name: "Demo Hall \(now | todate)", capacity: 2000}')" .hall_id
     hall=$CREATED
-    request POST "$events/halls/$hall/seats/bulk" '{"rows": 40, "seats_per_row": 50}'
+    as_organizer POST "$events/halls/$hall/seats/bulk" '{"rows": 40, "seats_per_row": 50}'
     [[ $STATUS == 201 && $(field .created) == 2000 ]] || die "making the seats answered $STATUS: $BODY"
 
     for start in 168 192; do
@@ -71,11 +71,13 @@ create_demo() {
     say "                       Premium  ${tiers[1]}"
     say "                       VIP      ${tiers[2]}"
     step 'Book a seat: paste these lines'
+    buyer=$(new_uuid)
+    name_caller "$buyer" customer
     cat <<TEXT
-USER_ID=$(new_uuid)
+CALLER='$CALLER'
 RESERVATION=\$(curl -sS -X POST $bookings/reservations \\
-  -H 'Content-Type: application/json' -H "X-User-ID: \$USER_ID" \\
+  -H 'Content-Type: application/json' -H "\$CALLER" \\
   -d '{"session_id":"${sessions[0]}","seats":[$seat]}'); jq . <<<"\$RESERVATION"
-curl -sS -X POST $bookings/reservations/\$(jq -r .id <<<"\$RESERVATION")/confirm -H "X-User-ID: \$USER_ID" | jq .
+curl -sS -X POST $bookings/reservations/\$(jq -r .id <<<"\$RESERVATION")/confirm -H "\$CALLER" | jq .
 TEXT
 }

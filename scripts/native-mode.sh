@@ -3,7 +3,7 @@
 
 # Every port that the system listens on: the variable that moves it, its usual place, who
 # listens there.
-readonly PORTS=(
+PORTS=(
     'EVENT_SERVICE_PORT 8000 Event Service'
     'BOOKING_SERVICE_PORT 8001 Booking Service'
     'BOOKING_WORKER_PORT 8002 health of the booking worker'
@@ -23,6 +23,7 @@ readonly SERVICE_SETTINGS='^(AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|J
 
 set_default_ports() {
     local entry variable port
+    [[ -z ${INTERNAL_PORT:-} ]] || PORTS+=("INTERNAL_PORT $INTERNAL_PORT internal API of the Event Service")
     for entry in "${PORTS[@]}"; do
         read -r variable port _ <<<"$entry"
         printf -v "$variable" '%s' "${!variable:-$port}"
@@ -113,7 +114,7 @@ start_services() {
         "DATABASE_URL=postgres://booking_user:booking_password@127.0.0.1:$BOOKING_DB_PORT/booking_db"
         "RABBITMQ_URL=$rabbitmq"
         "REDIS_URL=redis://127.0.0.1:$REDIS_PORT"
-        "EVENT_SERVICE_URL=http://127.0.0.1:$EVENT_SERVICE_PORT"
+        "EVENT_SERVICE_URL=http://127.0.0.1:${INTERNAL_PORT:-$EVENT_SERVICE_PORT}"
     )
     start_service event-service event-service serve \
         "PORT=$EVENT_SERVICE_PORT" \

@@ -1,6 +1,7 @@
 """The whole flow, organizer to refund, with the clients that were generated from the two OpenAPI documents.
 
-Usage: flow.py EVENT_SERVICE_URL BOOKING_SERVICE_URL REAL_IDS_FILE
+Usage: flow.py EVENT_SERVICE_URL BOOKING_SERVICE_URL REAL_IDS_FILE USER_ID HEADER
+HEADER says who calls: that user, who may also do what an organizer may.
 Leaves a session on sale behind, and writes its ids into REAL_IDS_FILE for hooks.py.
 """
 
@@ -107,10 +108,11 @@ def book(client, session_id, tier_id, seats):
     return first.parsed
 
 
-def main(event_url, booking_url, real_ids_file):
-    user_id = uuid.uuid4()
-    events = event_client.Client(base_url=event_url)
-    bookings = booking_client.Client(base_url=booking_url, headers={"X-User-ID": str(user_id)})
+def main(event_url, booking_url, real_ids_file, user_id, header):
+    user_id = uuid.UUID(user_id)
+    headers = dict([header.split(": ", 1)])
+    events = event_client.Client(base_url=event_url, headers=headers)
+    bookings = booking_client.Client(base_url=booking_url, headers=headers)
     nobody = booking_client.Client(base_url=booking_url)
 
     session_id = make_session(events)

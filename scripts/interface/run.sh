@@ -8,6 +8,10 @@ usage() {
 Usage: scripts/interface/run.sh EVENT_SERVICE_URL BOOKING_SERVICE_URL [OPTION...]
 
   --examples N     generated requests for each operation (default 10)
+  --token-command COMMAND
+                   prints an access token, with --user UUID and --role ROLE behind it, for services
+                   with AUTH_MODE=jwt; also by TICKETING_TOKEN_COMMAND. INTERNAL_API_KEY, if they
+                   have one, comes from the environment
   --seed N         the same seed makes the same requests (default 1)
   --work-dir DIR   where to keep the Python environment between runs (default: a folder that
                    is deleted at the end)
@@ -21,6 +25,7 @@ main() {
     while (($# > 0)); do
         case $1 in
             --examples) examples=$2 && shift ;;
+            --token-command) TICKETING_TOKEN_COMMAND=$2 && shift ;;
             --seed) seed=$2 && shift ;;
             --work-dir) work_dir=$2 && shift ;;
             --help | -h) usage && exit ;;
@@ -61,11 +66,19 @@ main() {
             --fail-on-warning --config "$here/openapi-python-client.yaml" --output-path "$work_dir/clients/${name}_client"
     done
 
+    local user_id headers
+    user_id=$("$bin/python" -c 'import uuid; print(uuid.uuid4())')
+    headers=("X-User-ID: $user_id")
+    if [[ -n ${TICKETING_TOKEN_COMMAND:-} ]]; then
+        headers=("Authorization: Bearer $(bash -c "$TICKETING_TOKEN_COMMAND \"\$@\"" token --user "$user_id" \
+            --role customer --role organizer --role admin --minutes 1440)")
+    fi
     export REAL_IDS=$work_dir/real-ids.json
-    PYTHONPATH=$work_dir/clients "$bin/python" "$here/flow.py" "${urls[0]}" "${urls[1]}" "$REAL_IDS"
+    PYTHONPATH=$work_dir/clients "$bin/python" "$here/flow.py" "${urls[0]}" "${urls[1]}" "$REAL_IDS" "$user_id" "${headers[0]}"
+    [[ -z ${INTERNAL_API_KEY:-} ]] || headers+=("X-Internal-Api-Key: $INTERNAL_API_KEY")
+    local header options=()
+    for header in "${headers[@]}"; do options+=(--header "$header"); done
 
-    local user_id
-    user_id=$(jq -r .user_id "$REAL_IDS")
     # It leaves a folder where it runs.
     cd "$work_dir"
     export SCHEMATHESIS_HOOKS=$here/hooks.py
@@ -75,7 +88,7 @@ main() {
         # What goes by two names is created under one and deleted under the other; one is enough.
         "$bin/st" --config-file "$here/schemathesis.toml" run "$url/openapi.json" --no-color \
             --exclude-operation-id-regex '_by_other_name$' --max-examples "$examples" --seed "$seed" --workers 1 --continue-on-failure \
-            --header "X-User-ID: $user_id"
+            "${options[@]}"
     done
 }
 
