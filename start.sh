@@ -22,7 +22,7 @@ source scripts/demo.sh
 
 usage() {
     cat <<'HELP'
-Usage: ./start.sh [--docker | --native] [--demo]
+Usage: ./start.sh [--docker | --native] [--demo] [--observe]
 
 Starts PostgreSQL (two servers), Redis, RabbitMQ, the Event Service, the Booking Service and
 the booking worker, and builds before that what is missing. Safe to repeat: what runs is left
@@ -35,12 +35,15 @@ that it concerns.
              with Compose answers, else native.
   --demo     adds a hall with 2,000 seats, two sessions and three price tiers, and prints a
              line that books a seat
+  --observe  also starts Prometheus with its alerts, Grafana with the dashboard of the sale, and
+             Jaeger for traces; natively Prometheus alone, the others need Docker
   --help     this text
 
 Ports, each moved by a variable:
   EVENT_SERVICE_PORT=8000         BOOKING_SERVICE_PORT=8001     BOOKING_WORKER_PORT=8002
   EVENT_DB_PORT=5433              BOOKING_DB_PORT=5434          REDIS_PORT=6379
   RABBITMQ_PORT=5672              RABBITMQ_MANAGEMENT_PORT=15672
+  PROMETHEUS_PORT=9090            GRAFANA_PORT=3000             JAEGER_PORT=16686
 
 In Docker mode they may also stand in the file .env, like all that .env.example lists.
 
@@ -72,11 +75,13 @@ choose_mode() {
 name_failures
 mode=''
 demo=no
+observe=no
 for argument in "$@"; do
     case $argument in
         --native) mode=native ;;
         --docker) mode=docker ;;
         --demo) demo=yes ;;
+        --observe) observe=yes ;;
         --help | -h)
             usage
             exit 0
@@ -92,11 +97,11 @@ use_state_dir "${TICKETING_STATE_DIR:-.local}"
 [[ -n $mode ]] || choose_mode
 case $mode in
     native)
-        native_start
+        native_start "$observe"
         native_addresses
         ;;
     docker)
-        docker_start "$demo"
+        docker_start "$demo" "$observe"
         docker_addresses
         ;;
 esac

@@ -21,7 +21,7 @@ Usage: ./test.sh [OPTION]
 
 Without an option: format, lints, shellcheck, unit and integration tests on private
 servers, then the whole system: start.sh, test_integration.sh, generated clients and
-requests (scripts/interface), stop.sh. It installs what is
+requests (scripts/interface), dashboard and alerts (scripts/observability), stop.sh. It installs what is
 missing, uses free ports and a folder of its own, and takes everything down at the end, so
 that it can run beside a system that was started before.
 
@@ -89,6 +89,7 @@ install_packages() {
     need_servers
     need_build_tools
     need_python
+    need_prometheus
     need shellcheck shellcheck shellcheck
     install_missing
 }
@@ -137,7 +138,7 @@ integration_test_or_logs() {
 # In a subshell, so that the ports stay with the commands that are meant.
 test_whole_system() (
     for variable in EVENT_SERVICE_PORT BOOKING_SERVICE_PORT BOOKING_WORKER_PORT EVENT_DB_PORT \
-        BOOKING_DB_PORT REDIS_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT; do
+        BOOKING_DB_PORT REDIS_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT PROMETHEUS_PORT; do
         pick_port "$variable"
         export "${variable?}"
     done
@@ -146,9 +147,11 @@ test_whole_system() (
     export TICKETING_STATE_DIR=$WORK_DIR/system TICKETING_BUILD_PROFILE=dev
     # A hold of six seconds, so that the test can see one expire.
     export RESERVATION_TIMEOUT_MINUTES=0.1 EXPIRY_WORKER_INTERVAL_SECONDS=1 RECONCILE_INTERVAL_SECONDS=1
+    export AUDIT_INTERVAL_MINUTES=0.05 OBSERVE_INTERVAL_SECONDS=1
 
-    ./start.sh --native --demo
+    ./start.sh --native --demo --observe
     integration_test_or_logs
+    scripts/observability/check.sh "http://127.0.0.1:$PROMETHEUS_PORT" "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT"
     # The same, and the rest, where the services ask who calls. It is a trial: all the world may know the secret.
     export AUTH_MODE=jwt JWT_SECRET=known-to-everybody-who-reads-the-tests JWT_ISSUER=test.sh JWT_AUDIENCE=ticketing
     export INTERNAL_API_KEY=known-to-everybody-too

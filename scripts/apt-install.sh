@@ -10,7 +10,7 @@ readonly SAVED_CLUSTER_CONFIG=$CLUSTER_CONFIG.saved-by-ticketing
 
 # The servers that the packages bring; epmd is RabbitMQ's, uuidd comes with uuidgen.
 readonly UNITS=(postgresql.service redis-server.service rabbitmq-server.service
-    epmd.socket epmd.service uuidd.socket uuidd.service)
+    epmd.socket epmd.service uuidd.socket uuidd.service prometheus.service)
 
 restore() {
     if [[ -e $SAVED_CLUSTER_CONFIG ]]; then

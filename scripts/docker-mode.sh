@@ -3,9 +3,9 @@
 # that have gone to the top folder, where Compose looks for its file.
 
 # In the order in which they start.
-readonly CONTAINERS=(event-service-db booking-service-db ticketing-redis ticketing-rabbitmq
+CONTAINERS=(event-service-db booking-service-db ticketing-redis ticketing-rabbitmq
     event-service booking-service booking-worker)
-readonly VOLUMES=(ticketing_event_db ticketing_booking_db ticketing_redis ticketing_rabbitmq)
+readonly VOLUMES=(ticketing_event_db ticketing_booking_db ticketing_redis ticketing_rabbitmq ticketing_prometheus)
 readonly NETWORK=ticketing_network
 
 # --- the engine -------------------------------------------------------------------------
@@ -209,6 +209,18 @@ await_container() {
     done
 }
 
+# Compose starts them, and knows of them at all, with their profile only.
+observe_containers() {
+    export COMPOSE_PROFILES=observability
+    CONTAINERS+=(ticketing-prometheus ticketing-grafana ticketing-jaeger)
+    PORTS+=("${OBSERVE_PORTS[@]}")
+    # Traces go to another collector where one is named.
+    if [[ -z ${OTEL_EXPORTER_OTLP_ENDPOINT:-} ]] && ! grep -qsE '^ *OTEL_EXPORTER_OTLP_ENDPOINT=.' "$REPO_DIR/.env"; then
+        export OTEL_EXPORTER_OTLP_ENDPOINT=http://ticketing-jaeger:4318
+    fi
+}
+
+# docker_start DEMO OBSERVE: each yes or no
 docker_start() {
     local name
     need_engine
@@ -218,6 +230,7 @@ docker_start() {
     [[ $1 == no ]] || need jq jq 'jq'
     install_missing
     lock_compose
+    [[ $2 == no ]] || observe_containers
     read_ports_from_env_file
     set_default_ports
     check_names
@@ -259,6 +272,13 @@ docker_addresses() {
     Redis             redis://localhost:$REDIS_PORT
     Logs              ${COMPOSE[*]} logs -f
 TEXT
+    if [[ ${COMPOSE_PROFILES:-} == observability ]]; then
+        cat <<TEXT
+    Dashboard         http://localhost:$GRAFANA_PORT  (admin/admin, unless .env says otherwise)
+    Prometheus        http://localhost:$PROMETHEUS_PORT/alerts
+    Traces            http://localhost:$JAEGER_PORT
+TEXT
+    fi
 }
 
 # --- stopping ---------------------------------------------------------------------------
@@ -270,6 +290,7 @@ docker_stop() {
     need_compose
     lock_compose
     find_network
+    export COMPOSE_PROFILES=observability
     step 'Stopping the containers'
     [[ $1 == keep ]] || options+=(--volumes)
     # Compose 1 complains of the network when it is not there, and is right otherwise.

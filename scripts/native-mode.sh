@@ -6,7 +6,7 @@
 PORTS=(
     'EVENT_SERVICE_PORT 8000 Event Service'
     'BOOKING_SERVICE_PORT 8001 Booking Service'
-    'BOOKING_WORKER_PORT 8002 health of the booking worker'
+    'BOOKING_WORKER_PORT 8002 health and metrics of the booking worker'
     'EVENT_DB_PORT 5433 PostgreSQL of the Event Service'
     'BOOKING_DB_PORT 5434 PostgreSQL of the Booking Service'
     'REDIS_PORT 6379 Redis'
@@ -14,12 +14,19 @@ PORTS=(
     'RABBITMQ_MANAGEMENT_PORT 15672 RabbitMQ management'
 )
 
+# Those of `--observe`; natively there is Prometheus alone.
+readonly OBSERVE_PORTS=(
+    'PROMETHEUS_PORT 9090 Prometheus'
+    'GRAFANA_PORT 3000 Grafana'
+    'JAEGER_PORT 16686 Jaeger'
+)
+
 # In the order in which they start; they end in the opposite one.
 readonly SERVICES=(event-service booking-service booking-worker)
 
 # Settings of the services that are taken over from the environment. Only for noticing that
 # one has changed since the service was started: the services see the whole environment.
-readonly SERVICE_SETTINGS='^(AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TOKIO_|ENVIRONMENT=)'
+readonly SERVICE_SETTINGS='^(AUDIT_|AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TOKIO_|ENVIRONMENT=)'
 
 set_default_ports() {
     local entry variable port
@@ -121,7 +128,7 @@ start_services() {
         "DATABASE_URL=postgres://postgres:$POSTGRES_PASSWORD@127.0.0.1:$EVENT_DB_PORT/event_service" \
         "RABBITMQ_URL=$rabbitmq" "REDIS_URL=redis://127.0.0.1:$REDIS_PORT"
     start_service booking-service booking-service serve "PORT=$BOOKING_SERVICE_PORT" "${booking[@]}"
-    # Nothing but its health can be asked of the worker, and nobody outside has to.
+    # Nothing but its health and metrics can be asked of the worker, and nobody outside has to.
     start_service booking-worker booking-service worker \
         "PORT=$BOOKING_WORKER_PORT" HOST=127.0.0.1 "${booking[@]}"
 
@@ -138,15 +145,18 @@ await_service() {
 # The services finish what they have begun; they promise to be done within 20 seconds.
 stop_service() { stop_daemon "$1" TERM 25; }
 
+# native_start OBSERVE: yes or no
 native_start() {
     [[ $(uname -s) == Linux ]] || die 'native mode needs Linux'
     prepare_state_dir
     lock_state
+    [[ $1 == no ]] || PORTS+=("${OBSERVE_PORTS[0]}")
     set_default_ports
     check_ports native_port_holder
 
     need_basic_tools
     need_servers
+    [[ $1 == no ]] || need_prometheus
     need_build_tools
     install_missing
     need_cargo
@@ -165,6 +175,8 @@ native_start() {
     step 'Starting the services'
     copy_programs
     start_services
+    [[ $1 == no ]] || start_prometheus "$PROMETHEUS_PORT" \
+        "event-service=$EVENT_SERVICE_PORT" "booking-service=$BOOKING_SERVICE_PORT" "booking-worker=$BOOKING_WORKER_PORT"
 }
 
 native_addresses() {
@@ -178,11 +190,12 @@ native_addresses() {
     Redis             redis://localhost:$REDIS_PORT
     Logs              $LOG_DIR/
 TEXT
+    ! daemon_alive prometheus || say "Prometheus        http://localhost:$PROMETHEUS_PORT/alerts  (Grafana and Jaeger need Docker)"
 }
 
 native_runs() {
     local name
-    for name in "${SERVICES[@]}" rabbitmq redis booking-db event-db; do
+    for name in "${SERVICES[@]}" rabbitmq redis booking-db event-db prometheus; do
         ! daemon_alive "$name" || return 0
     done
     return 1
@@ -201,6 +214,7 @@ native_stop() {
     for name in "${SERVICES[@]}"; do signal_daemon "$name" TERM; done
     for name in "${SERVICES[@]}"; do await_end "$name" 25; done
     done_with 'services'
+    stop_prometheus
     stop_rabbitmq
     stop_redis
     stop_postgres booking-db

@@ -230,3 +230,32 @@ stop_rabbitmq() {
     stop_daemon rabbitmq TERM 60
     stop_daemon epmd TERM 10
 }
+
+# --- Prometheus -------------------------------------------------------------------------
+
+# start_prometheus PORT JOB=PORT...: with the jobs and the alert rules of the containers, at addresses of this machine.
+start_prometheus() {
+    local name=prometheus port=$1 home=$DATA_DIR/prometheus config job
+    shift
+    config=$(sed -E "s/^( *(scrape|evaluation)_interval:).*/\\1 ${OBSERVE_INTERVAL_SECONDS:-5}s/" "$REPO_DIR/deploy/observability/prometheus.yml")
+    for job in "$@"; do
+        config=$(sed -E "s/dns_sd_configs: .*names: \\[${job%%=*}\\].*/static_configs: [{targets: ['127.0.0.1:${job#*=}']}]/" <<<"$config")
+    done
+    local command=(prometheus "--config.file=$home/prometheus.yml" "--storage.tsdb.path=$home/tsdb"
+        --storage.tsdb.retention.time=15d "--web.listen-address=127.0.0.1:$port" --log.level=warn)
+    local spec
+    spec="${command[*]} $config $(sha256sum <"$REPO_DIR/deploy/observability/alerts.yml")"
+    if daemon_is_current "$name" "$spec"; then
+        say "prometheus already runs on port $port"
+        return
+    fi
+    stop_prometheus
+    prepare_data_dir "$name"
+    as_run_user tee "$home/prometheus.yml" <<<"$config" >/dev/null
+    as_run_user tee "$home/alerts.yml" <"$REPO_DIR/deploy/observability/alerts.yml" >/dev/null
+    start_daemon "$name" "$spec" "${command[@]}"
+    await_daemon "$name" 60 http_ok "http://127.0.0.1:$port/-/ready"
+    done_with "prometheus: Prometheus on port $port"
+}
+
+stop_prometheus() { stop_daemon prometheus TERM 30; }

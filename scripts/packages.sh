@@ -34,6 +34,10 @@ need_servers() {
     fi
 }
 
+need_prometheus() {
+    need prometheus prometheus 'Prometheus 2 (with promtool)'
+}
+
 need_build_tools() {
     need cc build-essential 'a C compiler'
     need pkg-config pkg-config 'pkg-config'

@@ -18,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::event_client::EventClient;
+use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
 use crate::price_tiers::TierBook;
 use crate::reservations::pay_desk::PayDesk;
@@ -25,7 +26,7 @@ use crate::reservations::write_desk::WriteDesk;
 use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
-use crate::worker::{self, Schedule};
+use crate::worker::{self, Audits, Schedule};
 use crate::{outbox, payment_webhook, price_tiers, replay, tickets};
 
 /// The schema, compiled in.
@@ -35,6 +36,8 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!();
 pub struct Shared {
     /// The own database.
     pub db: PgPool,
+    /// The same, for what comes by the thousand.
+    pub(crate) desk_db: PgPool,
     /// The way to the Event Service.
     pub event_service: EventClient,
     /// The gate in Redis.
@@ -55,6 +58,8 @@ pub struct Shared {
     pub rules: Rules,
     /// What the payment provider signs its notices with.
     pub webhook_secrets: Vec<Secret>,
+    /// What is counted and measured.
+    pub metrics: BookingMetrics,
 }
 
 /// A handle on [`Shared`].
@@ -100,6 +105,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         )
         .with_state(Arc::clone(app))
         .merge(health::routes(health))
+        .merge(app.metrics.common.routes())
         .split_for_parts();
     openapi::refer_to_items(&mut document);
     openapi::describe_security(&mut document);
@@ -127,11 +133,13 @@ impl Shared {
             paid: PayDesk::open(desk_db.clone(), lifecycle),
             event_service: EventClient::new(&settings.event_service_url, &settings.common.auth.internal_keys)?,
             locks: SeatLocks::new(&settings.redis_url)?,
-            payments: PaymentProvider::mock(desk_db, settings.mock_payment_success_rate, lifecycle),
+            payments: PaymentProvider::mock(desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
             publisher: Publisher::new(settings.broker.clone(), name),
             outbox_nudge: Notify::new(),
             rules: settings.rules,
             webhook_secrets: settings.webhook_secrets.clone(),
+            metrics: BookingMetrics::new(name)?,
+            desk_db,
             db,
         })
     }
@@ -144,10 +152,9 @@ impl Shared {
 pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<App> {
     let db = database::connect(&settings.database_url, name, settings.database_connections_max, &MIGRATIONS).await?;
     let app = Arc::new(Shared::new(settings, db, name, lifecycle)?);
+    BookingMetrics::watch(&app)?;
     let (relay, stopping) = (Arc::clone(&app), lifecycle.token().clone());
-    lifecycle.spawn("outbox relay", async move {
-        outbox::relay(relay.db.clone(), &relay.publisher, &relay.outbox_nudge, stopping).await
-    });
+    lifecycle.spawn("outbox relay", async move { outbox::relay(&relay, stopping).await });
     let (gate, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("redis watch", async move { gate.locks.watch(stopping).await });
     Ok(app)
@@ -166,10 +173,10 @@ pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<Ap
 pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) {
     let (routes, mut document) = api(app, health(app, "booking-service"));
     openapi::narrow_security(&mut document, &settings.common.auth);
-    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common);
+    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common, &app.metrics.common);
 }
 
-/// Runs the worker until `lifecycle` stops; its listener answers health checks only.
+/// Runs the worker until `lifecycle` stops; its listener answers health checks, and gives its metrics.
 ///
 /// # Errors
 /// The scheduler can't be started.
@@ -180,10 +187,16 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
         reconcile: settings.reconcile_interval,
     };
     worker::start(app, schedule, lifecycle).await?;
-    let router = health::routes(health(app, "booking-worker")).into();
+    if let Some(interval) = settings.audit_interval {
+        let (broker, queue) = (settings.broker.clone(), settings.queue.clone());
+        let plan = Audits { interval, patience: worker::AUDIT_PATIENCE, broker, queue };
+        let (app, stopping) = (Arc::clone(app), lifecycle.token().clone());
+        lifecycle.spawn("audit", async move { worker::audit_again_and_again(&app, &plan, &stopping).await });
+    }
+    let router = health::routes(health(app, "booking-worker")).merge(app.metrics.common.routes()).into();
     // Nobody says there who they are, so it has no use for the keys of tokens.
     let limits = Common { auth: AuthSettings::default(), ..settings.common.clone() };
-    server::serve(lifecycle, listener, router, &limits);
+    server::serve(lifecycle, listener, router, &limits, &app.metrics.common);
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
 use service_kit::circuit::Circuit;
 use service_kit::error::Error;
-use service_kit::layers;
+use service_kit::{layers, traces};
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
@@ -272,17 +272,20 @@ impl EventClient {
         if let Some(id) = layers::request_id() {
             request = request.header(layers::REQUEST_ID, id);
         }
-        if let Some(traceparent) = layers::traceparent() {
-            request = request.header(layers::TRACEPARENT, traceparent);
-        }
         // Past it nobody listens to the answer.
         request = request.header(layers::TIMEOUT_MS, TRY_TIME_MAX.as_millis().to_string());
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.context("no answer")?;
-        let status = response.status();
-        let bytes = response.bytes().await.context("the answer broke off")?;
+        let exchange = traces::call(&method, &url, async {
+            // Here, where the present step is this try.
+            if let Some(traceparent) = traces::traceparent() {
+                request = request.header(layers::TRACEPARENT, traceparent);
+            }
+            let response = request.send().await.context("no answer")?;
+            Ok((response.status(), response.bytes().await.context("the answer broke off")?))
+        });
+        let (status, bytes) = exchange.await?;
         if status.is_success() {
             return Ok(Answer::Success(
                 serde_json::from_slice(&bytes).context("the answer has another form than agreed")?,

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use service_kit::auth::{JwtSettings, Role, tokens};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
-use service_kit::{database, server, telemetry};
+use service_kit::{database, server, telemetry, traces};
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, UserId};
 
@@ -145,23 +145,27 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             println!("{published} events published again");
         }
         _ => {
+            let name = if command == Command::Worker { "booking-worker" } else { "booking-service" };
+            let export = traces::start(&settings.common.traces, name, env!("CARGO_PKG_VERSION"))?;
             let lifecycle = Lifecycle::new();
             lifecycle.stop_on_signal()?;
             let listener = server::listen(settings.common.listen).await?;
             let started = async {
                 if command == Command::Worker {
-                    let app = app::start(&settings, "booking-worker", &lifecycle).await?;
+                    let app = app::start(&settings, name, &lifecycle).await?;
                     app::work(&app, &settings, listener, &lifecycle).await
                 } else {
                     settings.common.auth.warn();
-                    let app = app::start(&settings, "booking-service", &lifecycle).await?;
+                    let app = app::start(&settings, name, &lifecycle).await?;
                     app::serve(&app, &settings, listener, &lifecycle);
                     Ok(())
                 }
             };
             // A stop does not wait for a database that is still starting.
             lifecycle.token().run_until_cancelled(started).await.transpose()?;
-            return Ok(lifecycle.finished().await);
+            let code = lifecycle.finished().await;
+            export.finish().await;
+            return Ok(code);
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -7,13 +7,13 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::crash::crash_point;
-use service_kit::{database, layers};
+use service_kit::{database, traces};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use sqlx::{FromRow, PgConnection, PgPool};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::app::Shared;
 use crate::replay::ReplayRequest;
 
 /// Events published in one go, and rows locked meanwhile.
@@ -32,6 +32,19 @@ const PAUSE_AFTER_FAULT: Duration = Duration::from_secs(1);
 /// # Errors
 /// The database failed.
 pub async fn append(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<(), sqlx::Error> {
+    let cause = traces::traceparent();
+    append_caused_by(tx, events, |_| cause.clone()).await
+}
+
+/// The same for events that several requests have caused: `cause` tells each event's trace context.
+///
+/// # Errors
+/// The database failed.
+pub async fn append_caused_by(
+    tx: &mut PgConnection,
+    events: &[BookingEvent],
+    cause: impl Fn(&BookingEvent) -> Option<String>,
+) -> Result<(), sqlx::Error> {
     // As text: a JSON tree would make a float of the money.
     let mut payloads = Vec::with_capacity(events.len());
     for event in events {
@@ -39,15 +52,16 @@ pub async fn append(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<()
     }
     sqlx::query(
         "insert into outbox (id, event_type, reservation_id, sequence, payload, traceparent)
-         select id, event_type, reservation_id, sequence, payload::jsonb, $6
-         from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[], $5::text[]) as new (id, event_type, reservation_id, sequence, payload)",
+         select id, event_type, reservation_id, sequence, payload::jsonb, traceparent
+         from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[], $5::text[], $6::text[])
+             as new (id, event_type, reservation_id, sequence, payload, traceparent)",
     )
     .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.reservation_id).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
     .bind(payloads)
-    .bind(layers::traceparent())
+    .bind(events.iter().map(cause).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())
@@ -100,7 +114,8 @@ pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<R
         match outcome {
             Published::Confirmed => {
                 confirmed.push(message.message_id);
-                tracing::info!(routing_key = message.routing_key, message_id = %message.message_id, "Published event");
+                let trace_id = message.traceparent.as_deref().and_then(traces::trace_id);
+                tracing::info!(routing_key = message.routing_key, message_id = %message.message_id, trace_id, "Published event");
             }
             Published::Unroutable => {
                 tracing::error!(
@@ -134,6 +149,34 @@ impl Pending {
             traceparent: self.traceparent,
         }
     }
+}
+
+/// Events that wait.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub struct Backlog {
+    /// How many, counted to [`BACKLOG_COUNTED_MAX`].
+    pub pending: i64,
+    /// How long the oldest of those counted has waited.
+    pub oldest_age_seconds: f64,
+}
+
+/// How many waiting events are counted: a broker that is away for a day must not make the counting a burden, too.
+pub const BACKLOG_COUNTED_MAX: i64 = 10_000;
+
+/// What waits for the broker now.
+///
+/// # Errors
+/// The database failed.
+pub async fn backlog(db: &PgPool) -> Result<Backlog, sqlx::Error> {
+    sqlx::query_as(
+        "select count(*) as pending, coalesce(greatest(0, extract(epoch from now() - min(created_at))), 0)::float8 as oldest_age_seconds
+         from (
+             select created_at from outbox where published_at is null order by coalesce(tried_at, created_at), id limit $1
+         ) waiting",
+    )
+    .bind(BACKLOG_COUNTED_MAX)
+    .fetch_one(db)
+    .await
 }
 
 /// A page of published events, in the order of their ids, which is nearly that of their commits.
@@ -172,16 +215,13 @@ fn first_id_of(time: DateTime<Utc>) -> Uuid {
 ///
 /// # Errors
 /// None; faults are logged and tried again.
-pub async fn relay(
-    db: PgPool,
-    publisher: &Publisher,
-    nudge: &Notify,
-    stopping: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::Result<()> {
     let mut faulty = false;
     while !stopping.is_cancelled() {
-        let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&db, publisher)).await;
-        let pause = match relayed.map_err(anyhow::Error::from).flatten() {
+        let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.db, &app.publisher)).await;
+        let relayed = relayed.map_err(anyhow::Error::from).flatten();
+        relayed.iter().for_each(|relayed| app.metrics.relayed(*relayed));
+        let pause = match relayed {
             // What some of the batch could not do, others behind them can.
             Ok(Relayed { published, left }) if left == 0 || published > 0 => {
                 faulty = false;
@@ -201,7 +241,7 @@ pub async fn relay(
         };
         tokio::select! {
             () = stopping.cancelled() => {}
-            () = nudge.notified(), if pause == POLL_INTERVAL => {}
+            () = app.outbox_nudge.notified(), if pause == POLL_INTERVAL => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -107,6 +107,7 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     let from = sweep.looked_until.map(|until| TimeCursor { time: until - LATE_HOLD_MAX, id: Uuid::nil() });
     healed.add(walk(app, old_enough, from).await?);
     sweep.looked_until = Some(old_enough);
+    app.metrics.healed(healed);
     if healed.released + healed.confirmed > 0 {
         tracing::info!(released = healed.released, confirmed = healed.confirmed, "Reconciliation put seats right");
     }

@@ -32,6 +32,8 @@ pub struct Settings {
     pub reconcile_interval: Duration,
     /// `EXPIRY_BATCH_SIZE`: reservations ended in one transaction.
     pub expiry_batch_size: u32,
+    /// `AUDIT_INTERVAL_MINUTES`: how often the worker audits; never without one, as it reads whole tables.
+    pub audit_interval: Option<Duration>,
     /// `MOCK_PAYMENT_SUCCESS_RATE`: share of charges that the mock provider captures.
     pub mock_payment_success_rate: f64,
     /// `PAYMENT_WEBHOOK_SECRET`, and while it is being changed `PAYMENT_WEBHOOK_SECRET_PREVIOUS`: what the provider signs its notices
@@ -86,6 +88,8 @@ impl Settings {
             expiry_interval: reader.duration("EXPIRY_WORKER_INTERVAL_SECONDS", second, 1.0, 0.1, 3600.0),
             reconcile_interval: reader.duration("RECONCILE_INTERVAL_SECONDS", second, 5.0, 0.1, 3600.0),
             expiry_batch_size: reader.within("EXPIRY_BATCH_SIZE", 100, 1, 1000),
+            audit_interval: Some(reader.duration("AUDIT_INTERVAL_MINUTES", minute, 0.0, 0.0, 10080.0))
+                .filter(|interval| !interval.is_zero()),
             mock_payment_success_rate: reader.within("MOCK_PAYMENT_SUCCESS_RATE", 1.0, 0.0, 1.0),
             webhook_secrets: ["PAYMENT_WEBHOOK_SECRET", "PAYMENT_WEBHOOK_SECRET_PREVIOUS"]
                 .into_iter()

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use service_kit::amqp::Broker;
 use service_kit::lifecycle::Lifecycle;
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::audit::{self, Patience};
 use crate::idempotency;
 use crate::reconcile::{self, Sweep};
 use crate::reservations::finish;
@@ -21,6 +23,22 @@ const TICK_MIN: Duration = Duration::from_secs(1);
 /// The longest that one piece of work may take: a database host that vanished without a word must not stop the worker for ever.
 /// What is cut off is rolled back, or as harmless as a crash at that place.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// When the worker audits, and where the dead letters are that an audit counts.
+#[derive(Debug, Clone)]
+pub struct Audits {
+    /// Between two of them.
+    pub interval: Duration,
+    /// How patient each is.
+    pub patience: Patience,
+    /// The broker.
+    pub broker: Broker,
+    /// The Event Service's queue there.
+    pub queue: String,
+}
+
+/// As `booking-service audit` unless it is told otherwise.
+pub const AUDIT_PATIENCE: Patience = Patience { settle: Duration::from_secs(10), late: Duration::from_secs(60) };
 
 /// How often the two ticks come, and how much one transaction of the first ends.
 #[derive(Debug, Clone, Copy)]
@@ -116,14 +134,15 @@ async fn bounded(work: &'static str, stopping: &CancellationToken, doing: impl F
 async fn expire_all_due(app: &App, batch_size: u32) {
     loop {
         match finish::expire_due(app, batch_size).await {
-            Ok(0) => return,
+            Ok(0) => return app.metrics.ran("expiry", true),
             Ok(expired) => {
                 tracing::info!(expired, "Expired reservations");
                 if expired < batch_size as usize {
-                    return;
+                    return app.metrics.ran("expiry", true);
                 }
             }
             Err(error) => {
+                app.metrics.ran("expiry", false);
                 return tracing::warn!(
                     error = format!("{:#}", anyhow::Error::from(error)),
                     "Due reservations wait for the next tick"
@@ -144,6 +163,7 @@ async fn heal(app: &App, sweep: &mut Sweep) {
         ("idempotency keys", idempotency::forget_old(&app.db).await.map(drop)),
     ];
     for (part, outcome) in outcomes {
+        app.metrics.ran(part, outcome.is_ok());
         if let Err(error) = outcome {
             tracing::warn!(
                 part,
@@ -152,4 +172,25 @@ async fn heal(app: &App, sweep: &mut Sweep) {
             );
         }
     }
+}
+
+/// Audits until `stopping`, for the metrics; its findings are in the log, too.
+///
+/// # Errors
+/// None; an audit that could not look is made up for by the next.
+pub async fn audit_again_and_again(app: &App, plan: &Audits, stopping: &CancellationToken) -> anyhow::Result<()> {
+    while stopping.run_until_cancelled(tokio::time::sleep(plan.interval)).await.is_some() {
+        let audit = audit::audit(app, &plan.broker, &plan.queue, plan.patience);
+        let Some(report) = stopping.run_until_cancelled(audit).await else {
+            break;
+        };
+        match &report {
+            Ok(report) if report.is_clean() => tracing::info!("Audit: all promises are kept"),
+            Ok(report) => tracing::error!(report = %report, "Audit: a promise is broken; someone must look"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "The audit could not look at everything"),
+        }
+        app.metrics.audited(report.as_ref().ok());
+        app.metrics.ran("audit", report.is_ok());
+    }
+    Ok(())
 }

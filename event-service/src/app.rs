@@ -22,6 +22,7 @@ use utoipa_axum::routes;
 
 use crate::availability::Looks;
 use crate::booking_consumer::Applier;
+use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
 use crate::seat_map::SeatMaps;
 use crate::seat_stream::SeatStreams;
@@ -55,23 +56,32 @@ struct AppState {
     desk: Arc<ReserveDesk>,
     looks: Arc<Looks>,
     maps: Arc<SeatMaps>,
+    metrics: EventMetrics,
 }
 
 impl AppState {
     /// `desk_db` is for what comes by the thousand, `db` for the rest.
-    fn new(db: PgPool, desk_db: &PgPool, streams: Arc<SeatStreams>, lifecycle: &Lifecycle) -> Self {
+    fn new(
+        db: PgPool,
+        desk_db: &PgPool,
+        streams: Arc<SeatStreams>,
+        metrics: EventMetrics,
+        lifecycle: &Lifecycle,
+    ) -> Self {
         Self {
             db,
             streams,
             desk: Arc::new(ReserveDesk::open(desk_db.clone(), lifecycle)),
             looks: Arc::new(Looks::start(desk_db.clone(), lifecycle)),
             maps: Arc::new(SeatMaps::start(desk_db.clone(), lifecycle)),
+            metrics,
         }
     }
 }
 
 /// All routes, and the document that describes them: those for everyone, and those for the Booking Service.
 fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::OpenApi) {
+    let metrics = state.metrics.common.routes();
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
         .routes(routes!(organizers::create_organizer, organizers::list_organizers))
         .routes(routes!(organizers::get_organizer, organizers::update_organizer, organizers::delete_organizer))
@@ -96,6 +106,7 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
         .routes(routes!(seat_stream::stream_seat_map))
         .with_state(state.clone())
         .merge(health::routes(health))
+        .merge(metrics)
         .split_for_parts();
     let (internal_routes, internal_document) = OpenApiRouter::new()
         .routes(routes!(internal_api::check_availability))
@@ -117,14 +128,15 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
 }
 
 /// The router and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
-pub fn skeleton() -> (Router, utoipa::openapi::OpenApi) {
+///
+/// # Errors
+/// None that depends on the environment.
+pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    let (routes, internal_routes, document) = api(
-        AppState::new(db.clone(), &db, streams, &Lifecycle::new()),
-        Health::new("event-service", env!("CARGO_PKG_VERSION")),
-    );
-    (routes.merge(internal_routes), document)
+    let state = AppState::new(db.clone(), &db, streams, EventMetrics::new()?, &Lifecycle::new());
+    let (routes, internal_routes, document) = api(state, Health::new("event-service", env!("CARGO_PKG_VERSION")));
+    Ok((routes.merge(internal_routes), document))
 }
 
 /// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
@@ -135,10 +147,13 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
         .await?;
     let desk_db = database::desk_pool(&settings.database_url, "event-service")?;
+    let metrics = EventMetrics::new()?;
+    metrics.watch(&db, &desk_db)?;
     let queue = ConsumedQueue {
         name: settings.queue,
         routing_keys: BookingEventType::ALL.map(BookingEventType::routing_key).to_vec(),
         up: Arc::new(AtomicBool::new(false)),
+        metrics: metrics.consumer.clone(),
     };
     let consumer_up = Arc::clone(&queue.up);
     let health = Health::new("event-service", env!("CARGO_PKG_VERSION")).needs_database(db.clone()).uses(
@@ -151,21 +166,23 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let (applier, stopping) = (Applier::start(desk_db.clone(), lifecycle), lifecycle.token().clone());
+    let applier = Applier::start(desk_db.clone(), metrics.clone(), lifecycle);
+    let stopping = lifecycle.token().clone();
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    let (mut routes, internal_routes, mut document) = api(AppState::new(db, &desk_db, streams, lifecycle), health);
+    let state = AppState::new(db, &desk_db, streams, metrics.clone(), lifecycle);
+    let (mut routes, internal_routes, mut document) = api(state, health);
     openapi::narrow_security(&mut document, &settings.common.auth);
     match settings.internal_listen {
         None => routes = routes.merge(internal_routes),
         Some(address) => {
             let limits = Common { auth: settings.common.auth.internal_only(), ..settings.common.clone() };
-            server::serve(lifecycle, server::listen(address).await?, internal_routes, &limits);
+            server::serve(lifecycle, server::listen(address).await?, internal_routes, &limits, &metrics.common);
         }
     }
-    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common);
+    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common, &metrics.common);
     Ok(())
 }

@@ -13,25 +13,27 @@ use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::lifecycle::Lifecycle;
+use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, ReservationId, SessionSeatId};
 use sqlx::{PgConnection, PgPool};
 
+use crate::metrics::EventMetrics;
 use crate::session_seats::{self, ChangeOutcome, GivenBack};
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(15));
 
 /// Where messages that come at the same time are applied together: in the minute of an on-sale the commit is what costs most.
-#[derive(Debug)]
 pub struct Applier {
     events: Coalescer<BookingEvent, Applied>,
+    metrics: EventMetrics,
 }
 
 impl Applier {
     /// Starts it; it ends when nobody has messages for it any more.
     #[must_use]
-    pub fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
-        Self { events: Coalescer::start(lifecycle, LANES, move |events| apply_batch(db.clone(), events)) }
+    pub fn start(db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
+        Self { events: Coalescer::start(lifecycle, LANES, move |events| apply_batch(db.clone(), events)), metrics }
     }
 
     /// Applies one message and says what became of it.
@@ -40,10 +42,18 @@ impl Applier {
             Ok(event) => event,
             Err(error) => return Verdict::Poison(error),
         };
-        let message_id = event.event_id;
-        match self.events.call(event).await {
-            Ok(Applied::Changed | Applied::Stale) => Verdict::Done,
+        let (message_id, occurred_at) = (event.event_id, event.occurred_at);
+        match traces::step("session_seats.apply", self.events.call(event)).await {
+            Ok(Applied::Changed) => {
+                self.metrics.applied("applied", occurred_at);
+                Verdict::Done
+            }
+            Ok(Applied::Stale) => {
+                self.metrics.applied("stale", occurred_at);
+                Verdict::Done
+            }
             Ok(Applied::Repeat) => {
+                self.metrics.applied("duplicate", occurred_at);
                 tracing::info!(%message_id, "Message known already; nothing to do");
                 Verdict::Done
             }

@@ -11,7 +11,7 @@ use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiJson, ApiPath};
 use service_kit::query::ApiQuery;
-use service_kit::{openapi, refusals};
+use service_kit::{openapi, refusals, traces};
 use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
@@ -26,6 +26,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::availability::Looks;
+use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
 use crate::session_seats::{self, ChangeOutcome, Wish};
 use crate::sessions;
@@ -53,7 +54,7 @@ pub(crate) async fn check_availability(
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
     let wanted = as_set(request.session_seat_ids);
-    let looked = looks.look(session_id, wanted.clone()).await?;
+    let looked = traces::step("session_seats.look", looks.look(session_id, wanted.clone())).await?;
     let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
     sale.must_be_open()?;
     let seats: Vec<_> = looks
@@ -93,12 +94,16 @@ pub(crate) async fn reserve_seats(
     _: InternalCaller,
     State(desk): State<Arc<ReserveDesk>>,
     State(db): State<PgPool>,
+    State(metrics): State<EventMetrics>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
     let ReserveRequest { reservation_id, session_seat_ids, reserved_until } = request;
     let seats = as_set(session_seat_ids);
-    let outcome = desk.reserve(Wish { session_id, reservation_id, seats: seats.clone(), reserved_until }).await?;
+    let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
+    let outcome = traces::step("session_seats.reserve", desk.reserve(wish)).await;
+    metrics.held(&outcome);
+    let outcome = outcome?;
     crash_point("seats.reserved");
     if matches!(outcome, ChangeOutcome::Refused(_)) {
         // A session that was cancelled between the look and this call says so.

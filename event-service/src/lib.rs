@@ -3,7 +3,7 @@
 //! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`organizers`].
 //! [`session_seats`] is the deep module: who has a seat, and the only writer of that table. Two thin ways lead into it:
 //! [`internal_api`] (REST, from the Booking Service; [`reserve_desk`] brings together what comes at the same time) and [`booking_consumer`] (its events, from RabbitMQ).
-//! This service never calls the Booking Service.
+//! [`metrics`] has all that is counted. This service never calls the Booking Service.
 
 pub mod app;
 mod availability;
@@ -13,6 +13,7 @@ pub mod events;
 pub mod halls;
 pub mod internal_api;
 pub mod locations;
+pub mod metrics;
 pub mod organizers;
 mod pieces;
 pub mod reserve_desk;

@@ -7,7 +7,7 @@ use event_service::app;
 use event_service::settings::Settings;
 use service_kit::dead_letters::{self, Which};
 use service_kit::lifecycle::{self, Lifecycle};
-use service_kit::{database, server, telemetry};
+use service_kit::{database, server, telemetry, traces};
 use uuid::Uuid;
 
 /// Millions of small buffers a minute, made on one thread and freed on another.
@@ -89,7 +89,7 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if let Command::Openapi = command {
-        println!("{}", app::skeleton().1.to_pretty_json()?);
+        println!("{}", app::skeleton()?.1.to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);
     }
     let settings = Settings::from_env()?;
@@ -103,12 +103,15 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Serve => {
             settings.common.auth.warn();
+            let export = traces::start(&settings.common.traces, "event-service", env!("CARGO_PKG_VERSION"))?;
             let lifecycle = Lifecycle::new();
             lifecycle.stop_on_signal()?;
             let listener = server::listen(settings.common.listen).await?;
             // A stop does not wait for a database that is still starting.
             lifecycle.token().run_until_cancelled(app::run(settings, listener, &lifecycle)).await.transpose()?;
-            return Ok(lifecycle.finished().await);
+            let code = lifecycle.finished().await;
+            export.finish().await;
+            return Ok(code);
         }
     }
     Ok(ExitCode::SUCCESS)

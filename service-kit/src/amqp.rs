@@ -21,9 +21,12 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
 use crate::settings::Secret;
+use crate::traces;
 
 /// TCP, handshake and declarations together; the library has no time-out of its own there.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -44,6 +47,8 @@ const TRIES_MAX: usize = 6;
 const HANDLE_TIME_MAX: Duration = Duration::from_secs(20);
 /// Farewells to a broker that may be frozen: nothing is lost without them.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often the messages that were set aside are counted.
+const DEAD_LETTERS_COUNTED_EVERY: Duration = Duration::from_secs(2);
 /// AMQP delivery mode: written to disk.
 const PERSISTENT: u8 = 2;
 
@@ -51,6 +56,8 @@ const PERSISTENT: u8 = 2;
 pub(crate) const REASON: &str = "x-reason";
 /// The header that says what a message was about, once it goes by the names of queues.
 pub(crate) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
+/// The header with the W3C trace context.
+pub(crate) const TRACEPARENT: &str = "traceparent";
 
 /// A header's text.
 pub(crate) fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
@@ -196,37 +203,34 @@ impl Publisher {
     async fn publish_on(&self, channel: &Channel, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
         let mut confirms = Vec::with_capacity(batch.len());
         for message in batch {
+            let mut traceparent = message.traceparent.clone();
+            let leaving = traces::Leaving::begin(&self.broker.exchange, &message.routing_key, &mut traceparent);
             // `mandatory`: an unroutable message comes back instead of vanishing.
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let exchange = self.broker.exchange.as_str().into();
-            confirms.push(
-                channel
-                    .basic_publish(
-                        exchange,
-                        message.routing_key.as_str().into(),
-                        options,
-                        &message.body,
-                        self.properties(message),
-                    )
-                    .await?,
-            );
+            let routing_key = message.routing_key.as_str().into();
+            let properties = self.properties(message, traceparent);
+            let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await?;
+            confirms.push((confirm, leaving));
         }
         let mut outcomes = Vec::with_capacity(batch.len());
-        for confirm in confirms {
-            outcomes.push(match confirm.await? {
+        for (confirm, leaving) in confirms {
+            let outcome = match confirm.await? {
                 Confirmation::Ack(None) => Published::Confirmed,
                 Confirmation::Ack(Some(_)) => Published::Unroutable,
                 Confirmation::Nack(_) => Published::Refused,
                 Confirmation::NotRequested => bail!("the channel is not in confirm mode"),
-            });
+            };
+            leaving.left(outcome == Published::Confirmed);
+            outcomes.push(outcome);
         }
         Ok(outcomes)
     }
 
-    fn properties(&self, message: &Outgoing) -> BasicProperties {
+    fn properties(&self, message: &Outgoing, traceparent: Option<String>) -> BasicProperties {
         let mut headers = FieldTable::default();
-        if let Some(traceparent) = &message.traceparent {
-            headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.as_str().into()));
+        if let Some(traceparent) = traceparent {
+            headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.into()));
         }
         BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
@@ -261,6 +265,33 @@ pub enum Verdict {
     Poison(anyhow::Error),
 }
 
+/// What a consumer counts.
+#[derive(Debug, Clone)]
+pub struct ConsumerMetrics {
+    /// By result: what the handler says, and `retried` and `dead_lettered`.
+    pub messages: IntCounterVec,
+    up: IntGauge,
+    dead_letters: GaugeVec,
+}
+
+impl ConsumerMetrics {
+    /// Registers them under names that begin with `prefix`.
+    ///
+    /// # Errors
+    /// The names are taken.
+    pub fn register(metrics: &Metrics, prefix: &str) -> anyhow::Result<Self> {
+        let name = |name: &str| format!("{prefix}_{name}");
+        let messages = "Messages by what became of them; `retried` counts each try that failed.";
+        let up = "Whether a consumer is registered at the broker.";
+        let aside = "Messages in the dead letter queue; absent while the broker is away.";
+        Ok(Self {
+            messages: metrics.counters(&name("messages_total"), messages, &["result"])?,
+            up: metrics.gauge(&name("up"), up)?,
+            dead_letters: metrics.gauges(&name("dead_letters"), aside, &[])?,
+        })
+    }
+}
+
 /// A durable quorum queue, what it is bound to, and whether its consumer is up.
 #[derive(Debug, Clone)]
 pub struct ConsumedQueue {
@@ -270,6 +301,8 @@ pub struct ConsumedQueue {
     pub routing_keys: Vec<&'static str>,
     /// Set while a consumer is registered.
     pub up: Arc<AtomicBool>,
+    /// What is counted of it.
+    pub metrics: ConsumerMetrics,
 }
 
 /// The queue of the messages that were set aside from `queue`, each with its reason.
@@ -297,6 +330,8 @@ pub async fn consume<F: Future<Output = Verdict>>(
         for delay in delays.build() {
             let outcome = consume_until_fault(&broker, &queue, &stopping, &handle).await;
             let was_up = queue.up.swap(false, Ordering::Relaxed);
+            queue.metrics.up.set(0);
+            queue.metrics.dead_letters.reset();
             let Err(error) = outcome else { return Ok(()) };
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -341,13 +376,18 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
     let (channel, aside, consumer) =
         tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker declared nothing in time")??;
     queue.up.store(true, Ordering::Relaxed);
+    queue.metrics.up.set(1);
     tracing::info!(queue = queue.name, consumer_tag = tag, "RabbitMQ consumer started");
 
     let deliveries = futures::StreamExt::take_until(consumer, stopping.cancelled());
-    deliveries
+    let handled = deliveries
         .map_err(anyhow::Error::from)
-        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &aside, stopping, handle))
-        .await?;
+        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &aside, stopping, handle));
+    tokio::select! {
+        handled = handled => handled?,
+        // It ends with an error only, when the queue or the connection is gone.
+        counted = count_dead_letters(&connection, queue) => counted?,
+    }
     if !stopping.is_cancelled() {
         bail!("the broker ended the consumer, as it does when the queue is deleted");
     }
@@ -401,7 +441,20 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
     Ok(())
 }
 
-/// Handles one message to its end: acknowledged after its effect, or set aside with its reason.
+/// Keeps the number of messages that were set aside, until there is a fault.
+async fn count_dead_letters(connection: &Connection, queue: &ConsumedQueue) -> anyhow::Result<()> {
+    let channel = connection.create_channel().await?;
+    let (dead_letters, gauge) =
+        (dead_letters_of(&queue.name), queue.metrics.dead_letters.with_label_values::<&str>(&[]));
+    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    loop {
+        let found = channel.queue_declare(dead_letters.as_str().into(), look, FieldTable::default()).await?;
+        gauge.set(found.message_count().into());
+        tokio::time::sleep(DEAD_LETTERS_COUNTED_EVERY).await;
+    }
+}
+
+/// One message, with its place in the log and in its sender's trace.
 async fn settle<F: Future<Output = Verdict>>(
     delivery: Delivery,
     queue: &ConsumedQueue,
@@ -412,7 +465,23 @@ async fn settle<F: Future<Output = Verdict>>(
     // One that was sent again from the dead letters came by the queue's name.
     let routing_key = text_header(&delivery.properties, ORIGINAL_ROUTING_KEY);
     let routing_key = routing_key.unwrap_or_else(|| delivery.routing_key.to_string());
-    let incoming = Arc::new(Incoming { routing_key, body: delivery.data.clone() });
+    let traceparent = text_header(&delivery.properties, TRACEPARENT);
+    let trace_id = traceparent.as_deref().and_then(traces::trace_id);
+    let span = tracing::error_span!("message", trace_id);
+    let incoming = Arc::new(Incoming { routing_key: routing_key.clone(), body: delivery.data.clone() });
+    let work = handle_to_its_end(delivery, incoming, queue, aside, stopping, handle).instrument(span);
+    traces::received(traceparent.as_deref(), &queue.name, &routing_key, work).await
+}
+
+/// Handles one message to its end: acknowledged after its effect, or set aside with its reason.
+async fn handle_to_its_end<F: Future<Output = Verdict>>(
+    delivery: Delivery,
+    incoming: Arc<Incoming>,
+    queue: &ConsumedQueue,
+    aside: &Channel,
+    stopping: &CancellationToken,
+    handle: &impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
     tracing::info!(routing_key = incoming.routing_key, redelivered = delivery.redelivered, "Received message");
     let mut delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
@@ -435,6 +504,7 @@ async fn settle<F: Future<Output = Verdict>>(
             }
             Verdict::Unavailable(error) => error,
         };
+        queue.metrics.messages.with_label_values(&["retried"]).inc();
         let delay = delays.next().unwrap_or(Duration::from_secs(10));
         tracing::warn!(
             error = format!("{error:#}"),
@@ -469,7 +539,11 @@ async fn set_aside(
         .await
         .context("the broker gave no confirm in time")??;
     match confirmed {
-        Confirmation::Ack(None) => Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?),
+        Confirmation::Ack(None) => {
+            queue.metrics.messages.with_label_values(&["dead_lettered"]).inc();
+            traces::note_error(error);
+            Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?)
+        }
         other => bail!("the dead letter queue did not take the message: {other:?}"),
     }
 }

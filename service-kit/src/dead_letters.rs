@@ -12,7 +12,7 @@ use lapin::{Channel, Confirmation, Connection};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::amqp::{Broker, ORIGINAL_ROUTING_KEY, PUBLISH_TIME_MAX, REASON, dead_letters_of, text_header};
+use crate::amqp::{Broker, ORIGINAL_ROUTING_KEY, PUBLISH_TIME_MAX, REASON, TRACEPARENT, dead_letters_of, text_header};
 
 /// The most of a body that a look shows.
 const BODY_CHARS_SHOWN: usize = 4000;
@@ -126,7 +126,12 @@ async fn walk_on(
 
 /// To the one queue that set it aside, not through the exchange: other subscribers have handled it.
 async fn send_again(channel: &Channel, queue: &str, letter: &DeadLetter, delivery: &Delivery) -> anyhow::Result<()> {
+    // Without the reason; whose trace it belongs to stays.
     let mut headers = FieldTable::default();
+    let trace = delivery.properties.headers().as_ref().and_then(|headers| headers.inner().get(TRACEPARENT).cloned());
+    if let Some(trace) = trace {
+        headers.insert(TRACEPARENT.into(), trace);
+    }
     headers
         .insert(ORIGINAL_ROUTING_KEY.into(), lapin::types::AMQPValue::LongString(letter.routing_key.as_str().into()));
     let properties = delivery.properties.clone().with_headers(headers);

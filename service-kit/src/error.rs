@@ -61,6 +61,16 @@ impl Error {
         }
     }
 
+    /// What kind of problem the client is told of.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Refused(problem) | Self::Unavailable { problem, .. } => problem.code,
+            Self::Database(error) if database::is_unavailable(error) => Code::DatabaseUnavailable,
+            Self::Database(_) | Self::Internal(_) => Code::InternalError,
+        }
+    }
+
     fn into_problem(self) -> (Problem, Option<anyhow::Error>) {
         match self {
             Self::Refused(problem) => (*problem, None),

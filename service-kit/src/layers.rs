@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
@@ -22,11 +22,13 @@ use crate::auth::Gate;
 use crate::error::{Cause, Error};
 use crate::etag;
 use crate::lifecycle::Lifecycle;
+use crate::metrics::METRICS_PATH;
 use crate::settings::Common;
+use crate::traces;
 
 /// The request's id, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The W3C trace context, passed on unchanged.
+/// The W3C trace context; see `traces.rs`.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How long the caller waits for its answer, in milliseconds: a service passes its own deadline on with it.
@@ -65,9 +67,8 @@ pub fn request_id() -> Option<String> {
     CONTEXT.try_with(|context| context.request_id.clone()).ok()
 }
 
-/// The trace context that came with the request that is being handled.
-#[must_use]
-pub fn traceparent() -> Option<String> {
+/// The trace context of the request that is being handled; [`traces::traceparent`] knows its present step.
+pub(crate) fn traceparent() -> Option<String> {
     CONTEXT.try_with(|context| context.traceparent.clone()).ok().flatten()
 }
 
@@ -111,18 +112,23 @@ async fn no_such_method(method: Method, uri: Uri) -> Error {
 }
 
 async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    let context = RequestContext::of(request.headers());
+    let mut context = RequestContext::of(request.headers());
     let request_id = context.request_id.clone();
     let patience = patience_of(&request).filter(|patience| *patience < guard.time_max);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-", |path| path.as_str()).to_owned();
-    let span = tracing::info_span!("request", %method, route, request_id);
+    let trace = traces::Incoming::of(context.traceparent.take(), &method, &route);
+    context.traceparent.clone_from(&trace.traceparent);
+    let trace_id = trace.traceparent.as_deref().and_then(traces::trace_id);
+    // As high as the highest line in it, so that none is without its request.
+    let span = tracing::error_span!("request", %method, route, request_id, trace_id);
 
     let Ok(place) = place_for(&guard.places, &request) else {
         let detail =
             "More requests are being worked on than the service can keep up with. Nothing was done; come again.";
         let error = Error::from(Problem::new(Code::Overloaded, detail).retry_after(1));
         // Not logged one by one: of these there may be thousands a second.
+        trace.answered(StatusCode::SERVICE_UNAVAILABLE);
         return with_id(CONTEXT.sync_scope(context, || error.into_response()), &request_id);
     };
     let work = async move {
@@ -130,7 +136,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
         drop(place);
         answer
     };
-    let work = CONTEXT.scope(context.clone(), work).instrument(span.clone());
+    let work = traces::within(trace.context(), CONTEXT.scope(context.clone(), work)).instrument(span.clone());
     let answer = async {
         if method.is_safe() {
             work.await
@@ -152,6 +158,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
         CONTEXT.sync_scope(context, || error.into_response())
     });
 
+    trace.answered(response.status());
     span.in_scope(|| log(&response));
     with_id(response, &request_id)
 }
@@ -163,9 +170,10 @@ fn with_id(mut response: Response, request_id: &str) -> Response {
     response
 }
 
-/// A place among the requests in flight; health checks need none, or a busy process would be taken for a dead one.
+/// A place among the requests in flight; who looks after the process needs none, or a busy one would be taken for a dead one.
 fn place_for(places: &Arc<Semaphore>, request: &Request) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-    if request.uri().path().starts_with(HEALTH_PATHS) {
+    let path = request.uri().path();
+    if path.starts_with(HEALTH_PATHS) || path == METRICS_PATH {
         return Ok(None);
     }
     Arc::clone(places).try_acquire_owned().map(Some)

@@ -4,7 +4,7 @@
 //! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] (with its [`dead_letters`]) and, for other services, [`circuit`] as the ways out ([`coalesce`] sends what comes together on its way together), [`server`] as the way in;
 //! there [`layers`] wraps each request, [`extract`], [`query`] and [`auth`] read it, [`answer`], [`etag`] and [`error`] say what came
 //! of it,
-//! [`openapi`] describes it, and [`health`] tells others how the process is. Tests have the process die at places that [`crash`] names.
+//! [`openapi`] describes it, [`health`] tells others how the process is, [`metrics`] what it has done, and [`traces`] what caused what. Tests have the process die at places that [`crash`] names.
 
 pub mod amqp;
 pub mod answer;
@@ -20,6 +20,7 @@ pub mod extract;
 pub mod health;
 pub mod layers;
 pub mod lifecycle;
+pub mod metrics;
 pub mod openapi;
 pub mod query;
 pub mod server;
@@ -27,3 +28,4 @@ pub mod settings;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod traces;

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::layers;
 use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
 use crate::settings::Common;
 
 /// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
@@ -26,9 +27,9 @@ pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("can't listen on {address}; is the port taken? HOST and PORT move it"))
 }
 
-/// Serves `router` until the process stops, within the limits of its settings.
-pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router, limits: &Common) {
-    let router = layers::wrap(router, lifecycle, limits);
+/// Serves `router` until the process stops, within the limits of its settings, and measures its requests.
+pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router, limits: &Common, metrics: &Metrics) {
+    let router = metrics.measure(layers::wrap(router, lifecycle, limits));
     // Small answers must not wait for the client's delayed acknowledgement.
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::auth::AuthSettings;
+use crate::traces::TraceSettings;
 
 /// Passwords that the scripts give to servers for local trials, and that everybody knows.
 const LOCAL_PASSWORDS: [&str; 3] = ["postgres", "booking_password", "guest"];
@@ -174,6 +175,8 @@ pub struct Common {
     pub request_time_max: Duration,
     /// Who may call, and how they are known.
     pub auth: AuthSettings,
+    /// `OTEL_*`: where traces go.
+    pub traces: TraceSettings,
 }
 
 /// How log lines are written.
@@ -210,6 +213,7 @@ impl Common {
             // Longer than the statement time limit, so that a slow database is told from a silent one.
             request_time_max: reader.duration("REQUEST_TIMEOUT_SECONDS", Duration::from_secs(1), 30.0, 1.0, 60.0),
             auth: AuthSettings::read(reader),
+            traces: TraceSettings::read(reader),
         }
     }
 }

@@ -26,6 +26,7 @@ use super::pay_desk::{Completion, Order, Paid};
 use super::{Reservation, find, not_found};
 use crate::app::App;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
+use crate::metrics::Step;
 use crate::payments::ChargeOutcome;
 use crate::tickets::{self, Ticket};
 
@@ -102,6 +103,7 @@ pub(crate) async fn confirm_reservation(
         };
     // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
     let paid = pay(&app, caller.confined_to(), id, attempt, body.payment_id.as_deref()).await;
+    app.metrics.confirmed(&paid, |answer| answer.payment_status == PaymentStatus::Processing);
     match paid {
         Ok(processing) if processing.payment_status == PaymentStatus::Processing => {
             claim.give_back(&app.db).await?;
@@ -129,15 +131,18 @@ async fn pay(
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
     let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
-    let Some(amount) = app.paid.lease(order).await? else {
+    let Some(amount) = app.metrics.step(Step::Lease, app.paid.lease(order)).await? else {
         return paid_before(app, owner, id).await;
     };
     crash_point("confirm.leased");
     // An error is an unknown outcome too: the charge may have been made.
-    let outcome = app.payments.charge(key, amount, payment_id).await.unwrap_or_else(|error| {
+    let charging = async { app.payments.charge(key, amount, payment_id).await.map_err(Error::Internal) };
+    let outcome = app.metrics.step(Step::Charge, charging).await.unwrap_or_else(|error| {
+        let error = anyhow::Error::from(error);
         tracing::warn!(error = format!("{error:#}"), payment_id = %key, "The payment provider gave no answer");
         ChargeOutcome::Unknown
     });
+    app.metrics.charged(outcome);
     crash_point("confirm.charged");
     let concluded = conclude(app, id, key, outcome)
         .await
@@ -245,7 +250,7 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
 
 /// `active | confirming → confirmed`: the provider has the money.
 pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
-    match app.paid.complete(id, key).await? {
+    match app.metrics.step(Step::Complete, app.paid.complete(id, key)).await? {
         Completion::Paid(paid) => {
             announce_end(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))

@@ -39,6 +39,7 @@ use super::{Reservation, ReservationItem, find};
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
+use crate::metrics::Step;
 use crate::reconcile::{self, HeldSeat};
 use crate::seat_locks::{LockOutcome, held_by};
 
@@ -96,7 +97,9 @@ pub(crate) async fn create_reservation(
             Claimed::Answer(answer) => return Ok(answer),
         };
     crash_point("booking.claimed");
-    match book(&app, id, caller.user_id, wanted, &claim).await {
+    let booked = book(&app, id, caller.user_id, wanted, &claim).await;
+    app.metrics.booked(&booked);
+    match booked {
         Ok(made) => {
             Ok(Created { location: format!("/api/v1/reservations/{}", made.id), body: Json(made) }.into_response())
         }
@@ -119,7 +122,7 @@ async fn book(
     if let Some(dead) = claim.previous_attempt {
         give_up(app, &draft, dead.into()).await?;
     }
-    lock_seats(app, &draft).await?;
+    app.metrics.step(Step::Lock, lock_seats(app, &draft)).await?;
     crash_point("booking.locked");
     let booked = look_hold_and_write(app, &draft, claim).await;
     crash_point("booking.written");
@@ -186,7 +189,8 @@ impl Draft {
     /// Step 0: the tiers and the clock.
     async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
-        let (booking_time, multipliers) = app.tiers.look(&app.db, wanted.session_id, &tier_ids).await?;
+        let tiers = app.tiers.look(&app.db, wanted.session_id, &tier_ids);
+        let (booking_time, multipliers) = app.metrics.step(Step::Tiers, tiers).await?;
         if let Some(id) = tier_ids.iter().find(|id| !multipliers.contains_key(id)) {
             return Err(Error::refused(
                 Code::PriceTierNotFound,
@@ -208,7 +212,9 @@ impl Draft {
 
 /// Step 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
-    let LockOutcome::Busy(busy) = app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await else {
+    let outcome = app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await;
+    app.metrics.locked(&outcome);
+    let LockOutcome::Busy(busy) = outcome else {
         return Ok(());
     };
     // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
@@ -246,10 +252,13 @@ async fn check_availability(app: &App, draft: &Draft) -> Result<Option<Pricing>>
 
 /// Steps 2 to 5.
 async fn look_hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
-    let pricing = match check_availability(app, draft).await? {
-        Some(pricing) => pricing,
-        None => app.event_service.pricing(draft.session_id, &draft.seat_ids).await?,
+    let looked = async {
+        match check_availability(app, draft).await? {
+            Some(pricing) => Ok(pricing),
+            None => app.event_service.pricing(draft.session_id, &draft.seat_ids).await,
+        }
     };
+    let pricing = app.metrics.step(Step::Look, looked).await?;
     let order = price(draft, &pricing)?;
     reserve_and_write(app, draft, order, claim).await
 }
@@ -277,9 +286,10 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
 }
 
 async fn reserve_and_write(app: &App, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
-    reserve(app, draft).await?;
+    app.metrics.step(Step::Reserve, reserve(app, draft)).await?;
     crash_point("booking.reserved");
-    let error = match app.written.write(draft.priced(order), claim.clone()).await {
+    let writing = app.written.write(draft.priced(order), claim.clone());
+    let error = match app.metrics.step(Step::Write, writing).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
     };

@@ -13,7 +13,7 @@ use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
-use service_kit::refusals;
+use service_kit::{refusals, traces};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, PaymentId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::money::{Currency, Money};
@@ -99,9 +99,13 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
     if ids.is_empty() {
         return Ok(0);
     }
-    let events = expire(&mut tx, &ids).await?;
-    crash_point("expire.ending");
-    tx.commit().await?;
+    let events = traces::root("reservations.expire", async {
+        let events = expire(&mut tx, &ids).await?;
+        crash_point("expire.ending");
+        tx.commit().await?;
+        Ok(events)
+    });
+    let events = events.await?;
     crash_point("expire.committed");
     announce_end(app, &events).await;
     Ok(events.len())
@@ -244,6 +248,9 @@ pub(super) async fn settle_now(app: &App, refund: Uuid, charge: PaymentId, amoun
 
 /// After the commit: the events may leave, and the seats need no lock any more.
 pub(super) async fn announce_end(app: &App, events: &[BookingEvent]) {
+    for event in events {
+        app.metrics.ended(event.event_type);
+    }
     app.outbox_nudge.notify_one();
     let mut held: BTreeMap<SessionId, Vec<(SessionSeatId, ReservationId)>> = BTreeMap::new();
     for event in events {

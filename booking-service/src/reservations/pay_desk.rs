@@ -9,6 +9,7 @@ use service_kit::crash::crash_point;
 use service_kit::database;
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
+use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
@@ -34,6 +35,15 @@ pub(super) struct Order {
     pub(super) payment_id: Option<String>,
 }
 
+/// A charge that the provider has captured.
+#[derive(Debug, Clone)]
+struct Captured {
+    id: ReservationId,
+    key: PaymentId,
+    /// The trace that its event goes on with: the work is done for many at once, in a task that belongs to none.
+    traceparent: Option<String>,
+}
+
 /// A reservation that has just been paid.
 #[derive(Debug)]
 pub(crate) struct Paid {
@@ -57,7 +67,7 @@ pub(super) enum Completion {
 #[derive(Debug)]
 pub(crate) struct PayDesk {
     orders: Coalescer<Order, Option<Money>>,
-    captured: Coalescer<(ReservationId, PaymentId), Completion>,
+    captured: Coalescer<Captured, Completion>,
 }
 
 impl PayDesk {
@@ -84,7 +94,7 @@ impl PayDesk {
     /// # Errors
     /// The database failed: it may be paid.
     pub(super) async fn complete(&self, id: ReservationId, key: PaymentId) -> Result<Completion> {
-        self.captured.call((id, key)).await
+        self.captured.call(Captured { id, key, traceparent: traces::traceparent() }).await
     }
 }
 
@@ -124,7 +134,7 @@ async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>
     Ok(orders.iter().map(|order| Ok(leased.get(&order.key).copied())).collect())
 }
 
-async fn complete_all(db: PgPool, captured: Vec<(ReservationId, PaymentId)>) -> Vec<Result<Completion>> {
+async fn complete_all(db: PgPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
     let db = &db;
     together_or_alone(captured, |captured| async move { complete(db, &captured).await }).await
 }
@@ -137,7 +147,7 @@ struct PaidRow {
     payments: i64,
 }
 
-async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Result<Option<Vec<Result<Completion>>>> {
+async fn complete(db: &PgPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
     let mut tx = database::begin(db).await?;
     let rows: Vec<PaidRow> = sqlx::query_as(
         "with given as materialized (select * from unnest($1::uuid[], $2::uuid[]) as given (id, key)),
@@ -154,8 +164,8 @@ async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Resul
          returning r.id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency,
              (select count(*) from paid) as payments",
     )
-    .bind(captured.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-    .bind(captured.iter().map(|(_, key)| *key).collect::<Vec<_>>())
+    .bind(captured.iter().map(|captured| captured.id).collect::<Vec<_>>())
+    .bind(captured.iter().map(|captured| captured.key).collect::<Vec<_>>())
     .fetch_all(&mut *tx)
     .await?;
     // A payment without its reservation must not be committed, nor the others be rolled back with it.
@@ -188,7 +198,9 @@ async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Resul
             }
         })
         .collect();
-    outbox::append(&mut tx, &events).await?;
+    let causes: HashMap<ReservationId, &Captured> = captured.iter().map(|captured| (captured.id, captured)).collect();
+    let cause = |event: &BookingEvent| causes.get(&event.reservation_id)?.traceparent.clone();
+    outbox::append_caused_by(&mut tx, &events, cause).await?;
     let reservations = find_all(&mut tx, changed.iter().map(|changed| changed.id).collect(), None).await?;
     crash_point("confirm.completing");
     tx.commit().await?;
@@ -203,7 +215,7 @@ async fn complete(db: &PgPool, captured: &[(ReservationId, PaymentId)]) -> Resul
         }
         _ => Completion::ByOthers,
     };
-    Ok(Some(captured.iter().map(|(id, _)| id).map(completion).map(Ok).collect()))
+    Ok(Some(captured.iter().map(|captured| &captured.id).map(completion).map(Ok).collect()))
 }
 
 #[cfg(test)]
@@ -237,7 +249,8 @@ mod tests {
             .await
             .unwrap();
         }
-        let completed = complete_all(db.clone(), vec![ended, alive]).await;
+        let captured = |(id, key)| Captured { id, key, traceparent: None };
+        let completed = complete_all(db.clone(), [ended, alive].map(captured).to_vec()).await;
         assert!(matches!(completed[..], [Ok(Completion::ByOthers), Ok(Completion::Paid(_))]), "{completed:?}");
         let payments: Vec<(PaymentId, String)> =
             sqlx::query_as("select id, status from payments order by id").fetch_all(&db).await.unwrap();

@@ -133,6 +133,9 @@ async fn when_the_event_service_hangs_the_circuit_opens_and_closes_by_itself() {
     assert!(begun.elapsed() < Duration::from_secs(4), "the stampede waited {:?}", begun.elapsed());
     let health = system.get("/health", Uuid::now_v7(), 200).await;
     assert_eq!(health["checks"]["event_service_circuit"], "down");
+    assert_eq!(system.metric(&system.booking_base, "booking_event_service_circuit_open").await, Some(1.0));
+    let failed = r#"booking_reservations_total{outcome="failed",reason="event_service_unavailable"}"#;
+    assert_eq!(system.metric(&system.booking_base, failed).await, Some(100.0));
     let mut slowest = Duration::ZERO;
     let mut turned_away = 0;
     // For two seconds: some are the probe that is let through, and wait for it.

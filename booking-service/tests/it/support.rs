@@ -16,6 +16,7 @@ use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::login::Login;
 use service_kit::testing::wires::ChaosProxy;
 use service_kit::testing::{database, server, unique, wait_until};
+use service_kit::traces::TraceSettings;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -60,6 +61,7 @@ fn common(auth: AuthSettings) -> Common {
         requests_in_flight_max: 2000,
         request_time_max: Duration::from_secs(30),
         auth,
+        traces: TraceSettings::default(),
     }
 }
 
@@ -113,6 +115,7 @@ impl System {
             expiry_interval: Duration::from_secs(1),
             reconcile_interval: Duration::from_secs(1),
             expiry_batch_size: 100,
+            audit_interval: None,
             mock_payment_success_rate: 1.0,
             webhook_secrets: vec![Secret::from(WEBHOOK_SECRET), Secret::from("of last month")],
         };
@@ -260,6 +263,12 @@ impl System {
     /// A number from the Booking Service's database.
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.app.db).await.unwrap()
+    }
+
+    /// A series of a service's metrics; nothing, when it does not tell of it.
+    pub(crate) async fn metric(&self, base: &str, series: &str) -> Option<f64> {
+        let text = self.http.get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
     /// Redis as the services see it, past the proxy: who has the lock of a seat.

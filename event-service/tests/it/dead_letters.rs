@@ -1,5 +1,6 @@
 //! Dead letters: looked at, sent again when what they failed of is mended, or dropped.
 
+use reqwest::Method;
 use service_kit::amqp::dead_letters_of;
 use service_kit::dead_letters::{self, DeadLetter, Which};
 use service_kit::testing::wait_until;
@@ -28,6 +29,13 @@ async fn a_message_that_was_set_aside_is_applied_once_its_cause_is_mended() {
     let nonsense = message(b"nonsense".to_vec(), BookingEventType::Expired);
     publish(&app, &[confirmed.clone(), nonsense.clone()]).await;
     set_aside(&app, 2).await;
+
+    let shown = async |series: &str| {
+        let text = app.call(Method::GET, "/metrics", None).await.text().await.unwrap();
+        text.lines().any(|line| line == series)
+    };
+    wait_until("the metrics tell of it", SOON, async || shown("event_consumer_dead_letters 2").await).await;
+    assert!(shown(r#"event_consumer_messages_total{result="dead_lettered"} 2"#).await);
 
     let listed = dead_letters::list(&app.broker, &app.queue, 10).await.unwrap();
     let of = |letters: &[DeadLetter], id| letters.iter().find(|letter| letter.message_id == Some(id)).cloned().unwrap();

@@ -13,6 +13,7 @@ use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::{database, server, unique};
+use service_kit::traces::TraceSettings;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 
@@ -64,6 +65,7 @@ impl TestApp {
                 requests_in_flight_max: IN_FLIGHT_MAX,
                 request_time_max: Duration::from_secs(30),
                 auth,
+                traces: TraceSettings::default(),
             },
             internal_listen,
             database_url: database_url.clone(),

@@ -1,0 +1,152 @@
+//! What this service counts and measures: all of its metrics, on one screen.
+
+use std::time::SystemTime;
+
+use chrono::{DateTime, Utc};
+use service_kit::amqp::ConsumerMetrics;
+use service_kit::error::Result;
+use service_kit::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
+use shared_contracts::ids::SessionId;
+use sqlx::PgPool;
+
+use crate::session_seats::ChangeOutcome;
+
+/// Sessions whose seats are shown: those whose sale opened last.
+const SESSIONS_SHOWN: i64 = 10;
+/// Sessions that are looked at for them: some of the last ones to open have closed again.
+const SESSIONS_LOOKED_AT: i64 = 200;
+/// Overdue holds that are counted: a worker that is away for a day must not make the counting a burden, too.
+const OVERDUE_COUNTED_MAX: i64 = 10_000;
+
+/// This service's metrics.
+#[derive(Clone)]
+pub struct EventMetrics {
+    /// Those that every process has.
+    pub common: Metrics,
+    /// Of the messages from the Booking Service.
+    pub consumer: ConsumerMetrics,
+    lag: HistogramVec,
+    holds: IntCounterVec,
+    seats: GaugeVec,
+    overdue: GaugeVec,
+}
+
+impl EventMetrics {
+    /// Those of a process.
+    ///
+    /// # Errors
+    /// None that depends on the environment.
+    pub fn new() -> anyhow::Result<Self> {
+        let common = Metrics::new("event-service", env!("CARGO_PKG_VERSION"))?;
+        let metrics = Self {
+            consumer: ConsumerMetrics::register(&common, "event_consumer")?,
+            lag: common.durations(
+                "event_consumer_lag_seconds",
+                "From a change at the Booking Service to its effect here, by both machines' clocks.",
+                &[],
+            )?,
+            holds: common.counters("event_holds_total", "What became of calls to hold seats.", &["outcome"])?,
+            seats: common.gauges(
+                "event_session_seats",
+                "Seats by status, of the ten sessions whose sale opened last.",
+                &["session_id", "event", "status"],
+            )?,
+            overdue: common.gauges(
+                "event_overdue_holds",
+                "Seats that are held past their time and that the worker has not settled; counted to 10,000.",
+                &[],
+            )?,
+            common,
+        };
+        // One that appears with its first event shows no increase then.
+        for result in ["applied", "duplicate", "stale", "retried", "dead_lettered"] {
+            metrics.consumer.messages.with_label_values(&[result]);
+        }
+        for outcome in ["held", "refused", "failed"] {
+            metrics.holds.with_label_values(&[outcome]);
+        }
+        Ok(metrics)
+    }
+
+    /// Has those asked for that only the database knows.
+    ///
+    /// # Errors
+    /// It was called before.
+    pub fn watch(&self, db: &PgPool, desk_db: &PgPool) -> anyhow::Result<()> {
+        self.common.watch_pools(&[("requests", db), ("desks", desk_db)])?;
+        let (own_db, seats) = (db.clone(), self.seats.clone());
+        self.common.ask("seats", &[&self.seats], move || {
+            let (db, seats) = (own_db.clone(), seats.clone());
+            async move {
+                let counts = seats_on_sale(&db).await?;
+                seats.reset();
+                for (session_id, title, status, count) in counts {
+                    let session_id = session_id.to_string();
+                    seats.with_label_values(&[&session_id, &title, &status]).set(count as f64);
+                }
+                Ok(())
+            }
+        });
+        let (own_db, overdue) = (db.clone(), self.overdue.clone());
+        self.common.ask("overdue_holds", &[&self.overdue], move || {
+            let (db, overdue) = (own_db.clone(), overdue.clone());
+            async move {
+                let count = overdue_holds(&db).await?;
+                overdue.with_label_values::<&str>(&[]).set(count as f64);
+                Ok(())
+            }
+        });
+        Ok(())
+    }
+
+    pub(crate) fn held(&self, outcome: &Result<ChangeOutcome>) {
+        let outcome = match outcome {
+            Ok(ChangeOutcome::Done) => "held",
+            Ok(ChangeOutcome::Refused(_)) => "refused",
+            Err(_) => "failed",
+        };
+        self.holds.with_label_values(&[outcome]).inc();
+    }
+
+    /// A message has had its effect, now or before.
+    pub(crate) fn applied(&self, result: &str, occurred_at: DateTime<Utc>) {
+        self.consumer.messages.with_label_values(&[result]).inc();
+        if result == "applied" {
+            let now = DateTime::<Utc>::from(SystemTime::now());
+            let lag = (now - occurred_at).as_seconds_f64().max(0.0);
+            self.lag.with_label_values::<&str>(&[]).observe(lag);
+        }
+    }
+}
+
+/// The seats by status of the sessions whose sale opened last and is still on, each with its event's title.
+async fn seats_on_sale(db: &PgPool) -> sqlx::Result<Vec<(SessionId, String, String, i64)>> {
+    sqlx::query_as(
+        "with latest as materialized (
+             select session_id, event_id, coalesce(sales_start, created_at) as opened, least(start_time, sales_end) as closes
+             from sessions where status = 'scheduled' and coalesce(sales_start, created_at) <= now()
+             order by coalesce(sales_start, created_at) desc limit $1
+         ),
+         shown as materialized (select session_id, event_id from latest where closes > now() order by opened desc limit $2)
+         select shown.session_id, title, seats.status, seats.count
+         from shown join events using (event_id)
+         cross join lateral (
+             select status, count(*) as count from session_seats where session_id = shown.session_id group by status
+         ) seats",
+    )
+    .bind(SESSIONS_LOOKED_AT)
+    .bind(SESSIONS_SHOWN)
+    .fetch_all(db)
+    .await
+}
+
+async fn overdue_holds(db: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "select count(*) from (
+             select from session_seats where status = 'reserved' and reserved_until < now() order by reserved_until limit $1
+         ) overdue",
+    )
+    .bind(OVERDUE_COUNTED_MAX)
+    .fetch_one(db)
+    .await
+}
