@@ -76,6 +76,7 @@ name_failures
 mode=''
 demo=no
 observe=no
+scheme=http
 for argument in "$@"; do
     case $argument in
         --native) mode=native ;;
@@ -99,6 +100,7 @@ case $mode in
     native)
         native_start "$observe"
         native_addresses
+        scheme=$(service_scheme)
         ;;
     docker)
         docker_start "$demo" "$observe"
@@ -111,7 +113,7 @@ if [[ $demo == yes ]]; then
         native) make_tokens_by "$(printf %q "$DATA_DIR/bin/booking-service")" ;;
         docker) make_tokens_by 'docker exec booking-service booking-service' ;;
     esac
-    create_demo "http://localhost:$EVENT_SERVICE_PORT" "http://localhost:$BOOKING_SERVICE_PORT"
+    create_demo "$scheme://localhost:$EVENT_SERVICE_PORT" "$scheme://localhost:$BOOKING_SERVICE_PORT"
 else
     step 'What next'
     say './start.sh --demo          adds data to try things with'

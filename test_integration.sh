@@ -27,7 +27,8 @@ Where the system is:
   RABBITMQ_MANAGEMENT_URL=http://localhost:15672    RABBITMQ_MANAGEMENT_LOGIN=guest:guest
   EVENT_SERVICE_INTERNAL_URL=                       where it is, if the internal API has a listener
                                                     of its own (INTERNAL_PORT)
-The port variables of ./start.sh are honoured too.
+The port variables of ./start.sh are honoured too. With https:// and certificates of an authority
+of your own, CURL_CA_BUNDLE names the file of that authority.
 
 Where the services want to know who calls (AUTH_MODE=jwt):
   TICKETING_TOKEN_COMMAND='booking-service token'   prints an access token, with --user UUID and

@@ -26,7 +26,7 @@ readonly SERVICES=(event-service booking-service booking-worker)
 
 # Settings of the services that are taken over from the environment. Only for noticing that
 # one has changed since the service was started: the services see the whole environment.
-readonly SERVICE_SETTINGS='^(AUDIT_|AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TOKIO_|ENVIRONMENT=)'
+readonly SERVICE_SETTINGS='^(AUDIT_|AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TLS_|TOKIO_|ENVIRONMENT=)'
 
 set_default_ports() {
     local entry variable port
@@ -115,13 +115,18 @@ start_service() {
         NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}" "$program" "$command"
 }
 
+# With a certificate (TLS_CERTIFICATE, see README.md) the services speak TLS, to each other too.
+service_scheme() {
+    if [[ -n ${TLS_CERTIFICATE:-}${TLS_CERTIFICATE_FILE:-} ]]; then echo https; else echo http; fi
+}
+
 start_services() {
     local rabbitmq=amqp://guest:guest@127.0.0.1:$RABBITMQ_PORT/%2f
     local booking=(
         "DATABASE_URL=postgres://booking_user:booking_password@127.0.0.1:$BOOKING_DB_PORT/booking_db"
         "RABBITMQ_URL=$rabbitmq"
         "REDIS_URL=redis://127.0.0.1:$REDIS_PORT"
-        "EVENT_SERVICE_URL=http://127.0.0.1:${INTERNAL_PORT:-$EVENT_SERVICE_PORT}"
+        "EVENT_SERVICE_URL=$(service_scheme)://127.0.0.1:${INTERNAL_PORT:-$EVENT_SERVICE_PORT}"
     )
     start_service event-service event-service serve \
         "PORT=$EVENT_SERVICE_PORT" \
@@ -138,7 +143,8 @@ start_services() {
 }
 
 await_service() {
-    await_daemon "$1" 60 http_ok "http://127.0.0.1:$2/health/ready"
+    # Whom the certificate is for does not matter to a question that stays on this machine.
+    await_daemon "$1" 60 http_ok --insecure "$(service_scheme)://127.0.0.1:$2/health/ready"
     done_with "$1 is ready on port $2"
 }
 
@@ -182,8 +188,8 @@ native_start() {
 native_addresses() {
     step 'The system is up'
     cat <<TEXT
-    Event Service     http://localhost:$EVENT_SERVICE_PORT/docs
-    Booking Service   http://localhost:$BOOKING_SERVICE_PORT/docs
+    Event Service     $(service_scheme)://localhost:$EVENT_SERVICE_PORT/docs
+    Booking Service   $(service_scheme)://localhost:$BOOKING_SERVICE_PORT/docs
     RabbitMQ          http://localhost:$RABBITMQ_MANAGEMENT_PORT  (guest/guest)
     Event database    postgres://postgres:$POSTGRES_PASSWORD@localhost:$EVENT_DB_PORT/event_service
     Booking database  postgres://booking_user:booking_password@localhost:$BOOKING_DB_PORT/booking_db

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
 use service_kit::circuit::Circuit;
 use service_kit::error::Error;
+use service_kit::tls::Trust;
 use service_kit::{layers, traces};
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
@@ -68,8 +69,11 @@ impl EventClient {
     ///
     /// # Errors
     /// The HTTP client can't be made.
-    pub fn new(base: &str, keys: &InternalKeys) -> anyhow::Result<Self> {
-        let http = Client::builder()
+    pub fn new(base: &str, keys: &InternalKeys, trust: &Trust) -> anyhow::Result<Self> {
+        let http = trust
+            .http_client()
+            // No redirect leads out of TLS.
+            .https_only(base.starts_with("https:"))
             .connect_timeout(CONNECT_TIME_MAX)
             .timeout(TRY_TIME_MAX)
             .tcp_nodelay(true)

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use service_kit::auth::{JwtSettings, Role, tokens};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
-use service_kit::{database, server, telemetry, traces};
+use service_kit::{database, server, telemetry, tls, traces};
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, UserId};
 
@@ -99,6 +99,7 @@ fn token(user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<Str
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    tls::install_crypto_provider();
     lifecycle::exit_code(run(Arguments::parse().command).await)
 }
 
@@ -111,10 +112,13 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         println!("{}", token(*user, role, Duration::from_secs(60 * minutes))?);
         return Ok(ExitCode::SUCCESS);
     }
+    if command == Command::Healthcheck {
+        server::healthcheck(SettingsReader::from_env(), 8001).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let settings = Settings::read(SettingsReader::from_env(), if command == Command::Worker { 8002 } else { 8001 })?;
     telemetry::init(&settings.common)?;
     match command {
-        Command::Healthcheck => server::healthcheck(settings.common.listen.port()).await?,
         Command::Migrate => {
             database::connect(&settings.database_url, "booking-service", 1, &app::MIGRATIONS).await?;
         }

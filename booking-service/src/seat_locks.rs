@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, FromRedisValue, Script, ScriptInvocation};
+use redis::{Client, ConnectionAddr, FromRedisValue, Script, ScriptInvocation, TlsCertificates};
 use service_kit::settings::Secret;
+use service_kit::tls::Trust;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use tokio_util::sync::CancellationToken;
 
@@ -73,8 +74,13 @@ impl SeatLocks {
     ///
     /// # Errors
     /// The URL is not one.
-    pub fn new(url: &Secret) -> anyhow::Result<Self> {
-        let client = Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
+    pub fn new(url: &Secret, trust: &Trust) -> anyhow::Result<Self> {
+        let mut client = Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
+        let address = client.get_connection_info().clone();
+        if let ConnectionAddr::TcpTls { .. } = address.addr() {
+            let roots = TlsCertificates { client_tls: None, root_cert: Some(trust.all_pem().into_bytes()) };
+            client = Client::build_with_tls(address, roots).context("REDIS_URL can't be reached by TLS")?;
+        }
         // One quick try a command. The library's own ladder of retries would hold every command back for seconds.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use service_kit::amqp::Broker;
 use service_kit::settings::{Common, Secret, SettingsError, SettingsReader};
+use service_kit::tls;
 use shared_contracts::booking_event;
 
 /// All settings, read once at start.
@@ -68,16 +69,19 @@ impl Settings {
         if !reader.or("MOCK_PAYMENT_ENABLED", true) {
             reader.fault("MOCK_PAYMENT_ENABLED=false leaves no payment provider: this version has the mock one only");
         }
+        let common = Common::read(&mut reader, port);
+        let trust = common.trust.clone();
         let settings = Self {
-            common: Common::read(&mut reader, port),
-            database_url: reader
-                .address("DATABASE_URL", "postgres://booking_user:booking_password@localhost:5434/booking_db"),
+            database_url: trust.database_url(
+                reader.address("DATABASE_URL", "postgres://booking_user:booking_password@localhost:5434/booking_db"),
+            ),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 2, 1000),
             redis_url: reader.secret("REDIS_URL", "redis://localhost:6379"),
             event_service_url: reader.or("EVENT_SERVICE_URL", "http://localhost:8000".to_owned()),
             broker: Broker {
                 url: reader.address("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
                 exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
+                trust,
             },
             queue: reader.or("RABBITMQ_QUEUE", booking_event::QUEUE.to_owned()),
             rules: Rules {
@@ -95,7 +99,15 @@ impl Settings {
                 .into_iter()
                 .filter_map(|name| reader.optional(name).map(|secret| Secret::from(secret.as_str())))
                 .collect(),
+            common,
         };
+        let links = [
+            ("DATABASE_URL", settings.database_url.reveal()),
+            ("REDIS_URL", settings.redis_url.reveal()),
+            ("RABBITMQ_URL", settings.broker.url.reveal()),
+            ("EVENT_SERVICE_URL", settings.event_service_url.as_str()),
+        ];
+        tls::check_production(&mut reader, &settings.common, &links);
         reader.finish(settings)
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use service_kit::amqp::Broker;
 use service_kit::settings::{Common, Secret, SettingsError, SettingsReader};
+use service_kit::tls;
 use shared_contracts::booking_event;
 
 /// All settings, read once at start.
@@ -34,18 +35,24 @@ impl Settings {
     pub fn from_env() -> Result<Self, SettingsError> {
         let mut reader = SettingsReader::from_env();
         let common = Common::read(&mut reader, 8000);
+        let trust = common.trust.clone();
         let settings = Self {
             internal_listen: internal_listen(&mut reader, common.listen),
-            common,
-            database_url: reader.address("DATABASE_URL", "postgres://postgres:postgres@localhost:5433/event_service"),
+            database_url: trust.database_url(
+                reader.address("DATABASE_URL", "postgres://postgres:postgres@localhost:5433/event_service"),
+            ),
             database_connections_max: reader.within("DATABASE_CONNECTIONS_MAX", 20, 1, 1000),
             seat_stream_watchers_max: reader.within("SEAT_STREAM_WATCHERS_MAX", 500, 0, 100_000),
             broker: Broker {
                 url: reader.address("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2f"),
                 exchange: reader.or("RABBITMQ_EXCHANGE", booking_event::EXCHANGE.to_owned()),
+                trust,
             },
             queue: reader.or("RABBITMQ_QUEUE", booking_event::QUEUE.to_owned()),
+            common,
         };
+        let links = [("DATABASE_URL", settings.database_url.reveal()), ("RABBITMQ_URL", settings.broker.url.reveal())];
+        tls::check_production(&mut reader, &settings.common, &links);
         reader.finish(settings)
     }
 }

@@ -17,6 +17,8 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
+use lapin::runtime::default_runtime;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use tokio::sync::Mutex;
@@ -26,6 +28,7 @@ use uuid::Uuid;
 
 use crate::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
 use crate::settings::Secret;
+use crate::tls::Trust;
 use crate::traces;
 
 /// TCP, handshake and declarations together; the library has no time-out of its own there.
@@ -75,6 +78,8 @@ pub struct Broker {
     pub url: Secret,
     /// A durable topic exchange; either side declares it.
     pub exchange: String,
+    /// Whom to believe where the URL is `amqps://...`.
+    pub trust: Trust,
 }
 
 impl Broker {
@@ -87,7 +92,9 @@ impl Broker {
             format!("{url}{separator}heartbeat={HEARTBEAT_SECONDS}")
         };
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        tokio::time::timeout(CONNECT_TIME_MAX, Connection::connect(&url, properties))
+        let tls = OwnedTLSConfig { identity: None, cert_chain: self.trust.own_pem() };
+        let connecting = Connection::connect_with_config(&url, properties, tls, default_runtime()?);
+        tokio::time::timeout(CONNECT_TIME_MAX, connecting)
             .await
             .context("the broker of RABBITMQ_URL does not answer in time")?
             .context("can't connect to the broker of RABBITMQ_URL")

@@ -1,7 +1,7 @@
 //! The plumbing around a service's own routes, written once. It knows nothing of seats or reservations.
 //!
 //! In the order in which a process and then a request meet them: [`settings`] and [`telemetry`] at start,
-//! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] (with its [`dead_letters`]) and, for other services, [`circuit`] as the ways out ([`coalesce`] sends what comes together on its way together), [`server`] as the way in;
+//! [`lifecycle`] around everything that runs, [`database`] and [`amqp`] (with its [`dead_letters`]) and, for other services, [`circuit`] as the ways out ([`coalesce`] sends what comes together on its way together), [`server`] as the way in, all of them by [`tls`] where that is wished;
 //! there [`layers`] wraps each request, [`extract`], [`query`] and [`auth`] read it, [`answer`], [`etag`] and [`error`] say what came
 //! of it,
 //! [`openapi`] describes it, [`health`] tells others how the process is, [`metrics`] what it has done, and [`traces`] what caused what. Tests have the process die at places that [`crash`] names.
@@ -20,6 +20,7 @@ pub mod extract;
 pub mod health;
 pub mod layers;
 pub mod lifecycle;
+mod listener;
 pub mod metrics;
 pub mod openapi;
 pub mod query;
@@ -28,4 +29,5 @@ pub mod settings;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;
 pub mod traces;

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::auth::AuthSettings;
+use crate::tls::{ServerCertificate, Trust};
 use crate::traces::TraceSettings;
 
 /// Passwords that the scripts give to servers for local trials, and that everybody knows.
@@ -28,7 +29,7 @@ pub struct SettingsReader {
 pub struct SettingsError(Vec<String>);
 
 /// A secret: shown as `***` wherever it might be printed.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -66,7 +67,7 @@ impl SettingsReader {
 
     /// A setting that may be absent. An empty one counts as absent, as compose files set it so.
     pub fn optional(&mut self, name: &str) -> Option<String> {
-        if let Some(path) = (self.lookup)(&format!("{name}_FILE")).filter(|path| !path.is_empty()) {
+        if let Some(path) = self.file_of(name) {
             return match std::fs::read_to_string(&path) {
                 Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
                 Err(error) => {
@@ -75,6 +76,16 @@ impl SettingsReader {
                 }
             };
         }
+        self.text_of(name)
+    }
+
+    /// The file that a setting comes from.
+    pub(crate) fn file_of(&self, name: &str) -> Option<String> {
+        (self.lookup)(&format!("{name}_FILE")).filter(|path| !path.is_empty())
+    }
+
+    /// A setting's text, where it does not come from a file.
+    pub(crate) fn text_of(&self, name: &str) -> Option<String> {
         (self.lookup)(name).filter(|text| !text.is_empty())
     }
 
@@ -177,6 +188,10 @@ pub struct Common {
     pub auth: AuthSettings,
     /// `OTEL_*`: where traces go.
     pub traces: TraceSettings,
+    /// `TLS_CERTIFICATE`, `TLS_PRIVATE_KEY`: what the HTTP server shows; plaintext without.
+    pub certificate: Option<ServerCertificate>,
+    /// `TLS_CA`: the authorities that are believed beside the usual ones, on every link.
+    pub trust: Trust,
 }
 
 /// How log lines are written.
@@ -214,6 +229,8 @@ impl Common {
             request_time_max: reader.duration("REQUEST_TIMEOUT_SECONDS", Duration::from_secs(1), 30.0, 1.0, 60.0),
             auth: AuthSettings::read(reader),
             traces: TraceSettings::read(reader),
+            certificate: ServerCertificate::read(reader),
+            trust: Trust::read(reader),
         }
     }
 }

@@ -28,5 +28,6 @@ mod reconcile;
 mod refund;
 mod session_cancelled;
 mod tidy;
+mod tls;
 mod traces;
 mod unwinding;

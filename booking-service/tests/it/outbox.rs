@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::amqp::{Broker, Publisher};
 use service_kit::testing::{server, unique};
+use service_kit::tls::Trust;
 use tokio::process::Command;
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
     let url = service_kit::settings::Secret::from(server("TEST_RABBITMQ_URL").as_str());
-    let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere") }, "test");
+    let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere"), trust: Trust::default() }, "test");
     assert_eq!(relay_batch(&system.app.db, &nowhere).await.unwrap(), Relayed { published: 0, left: 1 });
     assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
     system.to_broker.heal();

@@ -14,8 +14,10 @@ use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::login::Login;
+use service_kit::testing::tls::{TestCa, TlsProxy};
 use service_kit::testing::wires::ChaosProxy;
 use service_kit::testing::{database, server, unique, wait_until};
+use service_kit::tls::Trust;
 use service_kit::traces::TraceSettings;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -42,6 +44,8 @@ pub(crate) struct System {
     pub(crate) lifecycle: Lifecycle,
     /// Where users and staff get their tokens; without one they are who they say.
     pub(crate) login: Option<Login>,
+    /// In front of the servers, when all links have TLS.
+    pub(crate) tls_proxies: Vec<(&'static str, TlsProxy)>,
     sessions: AtomicU32,
 }
 
@@ -62,6 +66,8 @@ fn common(auth: AuthSettings) -> Common {
         request_time_max: Duration::from_secs(30),
         auth,
         traces: TraceSettings::default(),
+        certificate: None,
+        trust: Trust::default(),
     }
 }
 
@@ -73,29 +79,59 @@ impl System {
 
     /// Without a worker: tests call its ticks themselves.
     pub(crate) async fn start_with(hold_time: Duration) -> Self {
-        Self::start_as(hold_time, AuthSettings::default(), None).await
+        Self::start_as(None, hold_time, AuthSettings::default(), None).await
     }
 
     /// Behind a login, whose tokens users and staff then have.
     pub(crate) async fn start_behind(login: Login) -> Self {
-        Self::start_as(Duration::from_secs(600), login.settings(), Some(login)).await
+        Self::start_as(None, Duration::from_secs(600), login.settings(), Some(login)).await
     }
 
-    pub(crate) async fn start_as(hold_time: Duration, auth: AuthSettings, login: Option<Login>) -> Self {
+    /// With TLS on every link and at both services, by certificates of `ca`, the only authority of its own that all believe.
+    pub(crate) async fn start_with_tls(ca: &TestCa) -> Self {
+        Self::start_as(Some(ca), Duration::from_secs(600), AuthSettings::default(), None).await
+    }
+
+    pub(crate) async fn start_as(
+        ca: Option<&TestCa>,
+        hold_time: Duration,
+        auth: AuthSettings,
+        login: Option<Login>,
+    ) -> Self {
         let (event_url, booking_url) =
             tokio::join!(database("event", &event_service::app::MIGRATIONS), database("booking", &app::MIGRATIONS));
         let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
         let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
         let (exchange, queue) = (unique("exchange"), unique("queue"));
         let lifecycle = Lifecycle::new();
+        let scheme = if ca.is_some() { "https" } else { "http" };
+        let common = || Common {
+            certificate: ca.map(|ca| ca.local().for_server()),
+            trust: ca.map(TestCa::trust).unwrap_or_default(),
+            ..common(auth.clone())
+        };
+        let trust = common().trust;
+        let mut tls_proxies = Vec::new();
+        let mut secured = async |link: &'static str, url: String| {
+            let Some(ca) = ca else { return Secret::from(url.as_str()) };
+            let (proxy, url) = TlsProxy::in_front_of(&url, &ca.local()).await;
+            tls_proxies.push((link, proxy));
+            Secret::from(url.as_str())
+        };
+        let event_database_url = trust.database_url(secured("event database", event_url.reveal().to_owned()).await);
+        let booking_database_url =
+            trust.database_url(secured("booking database", booking_url.reveal().to_owned()).await);
+        let broker_url = secured("broker", broker_url).await;
+        let redis_url = secured("redis", redis_url).await;
+        let broker = Broker { url: broker_url, exchange, trust: trust.clone() };
 
         let event_settings = event_service::settings::Settings {
-            common: common(auth.clone()),
+            common: common(),
             internal_listen: None,
-            database_url: event_url.clone(),
+            database_url: event_database_url,
             database_connections_max: 20,
             seat_stream_watchers_max: 150,
-            broker: Broker { url: Secret::from(broker_url.as_str()), exchange: exchange.clone() },
+            broker: broker.clone(),
             queue: queue.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -104,12 +140,12 @@ impl System {
         let to_event_service = ChaosProxy::to(&event_address).await;
 
         let settings = Settings {
-            common: common(auth),
-            database_url: booking_url,
+            common: common(),
+            database_url: booking_database_url,
             database_connections_max: 20,
-            redis_url: Secret::from(redis_url.as_str()),
-            event_service_url: to_event_service.url(),
-            broker: Broker { url: Secret::from(broker_url.as_str()), exchange },
+            redis_url,
+            event_service_url: to_event_service.url().replacen("http", scheme, 1),
+            broker,
             queue,
             rules: Rules { hold_time, seats_max: 10 },
             expiry_interval: Duration::from_secs(1),
@@ -120,12 +156,12 @@ impl System {
             webhook_secrets: vec![Secret::from(WEBHOOK_SECRET), Secret::from("of last month")],
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let booking_base = format!("http://{}", listener.local_addr().unwrap());
+        let booking_base = format!("{scheme}://{}", listener.local_addr().unwrap());
         let app = app::start(&settings, "booking-service", &lifecycle).await.unwrap();
         app::serve(&app, &settings, listener, &lifecycle);
         let system = Self {
             app,
-            event_base: format!("http://{event_address}"),
+            event_base: format!("{scheme}://{event_address}"),
             booking_base,
             event_db: PgPool::connect(event_url.reveal()).await.unwrap(),
             event_database_url: event_url,
@@ -133,9 +169,10 @@ impl System {
             to_event_service,
             to_redis,
             to_broker,
-            http: Client::builder().build().unwrap(),
+            http: trust.http_client().build().unwrap(),
             lifecycle,
             login,
+            tls_proxies,
             sessions: AtomicU32::new(0),
         };
         system.consumer_is_up().await;

@@ -18,3 +18,4 @@ mod seat_model;
 mod seat_stream;
 mod session_seats;
 mod sessions;
+mod tls;

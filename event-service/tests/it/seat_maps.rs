@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use service_kit::amqp::Broker;
 use service_kit::settings::Secret;
 use service_kit::testing::{database, server, unique};
+use service_kit::tls::Trust;
 use uuid::Uuid;
 
 use crate::support::{TestApp, id};
@@ -29,10 +30,11 @@ async fn shown(app: &TestApp, session: &str) -> (String, Value, Value) {
 
 #[tokio::test]
 async fn a_map_that_is_followed_is_the_one_that_a_new_replica_reads() {
-    let (url, exchange) = (database("event", &event_service::app::MIGRATIONS).await, unique("exchange"));
+    let (database_url, exchange) = (database("event", &event_service::app::MIGRATIONS).await, unique("exchange"));
     let replica = async || {
-        let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), exchange: exchange.clone() };
-        TestApp::spawn_with(url.clone(), broker).await
+        let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
+        let broker = Broker { url, exchange: exchange.clone(), trust: Trust::default() };
+        TestApp::spawn_with(database_url.clone(), broker).await
     };
     let (app, other) = (replica().await, replica().await);
     // More than two pieces.

@@ -13,6 +13,7 @@ use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::{database, server, unique};
+use service_kit::tls::Trust;
 use service_kit::traces::TraceSettings;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -35,7 +36,8 @@ pub(crate) struct TestApp {
 impl TestApp {
     pub(crate) async fn spawn() -> Self {
         let database_url = database("event", &app::MIGRATIONS).await;
-        let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), exchange: unique("exchange") };
+        let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
+        let broker = Broker { url, exchange: unique("exchange"), trust: Trust::default() };
         Self::spawn_with(database_url, broker).await
     }
 
@@ -66,6 +68,8 @@ impl TestApp {
                 request_time_max: Duration::from_secs(30),
                 auth,
                 traces: TraceSettings::default(),
+                certificate: None,
+                trust: Trust::default(),
             },
             internal_listen,
             database_url: database_url.clone(),

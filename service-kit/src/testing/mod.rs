@@ -1,5 +1,5 @@
-//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break ([`wires`]), random
-//! sequences of changes ([`sequences`]), and a login whose tokens are good or forged ([`login`]).
+//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break ([`wires`]) or speak TLS ([`tls`]),
+//! random sequences of changes ([`sequences`]), and a login whose tokens are good or forged ([`login`]).
 //!
 //! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single runs.
 #![expect(
@@ -30,6 +30,7 @@ use crate::settings::Secret;
 
 pub mod login;
 pub mod sequences;
+pub mod tls;
 pub mod wires;
 
 /// An address that the test servers' starter put into the environment.

@@ -95,7 +95,8 @@ impl ChaosProxy {
 }
 
 /// Host and port of a URL.
-fn authority(url: &str) -> &str {
+#[must_use]
+pub fn authority(url: &str) -> &str {
     let authority = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).expect("a URL");
     authority.rsplit('@').next().expect("host and port")
 }

@@ -1,0 +1,430 @@
+//! TLS: the certificate that a service shows, the authorities that it believes, and what production asks of both.
+//!
+//! There is one crypto provider, aws-lc-rs, in the whole tree. A certificate is loaded again when its files change; a connection that
+//! is open goes on with the one it was made with.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio_util::sync::CancellationToken;
+use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
+
+use crate::settings::{Common, Secret, SettingsReader};
+
+/// The setting of the certificate, with those that vouch for it, in PEM.
+const CERTIFICATE: &str = "TLS_CERTIFICATE";
+/// The setting of its private key, in PEM.
+const PRIVATE_KEY: &str = "TLS_PRIVATE_KEY";
+/// How often the files are looked at. Whoever renews certificates does so days before they end.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Makes aws-lc-rs the provider of this process; the first thing in `main`. A second call, as tests make, changes nothing.
+pub fn install_crypto_provider() {
+    if aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a crypto provider had been installed before");
+    }
+}
+
+// --- whom we believe ----------------------------------------------------------------------
+
+/// The certificate authorities that are believed on every link: those that browsers believe (Mozilla's list, compiled in, so that an
+/// image needs no list of its own), and those of `TLS_CA`.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    own: Arc<[CertificateDer<'static>]>,
+}
+
+impl Trust {
+    /// Reads `TLS_CA`.
+    pub fn read(reader: &mut SettingsReader) -> Self {
+        let Some(text) = reader.optional("TLS_CA") else { return Self::default() };
+        Self::from_pem(&text).unwrap_or_else(|error| {
+            reader.fault(format!("TLS_CA{} can't be used: {error:#}", file_note(reader, "TLS_CA")));
+            Self::default()
+        })
+    }
+
+    /// Mozilla's list and the certificates in `text`.
+    ///
+    /// # Errors
+    /// There is none in it, or one that no authority could have.
+    pub fn from_pem(text: &str) -> anyhow::Result<Self> {
+        let own = certificates(text)?;
+        let mut store = RootCertStore::empty();
+        for (index, certificate) in own.iter().enumerate() {
+            store.add(certificate.clone()).with_context(|| format!("certificate {} in it is broken", index + 1))?;
+        }
+        Ok(Self { own: own.into() })
+    }
+
+    /// The certificates of `TLS_CA` in PEM, for libraries that add them to Mozilla's; `None` without any.
+    #[must_use]
+    pub fn own_pem(&self) -> Option<String> {
+        (!self.own.is_empty()).then(|| self.own.iter().map(to_pem).collect())
+    }
+
+    /// All that are believed in PEM, for libraries that take these instead of any of their own.
+    #[must_use]
+    pub fn all_pem(&self) -> String {
+        self.all().map(to_pem).collect()
+    }
+
+    /// An HTTP client that believes these.
+    pub fn http_client(&self) -> reqwest::ClientBuilder {
+        // None of them fails here: it was parsed before.
+        let roots = self.all().filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok());
+        reqwest::Client::builder().tls_certs_only(roots)
+    }
+
+    /// The PostgreSQL URL with `TLS_CA` as its `sslrootcert`, unless it names one. It has no effect below `sslmode=verify-ca`.
+    #[must_use]
+    pub fn database_url(&self, url: Secret) -> Secret {
+        let text = url.reveal();
+        let query = text.split_once('?').map_or("", |(_, query)| query);
+        let named = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
+        let names_one = form_urlencoded::parse(query.as_bytes()).any(|(name, _)| named.contains(&name.as_ref()));
+        let Some(pem) = self.own_pem().filter(|_| !names_one) else { return url };
+        let pair = form_urlencoded::Serializer::new(String::new()).append_pair(named[0], &pem).finish();
+        Secret::from(format!("{text}{}{pair}", if text.contains('?') { '&' } else { '?' }).as_str())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        TLS_SERVER_ROOT_CERTS.iter().chain(self.own.iter())
+    }
+}
+
+fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let found = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let found = found.context("it is not in PEM, as files that begin with -----BEGIN CERTIFICATE----- are")?;
+    ensure!(!found.is_empty(), "it has no certificate in PEM, which begins with -----BEGIN CERTIFICATE-----");
+    Ok(found)
+}
+
+fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    let text = BASE64_STANDARD.encode(certificate);
+    let lines = text.as_bytes().chunks(64).map(|line| format!("{}\n", String::from_utf8_lossy(line)));
+    format!("-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n", lines.collect::<String>())
+}
+
+// --- what we show -------------------------------------------------------------------------
+
+/// The certificate that a server shows and its private key, which may change while it runs.
+#[derive(Clone)]
+pub struct ServerCertificate(Arc<Shown>);
+
+struct Shown {
+    source: [Source; 2],
+    provider: Arc<CryptoProvider>,
+    key: RwLock<Arc<CertifiedKey>>,
+}
+
+/// What the files hold, or why they can't be read.
+type Look = Result<[Secret; 2], String>;
+
+/// Where a text comes from.
+enum Source {
+    Text(Secret),
+    File(PathBuf),
+}
+
+impl Source {
+    fn of(reader: &SettingsReader, name: &str) -> Option<Self> {
+        reader.file_of(name).map(|path| Self::File(path.into())).or_else(|| {
+            let text = reader.text_of(name)?;
+            Some(Self::Text(Secret::from(text.as_str())))
+        })
+    }
+
+    fn read(&self, name: &str) -> anyhow::Result<Secret> {
+        match self {
+            Self::Text(text) => Ok(text.clone()),
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path);
+                let text =
+                    text.with_context(|| format!("{name}_FILE names {}, which can't be read", path.display()))?;
+                Ok(Secret::from(text.as_str()))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ServerCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerCertificate").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shown").finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.key.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl ServerCertificate {
+    /// Reads `TLS_CERTIFICATE` and `TLS_PRIVATE_KEY`; `None` when neither is set, or both are of no use.
+    pub fn read(reader: &mut SettingsReader) -> Option<Self> {
+        let source = match (Source::of(reader, CERTIFICATE), Source::of(reader, PRIVATE_KEY)) {
+            (None, None) => return None,
+            (Some(certificate), Some(key)) => [certificate, key],
+            (certificate, _) => {
+                let missing = if certificate.is_none() { CERTIFICATE } else { PRIVATE_KEY };
+                reader.fault(format!("{missing} is missing: {CERTIFICATE} and {PRIVATE_KEY} belong together"));
+                return None;
+            }
+        };
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        match texts(&source).and_then(|texts| load(&texts, &provider)) {
+            Ok(key) => Some(Self(Arc::new(Shown { source, provider, key: RwLock::new(Arc::new(key)) }))),
+            Err(error) => {
+                reader.fault(format!("{error:#}"));
+                None
+            }
+        }
+    }
+
+    /// What a server needs to speak TLS with it. HTTP/1.1 is all that is spoken inside.
+    pub(crate) fn config(&self) -> anyhow::Result<ServerConfig> {
+        let versions = ServerConfig::builder_with_provider(Arc::clone(&self.0.provider));
+        let builder = versions.with_safe_default_protocol_versions()?.with_no_client_auth();
+        let mut config = builder.with_cert_resolver(Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    /// Follows its files until `stopping`. By their contents, so that it does not matter how they are replaced: written over, renamed,
+    /// or by a link to another folder, as Kubernetes does.
+    pub(crate) async fn follow(self, stopping: CancellationToken) -> anyhow::Result<()> {
+        // Nothing is known of what was loaded at start: the first look loads it again.
+        let mut seen = None;
+        while stopping.run_until_cancelled(tokio::time::sleep(RELOAD_INTERVAL)).await.is_some() {
+            self.refresh(&mut seen).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the files, and takes what they hold unless that is what was `seen` before, or of no use.
+    async fn refresh(&self, seen: &mut Option<Look>) -> anyhow::Result<()> {
+        let now = self.look().await?;
+        if seen.as_ref() == Some(&now) {
+            return Ok(());
+        }
+        match now.clone().map_err(anyhow::Error::msg).and_then(|texts| load(&texts, &self.0.provider)) {
+            Ok(key) => {
+                let mut shown = self.0.key.write().unwrap_or_else(PoisonError::into_inner);
+                if shown.cert != key.cert {
+                    tracing::info!("The certificate has changed; new connections are shown the new one");
+                }
+                *shown = Arc::new(key);
+            }
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "The new certificate can't be used; the one before is shown until its files are right"
+            ),
+        }
+        *seen = Some(now);
+        Ok(())
+    }
+
+    /// What the files hold now, or why they can't be read.
+    async fn look(&self) -> anyhow::Result<Look> {
+        let shown = Arc::clone(&self.0);
+        let look = move || texts(&shown.source).map_err(|error| format!("{error:#}"));
+        Ok(tokio::task::spawn_blocking(look).await?)
+    }
+}
+
+/// Whether this process serves TLS, by its settings alone.
+pub(crate) fn is_served(reader: &SettingsReader) -> bool {
+    Source::of(reader, CERTIFICATE).is_some()
+}
+
+fn texts([certificate, key]: &[Source; 2]) -> anyhow::Result<[Secret; 2]> {
+    Ok([certificate.read(CERTIFICATE)?, key.read(PRIVATE_KEY)?])
+}
+
+fn load([certificate, key]: &[Secret; 2], provider: &CryptoProvider) -> anyhow::Result<CertifiedKey> {
+    let chain = certificates(certificate.reveal()).with_context(|| format!("{CERTIFICATE} can't be used"))?;
+    let key = PrivateKeyDer::from_pem_slice(key.reveal().as_bytes());
+    let key = key.with_context(|| format!("{PRIVATE_KEY} has no private key in PEM"))?;
+    CertifiedKey::from_der(chain, key, provider)
+        .with_context(|| format!("{CERTIFICATE} and {PRIVATE_KEY} can't be used together"))
+}
+
+fn file_note(reader: &SettingsReader, name: &str) -> String {
+    reader.file_of(name).map(|path| format!(" (from {path})")).unwrap_or_default()
+}
+
+// --- what production asks -----------------------------------------------------------------
+
+/// With `ENVIRONMENT=production` nothing leaves the machine in plaintext, or to somebody whose certificate was not looked at: notes each
+/// of `links`, by its setting, that would, and a server that shows no certificate.
+pub fn check_production(reader: &mut SettingsReader, common: &Common, links: &[(&str, &str)]) {
+    let by_proxy = reader.or("TLS_TERMINATED_BY_PROXY", false);
+    if reader.or("ENVIRONMENT", "development".to_owned()) != "production" {
+        return;
+    }
+    if common.certificate.is_none() && !by_proxy && !common.listen.ip().is_loopback() {
+        reader.fault(format!(
+            "ENVIRONMENT=production needs {CERTIFICATE} and {PRIVATE_KEY}, or TLS_TERMINATED_BY_PROXY=true where only a proxy that \
+             speaks TLS reaches this process"
+        ));
+    }
+    for (setting, url) in links {
+        if let Some(remedy) = remedy_of_plaintext(url) {
+            reader.fault(format!("{setting} leads to another machine without verified TLS, which ENVIRONMENT=production forbids; {remedy}"));
+        }
+    }
+}
+
+/// What makes a link safe that is not. One to this machine is, and one that is no URL is reported where it is used.
+fn remedy_of_plaintext(url: &str) -> Option<&'static str> {
+    let parsed = reqwest::Url::parse(url).ok()?;
+    let scheme = parsed.scheme();
+    if scheme.starts_with("postgres") {
+        let options: PgConnectOptions = url.parse().ok()?;
+        let local = options.get_socket().is_some() || is_local(options.get_host());
+        let verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyFull);
+        return (!local && !verified).then_some("add sslmode=verify-full to it");
+    }
+    if parsed.host_str().is_none_or(is_local) {
+        return None;
+    }
+    match scheme {
+        "redis" => Some("make it rediss://"),
+        "amqp" => Some("make it amqps://"),
+        "http" => Some("make it https://"),
+        _ => None,
+    }
+}
+
+fn is_local(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(pairs: &'static [(&'static str, &'static str)], links: &[(&str, &str)]) -> String {
+        let mut reader =
+            SettingsReader::new(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into()));
+        let common = Common::read(&mut reader, 8000);
+        check_production(&mut reader, &common, links);
+        reader.finish(()).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    const PLAIN: [(&str, &str); 4] = [
+        ("DATABASE_URL", "postgres://u:secret@db.example.com/x?sslmode=require"),
+        ("REDIS_URL", "redis://redis.example.com:6379"),
+        ("RABBITMQ_URL", "amqp://u:secret@10.0.0.1:5672/%2f"),
+        ("EVENT_SERVICE_URL", "http://event.example.com"),
+    ];
+
+    #[test]
+    fn production_names_every_link_that_is_not_verified_and_no_secret() {
+        let found = faults(&[("ENVIRONMENT", "production")], &PLAIN);
+        let remedies = ["TLS_CERTIFICATE", "sslmode=verify-full", "rediss://", "amqps://", "https://"];
+        for part in remedies.into_iter().chain(PLAIN.map(|(setting, _)| setting)) {
+            assert!(found.contains(part), "{part} is missing in: {found}");
+        }
+        assert!(!found.contains("secret"), "{found}");
+        assert_eq!(faults(&[], &PLAIN), "", "development asks for none of it");
+    }
+
+    #[test]
+    fn production_takes_verified_links_and_those_within_the_machine() {
+        let good = [
+            ("DATABASE_URL", "postgres://u:p@db.example.com/x?sslmode=verify-full"),
+            ("DATABASE_URL", "postgres://u:p@127.0.0.1:5433/x"),
+            ("DATABASE_URL", "postgres://u:p@%2Fvar%2Frun%2Fpostgresql/x"),
+            ("REDIS_URL", "rediss://redis.example.com"),
+            ("REDIS_URL", "redis://localhost:6379"),
+            ("RABBITMQ_URL", "amqps://u:p@broker.example.com"),
+            ("RABBITMQ_URL", "amqp://u:p@[::1]:5672/%2f"),
+            ("EVENT_SERVICE_URL", "https://event.example.com"),
+        ];
+        let found = faults(&[("ENVIRONMENT", "production"), ("TLS_TERMINATED_BY_PROXY", "true")], &good);
+        assert!(!found.contains("TLS"), "{found}");
+        let found = faults(&[("ENVIRONMENT", "production"), ("HOST", "127.0.0.1")], &good);
+        assert!(!found.contains("TLS"), "{found}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_certificates_is_said_by_the_name_of_the_setting() {
+        let found = faults(&[("TLS_CA", "no certificate"), ("TLS_CERTIFICATE", "only this one")], &[]);
+        assert!(found.contains("TLS_CA can't be used") && found.contains("TLS_PRIVATE_KEY is missing"), "{found}");
+        let found = faults(&[("TLS_CERTIFICATE_FILE", "/nonexistent/a"), ("TLS_PRIVATE_KEY", "b")], &[]);
+        assert!(found.contains("TLS_CERTIFICATE_FILE names /nonexistent/a"), "{found}");
+    }
+
+    #[test]
+    fn a_database_url_gets_the_own_authorities_unless_it_names_its_own() {
+        let trust = Trust { own: vec![TLS_SERVER_ROOT_CERTS[0].clone()].into() };
+        assert_eq!(Trust::from_pem(&trust.own_pem().unwrap()).unwrap().own, trust.own);
+        for (url, grows) in [
+            ("postgres://h/d", true),
+            ("postgres://h/d?sslmode=verify-full", true),
+            ("postgres://h/d?sslrootcert=/ca.pem", false),
+        ] {
+            let made = trust.database_url(Secret::from(url));
+            assert_eq!(made.reveal() != url, grows, "{}", made.reveal());
+            assert!(made.reveal().parse::<PgConnectOptions>().is_ok());
+        }
+        assert_eq!(Trust::default().database_url(Secret::from("postgres://h/d")).reveal(), "postgres://h/d");
+    }
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn files_that_are_no_pair_leave_the_certificate_before() {
+        use crate::testing::tls::{Pair, TestCa};
+        let folder = std::env::temp_dir().join(crate::testing::unique("certificate"));
+        std::fs::create_dir(&folder).unwrap();
+        let write = |certificate: &str, key: &str| {
+            std::fs::write(folder.join("crt"), certificate).unwrap();
+            std::fs::write(folder.join("key"), key).unwrap();
+        };
+        let path = |file: &str| folder.join(file).to_str().unwrap().to_owned();
+        let (certificate_file, key_file) = (path("crt"), path("key"));
+        let (first, second): (Pair, Pair) = (TestCa::new().local(), TestCa::new().local());
+        write(&first.certificate, &first.key);
+        let mut reader = SettingsReader::new(move |name| match name {
+            "TLS_CERTIFICATE_FILE" => Some(certificate_file.clone()),
+            "TLS_PRIVATE_KEY_FILE" => Some(key_file.clone()),
+            _ => None,
+        });
+        let certificate = ServerCertificate::read(&mut reader).unwrap();
+        let shown = || certificate.0.key.read().unwrap().cert[0].clone();
+        let (before, mut seen) = (shown(), None);
+        for (text, key) in [("no certificate", "no key"), (&second.certificate, &first.key), ("", "")] {
+            write(text, key);
+            certificate.refresh(&mut seen).await.unwrap();
+            assert_eq!(shown(), before, "{text}");
+        }
+        std::fs::remove_file(folder.join("key")).unwrap();
+        certificate.refresh(&mut seen).await.unwrap();
+        assert_eq!(shown(), before);
+        write(&second.certificate, &second.key);
+        certificate.refresh(&mut seen).await.unwrap();
+        assert_ne!(shown(), before);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
