@@ -81,10 +81,9 @@ impl SeatLocks {
             let roots = TlsCertificates { client_tls: None, root_cert: Some(trust.all_pem().into_bytes()) };
             client = Client::build_with_tls(address, roots).context("REDIS_URL can't be reached by TLS")?;
         }
-        // One quick try a command. The library's own ladder of retries would hold every command back for seconds.
+        // One quick try a command, whose error says why. The library's own ladder of retries would hold every command back for seconds.
         let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(200))
+            .set_number_of_retries(0)
             .set_connection_timeout(Some(ANSWER_TIME_MAX))
             .set_response_timeout(Some(ANSWER_TIME_MAX));
         let redis = ConnectionManager::new_lazy_with_config(client, config)?;

@@ -29,7 +29,7 @@ pub struct SettingsReader {
 pub struct SettingsError(Vec<String>);
 
 /// A secret: shown as `***` wherever it might be printed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
@@ -190,7 +190,7 @@ pub struct Common {
     pub traces: TraceSettings,
     /// `TLS_CERTIFICATE`, `TLS_PRIVATE_KEY`: what the HTTP server shows; plaintext without.
     pub certificate: Option<ServerCertificate>,
-    /// `TLS_CA`: the authorities that are believed beside the usual ones, on every link.
+    /// `TLS_CA_FILE`: the authorities that are believed beside the usual ones, on every link.
     pub trust: Trust,
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -41,36 +41,41 @@ pub fn install_crypto_provider() {
 // --- whom we believe ----------------------------------------------------------------------
 
 /// The certificate authorities that are believed on every link: those that browsers believe (Mozilla's list, compiled in, so that an
-/// image needs no list of its own), and those of `TLS_CA`.
+/// image needs no list of its own), and those in the file of `TLS_CA_FILE`.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     own: Arc<[CertificateDer<'static>]>,
+    file: Option<Arc<Path>>,
 }
 
 impl Trust {
-    /// Reads `TLS_CA`.
+    /// Reads `TLS_CA_FILE`.
     pub fn read(reader: &mut SettingsReader) -> Self {
-        let Some(text) = reader.optional("TLS_CA") else { return Self::default() };
-        Self::from_pem(&text).unwrap_or_else(|error| {
-            reader.fault(format!("TLS_CA{} can't be used: {error:#}", file_note(reader, "TLS_CA")));
+        if reader.text_of("TLS_CA").is_some() {
+            // The PostgreSQL client takes nothing but a file from its URL.
+            reader.fault("TLS_CA is taken from a file only: name it by TLS_CA_FILE");
+        }
+        let Some(path) = reader.file_of("TLS_CA") else { return Self::default() };
+        Self::from_file(Path::new(&path)).unwrap_or_else(|error| {
+            reader.fault(format!("TLS_CA_FILE={path} can't be used: {error:#}"));
             Self::default()
         })
     }
 
-    /// Mozilla's list and the certificates in `text`.
+    /// Mozilla's list and the certificates in this file, in PEM.
     ///
     /// # Errors
-    /// There is none in it, or one that no authority could have.
-    pub fn from_pem(text: &str) -> anyhow::Result<Self> {
-        let own = certificates(text)?;
+    /// It can't be read, has none in it, or one that no authority could have.
+    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
+        let own = certificates(&std::fs::read_to_string(path)?)?;
         let mut store = RootCertStore::empty();
         for (index, certificate) in own.iter().enumerate() {
             store.add(certificate.clone()).with_context(|| format!("certificate {} in it is broken", index + 1))?;
         }
-        Ok(Self { own: own.into() })
+        Ok(Self { own: own.into(), file: Some(path.into()) })
     }
 
-    /// The certificates of `TLS_CA` in PEM, for libraries that add them to Mozilla's; `None` without any.
+    /// The certificates of `TLS_CA_FILE` in PEM, for libraries that add them to Mozilla's; `None` without any.
     #[must_use]
     pub fn own_pem(&self) -> Option<String> {
         (!self.own.is_empty()).then(|| self.own.iter().map(to_pem).collect())
@@ -89,15 +94,16 @@ impl Trust {
         reqwest::Client::builder().tls_certs_only(roots)
     }
 
-    /// The PostgreSQL URL with `TLS_CA` as its `sslrootcert`, unless it names one. It has no effect below `sslmode=verify-ca`.
+    /// The PostgreSQL URL with `TLS_CA_FILE` as its `sslrootcert`, unless it names one. It has no effect below `sslmode=verify-ca`.
     #[must_use]
     pub fn database_url(&self, url: Secret) -> Secret {
         let text = url.reveal();
         let query = text.split_once('?').map_or("", |(_, query)| query);
         let named = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
         let names_one = form_urlencoded::parse(query.as_bytes()).any(|(name, _)| named.contains(&name.as_ref()));
-        let Some(pem) = self.own_pem().filter(|_| !names_one) else { return url };
-        let pair = form_urlencoded::Serializer::new(String::new()).append_pair(named[0], &pem).finish();
+        let Some(file) = self.file.as_ref().filter(|_| !names_one) else { return url };
+        let pair =
+            form_urlencoded::Serializer::new(String::new()).append_pair(named[0], &file.to_string_lossy()).finish();
         Secret::from(format!("{text}{}{pair}", if text.contains('?') { '&' } else { '?' }).as_str())
     }
 
@@ -132,7 +138,7 @@ struct Shown {
 }
 
 /// What the files hold, or why they can't be read.
-type Look = Result<[Secret; 2], String>;
+type Look = Result<[String; 2], String>;
 
 /// Where a text comes from.
 enum Source {
@@ -148,15 +154,11 @@ impl Source {
         })
     }
 
-    fn read(&self, name: &str) -> anyhow::Result<Secret> {
+    fn read(&self, name: &str) -> anyhow::Result<String> {
         match self {
-            Self::Text(text) => Ok(text.clone()),
-            Self::File(path) => {
-                let text = std::fs::read_to_string(path);
-                let text =
-                    text.with_context(|| format!("{name}_FILE names {}, which can't be read", path.display()))?;
-                Ok(Secret::from(text.as_str()))
-            }
+            Self::Text(text) => Ok(text.reveal().to_owned()),
+            Self::File(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("{name}_FILE names {}, which can't be read", path.display())),
         }
     }
 }
@@ -257,20 +259,16 @@ pub(crate) fn is_served(reader: &SettingsReader) -> bool {
     Source::of(reader, CERTIFICATE).is_some()
 }
 
-fn texts([certificate, key]: &[Source; 2]) -> anyhow::Result<[Secret; 2]> {
+fn texts([certificate, key]: &[Source; 2]) -> anyhow::Result<[String; 2]> {
     Ok([certificate.read(CERTIFICATE)?, key.read(PRIVATE_KEY)?])
 }
 
-fn load([certificate, key]: &[Secret; 2], provider: &CryptoProvider) -> anyhow::Result<CertifiedKey> {
-    let chain = certificates(certificate.reveal()).with_context(|| format!("{CERTIFICATE} can't be used"))?;
-    let key = PrivateKeyDer::from_pem_slice(key.reveal().as_bytes());
+fn load([certificate, key]: &[String; 2], provider: &CryptoProvider) -> anyhow::Result<CertifiedKey> {
+    let chain = certificates(certificate).with_context(|| format!("{CERTIFICATE} can't be used"))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes());
     let key = key.with_context(|| format!("{PRIVATE_KEY} has no private key in PEM"))?;
     CertifiedKey::from_der(chain, key, provider)
         .with_context(|| format!("{CERTIFICATE} and {PRIVATE_KEY} can't be used together"))
-}
-
-fn file_note(reader: &SettingsReader, name: &str) -> String {
-    reader.file_of(name).map(|path| format!(" (from {path})")).unwrap_or_default()
 }
 
 // --- what production asks -----------------------------------------------------------------
@@ -371,23 +369,26 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_certificates_is_said_by_the_name_of_the_setting() {
-        let found = faults(&[("TLS_CA", "no certificate"), ("TLS_CERTIFICATE", "only this one")], &[]);
-        assert!(found.contains("TLS_CA can't be used") && found.contains("TLS_PRIVATE_KEY is missing"), "{found}");
+        let found = faults(&[("TLS_CA_FILE", "/dev/null"), ("TLS_CERTIFICATE", "only this one")], &[]);
+        assert!(found.contains("TLS_CA_FILE=/dev/null can't be used: it has no certificate"), "{found}");
+        assert!(found.contains("TLS_PRIVATE_KEY is missing"), "{found}");
+        assert!(faults(&[("TLS_CA", "text")], &[]).contains("TLS_CA_FILE"));
         let found = faults(&[("TLS_CERTIFICATE_FILE", "/nonexistent/a"), ("TLS_PRIVATE_KEY", "b")], &[]);
         assert!(found.contains("TLS_CERTIFICATE_FILE names /nonexistent/a"), "{found}");
     }
 
     #[test]
     fn a_database_url_gets_the_own_authorities_unless_it_names_its_own() {
-        let trust = Trust { own: vec![TLS_SERVER_ROOT_CERTS[0].clone()].into() };
-        assert_eq!(Trust::from_pem(&trust.own_pem().unwrap()).unwrap().own, trust.own);
+        let path = Path::new("/etc/our authorities.pem");
+        let trust = Trust { own: vec![TLS_SERVER_ROOT_CERTS[0].clone()].into(), file: Some(path.into()) };
+        assert_eq!(*certificates(&trust.own_pem().unwrap()).unwrap(), *trust.own);
         for (url, grows) in [
             ("postgres://h/d", true),
             ("postgres://h/d?sslmode=verify-full", true),
             ("postgres://h/d?sslrootcert=/ca.pem", false),
         ] {
             let made = trust.database_url(Secret::from(url));
-            assert_eq!(made.reveal() != url, grows, "{}", made.reveal());
+            assert_eq!(made.reveal().ends_with("=%2Fetc%2Four+authorities.pem"), grows, "{}", made.reveal());
             assert!(made.reveal().parse::<PgConnectOptions>().is_ok());
         }
         assert_eq!(Trust::default().database_url(Secret::from("postgres://h/d")).reveal(), "postgres://h/d");

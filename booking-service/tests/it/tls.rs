@@ -16,7 +16,10 @@ use crate::support::System;
 
 /// The settings of a service whose one link is `setting`, and which believes `ca`.
 fn settings(setting: &str, url: &str, ca: &TestCa) -> Settings {
-    let texts = HashMap::from([(setting.to_owned(), url.to_owned()), ("TLS_CA".to_owned(), ca.pem().to_owned())]);
+    let texts = HashMap::from([
+        (setting.to_owned(), url.to_owned()),
+        ("TLS_CA_FILE".to_owned(), ca.file().to_str().unwrap().to_owned()),
+    ]);
     Settings::read(SettingsReader::new(move |name| texts.get(name).cloned()), 8001).unwrap()
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
+use futures::FutureExt;
 use reqwest::Client;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::server;
@@ -168,12 +169,19 @@ async fn a_stop_waits_for_the_answer_that_is_on_its_way() {
     let stopping = async {
         server.begun.notified().await;
         server.lifecycle.stop();
+        wait_until("nobody is let in any more", SOON, async || {
+            TcpStream::connect(("127.0.0.1", server.port)).await.is_err()
+        })
+        .await;
+        // A look at it, no wait: the end of the process must not have come yet.
+        let ended = server.lifecycle.finished().now_or_never();
+        assert!(ended.is_none(), "the process ends before its answer is given");
         server.word.notify_one();
+        server.lifecycle.finished().await
     };
-    let (answer, ()) = tokio::join!(asking, stopping);
+    let (answer, ended) = tokio::join!(asking, stopping);
     assert_eq!(answer.unwrap(), "at last");
-    server.lifecycle.finished().await;
-    assert!(server.ask(&believer(&ca.trust()), "/health/ready").await.is_err());
+    assert_eq!(ended, std::process::ExitCode::SUCCESS);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! A certificate authority for tests, and a proxy that speaks TLS in front of a server that does not.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,7 +21,7 @@ const HANDSHAKE: u8 = 22;
 /// An authority that nobody knows.
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    file: PathBuf,
 }
 
 /// A certificate and its private key, in PEM.
@@ -42,20 +43,21 @@ impl TestCa {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        let file = std::env::temp_dir().join(unique("authority"));
+        std::fs::write(&file, params.self_signed(&key).expect("a certificate").pem()).expect("a file");
+        Self { issuer: Issuer::new(params, key), file }
     }
 
-    /// Its certificate.
+    /// The file with its certificate.
     #[must_use]
-    pub fn pem(&self) -> &str {
-        &self.pem
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Trust in it.
     #[must_use]
     pub fn trust(&self) -> Trust {
-        Trust::from_pem(&self.pem).expect("a certificate of an authority")
+        Trust::from_file(&self.file).expect("a certificate of an authority")
     }
 
     /// A certificate for this machine.
@@ -70,6 +72,12 @@ impl TestCa {
         let key = KeyPair::generate().expect("a key");
         let certificate = params(names, ends).signed_by(&key, &self.issuer).expect("a certificate");
         Pair { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+}
+
+impl Drop for TestCa {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
     }
 }
 
