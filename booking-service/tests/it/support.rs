@@ -17,7 +17,6 @@ use service_kit::testing::login::Login;
 use service_kit::testing::tls::{TestCa, TlsProxy};
 use service_kit::testing::wires::ChaosProxy;
 use service_kit::testing::{database, server, unique, wait_until};
-use service_kit::tls::Trust;
 use service_kit::traces::TraceSettings;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -57,17 +56,32 @@ pub(crate) struct Sale {
     pub(crate) tier: String,
 }
 
-fn common(auth: AuthSettings) -> Common {
+fn common(ca: Option<&TestCa>, auth: &AuthSettings) -> Common {
     Common {
         listen: ([127, 0, 0, 1], 0).into(),
         log_level: "warn".into(),
         log_format: LogFormat::Pretty,
         requests_in_flight_max: 2000,
         request_time_max: Duration::from_secs(30),
-        auth,
+        auth: auth.clone(),
         traces: TraceSettings::default(),
-        certificate: None,
-        trust: Trust::default(),
+        certificate: ca.map(|ca| ca.local().for_server()),
+        trust: ca.map(TestCa::trust).unwrap_or_default(),
+    }
+}
+
+/// The ways to the servers: by TLS when there is an authority.
+struct Links<'a> {
+    ca: Option<&'a TestCa>,
+    tls_proxies: Vec<(&'static str, TlsProxy)>,
+}
+
+impl Links<'_> {
+    async fn way_to(&mut self, server: &'static str, url: &str) -> Secret {
+        let Some(ca) = self.ca else { return Secret::from(url) };
+        let (proxy, url) = TlsProxy::in_front_of(url, &ca.local()).await;
+        self.tls_proxies.push((server, proxy));
+        Secret::from(url.as_str())
     }
 }
 
@@ -104,29 +118,15 @@ impl System {
         let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
         let (exchange, queue) = (unique("exchange"), unique("queue"));
         let lifecycle = Lifecycle::new();
-        let scheme = if ca.is_some() { "https" } else { "http" };
-        let common = || Common {
-            certificate: ca.map(|ca| ca.local().for_server()),
-            trust: ca.map(TestCa::trust).unwrap_or_default(),
-            ..common(auth.clone())
-        };
-        let trust = common().trust;
-        let mut tls_proxies = Vec::new();
-        let mut secured = async |link: &'static str, url: String| {
-            let Some(ca) = ca else { return Secret::from(url.as_str()) };
-            let (proxy, url) = TlsProxy::in_front_of(&url, &ca.local()).await;
-            tls_proxies.push((link, proxy));
-            Secret::from(url.as_str())
-        };
-        let event_database_url = trust.database_url(secured("event database", event_url.reveal().to_owned()).await);
-        let booking_database_url =
-            trust.database_url(secured("booking database", booking_url.reveal().to_owned()).await);
-        let broker_url = secured("broker", broker_url).await;
-        let redis_url = secured("redis", redis_url).await;
-        let broker = Broker { url: broker_url, exchange, trust: trust.clone() };
+        let (scheme, trust) = (if ca.is_some() { "https" } else { "http" }, common(ca, &auth).trust);
+        let mut links = Links { ca, tls_proxies: Vec::new() };
+        let event_database_url = trust.database_url(links.way_to("event database", event_url.reveal()).await);
+        let booking_database_url = trust.database_url(links.way_to("booking database", booking_url.reveal()).await);
+        let redis_url = links.way_to("redis", &redis_url).await;
+        let broker = Broker { url: links.way_to("broker", &broker_url).await, exchange, trust: trust.clone() };
 
         let event_settings = event_service::settings::Settings {
-            common: common(),
+            common: common(ca, &auth),
             internal_listen: None,
             database_url: event_database_url,
             database_connections_max: 20,
@@ -140,7 +140,7 @@ impl System {
         let to_event_service = ChaosProxy::to(&event_address).await;
 
         let settings = Settings {
-            common: common(),
+            common: common(ca),
             database_url: booking_database_url,
             database_connections_max: 20,
             redis_url,
@@ -172,7 +172,7 @@ impl System {
             http: trust.http_client().build().unwrap(),
             lifecycle,
             login,
-            tls_proxies,
+            tls_proxies: links.tls_proxies,
             sessions: AtomicU32::new(0),
         };
         system.consumer_is_up().await;

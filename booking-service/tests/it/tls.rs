@@ -33,8 +33,7 @@ async fn try_link(setting: &str, url: &str, reach: impl AsyncFn(Settings) -> any
     ];
     for (pair, causes) in wrong {
         let (proxy, through) = TlsProxy::in_front_of(url, &pair).await;
-        let error = reach(settings(setting, &through, &ca)).await.expect_err(causes[0]);
-        let error = format!("{error:#}");
+        let error = format!("{:#}", reach(settings(setting, &through, &ca)).await.unwrap_err());
         assert!(causes.iter().any(|cause| error.contains(cause)), "{setting}: {causes:?} is not in: {error}");
         assert_eq!((proxy.heard(), proxy.in_clear()), (0, 0), "{setting}, {causes:?}: something was said");
     }
@@ -43,7 +42,7 @@ async fn try_link(setting: &str, url: &str, reach: impl AsyncFn(Settings) -> any
     assert!(proxy.heard() > 0 && proxy.in_clear() == 0, "{setting}");
     // And a server that speaks none.
     let bare = through.replacen(authority(&through), authority(url), 1);
-    reach(settings(setting, &bare, &ca)).await.expect_err("plaintext");
+    assert!(reach(settings(setting, &bare, &ca)).await.is_err(), "{setting}: plaintext will do");
 }
 
 #[tokio::test]
