@@ -21,6 +21,7 @@ use crate::event_client::EventClient;
 use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
 use crate::price_tiers::TierBook;
+use crate::reservations::lock_owners::LockOwners;
 use crate::reservations::pay_desk::PayDesk;
 use crate::reservations::write_desk::WriteDesk;
 use crate::reservations::{self, confirm, create, finish};
@@ -44,6 +45,8 @@ pub struct Shared {
     pub locks: SeatLocks,
     /// Price tiers in use, and the database's clock.
     pub tiers: TierBook,
+    /// What became of those who have seat locks.
+    pub(crate) lock_owners: LockOwners,
     /// Where reservations are written.
     pub(crate) written: WriteDesk,
     /// Where they are paid.
@@ -129,6 +132,7 @@ impl Shared {
         let desk_db = database::desk_pool(&settings.database_url, name)?;
         Ok(Self {
             tiers: TierBook::default(),
+            lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
             written: WriteDesk::open(desk_db.clone(), lifecycle),
             paid: PayDesk::open(desk_db.clone(), lifecycle),
             event_service: EventClient::new(

@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use service_kit::auth::{JwtSettings, Role, tokens};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
+use service_kit::tls::Trust;
 use service_kit::{database, server, telemetry, tls, traces};
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, UserId};
@@ -92,7 +93,7 @@ fn event_type(name: &str) -> Result<BookingEventType, String> {
 fn token(user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<String> {
     let mut reader = SettingsReader::from_env();
     reader.refuse_in_production("tokens for trials are not made here; the login makes those of real users");
-    let settings = JwtSettings::read(&mut reader);
+    let settings = JwtSettings::read(&mut reader, &Trust::default());
     let settings = reader.finish(settings)?.context("the settings of tokens are incomplete")?;
     tokens::mint(&settings, user, roles, lifetime)
 }

@@ -220,6 +220,7 @@ impl Common {
     pub fn read(reader: &mut SettingsReader, port: u16) -> Self {
         let host = reader.or("HOST", IpAddr::from([0, 0, 0, 0]));
         let port = reader.or("PORT", port);
+        let trust = Trust::read(reader);
         Self {
             listen: SocketAddr::new(host, port),
             log_level: reader.or("LOG_LEVEL", "info".to_owned()).to_lowercase(),
@@ -227,10 +228,10 @@ impl Common {
             requests_in_flight_max: reader.within("REQUESTS_IN_FLIGHT_MAX", 1000, 1, 100_000),
             // Longer than the statement time limit, so that a slow database is told from a silent one.
             request_time_max: reader.duration("REQUEST_TIMEOUT_SECONDS", Duration::from_secs(1), 30.0, 1.0, 60.0),
-            auth: AuthSettings::read(reader),
+            auth: AuthSettings::read(reader, &trust),
             traces: TraceSettings::read(reader),
             certificate: ServerCertificate::read(reader),
-            trust: Trust::read(reader),
+            trust,
         }
     }
 }
@@ -306,7 +307,7 @@ mod tests {
                 let all = [("AUTH_MODE", "jwt"), ("JWT_ISSUER", "me"), ("JWT_AUDIENCE", "you")];
                 all.iter().chain(more).rev().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
             });
-            AuthSettings::read(&mut reader);
+            AuthSettings::read(&mut reader, &Trust::default());
             reader.finish(()).err().map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(jwt(&[("JWT_SECRET", "a secret of thirty-two bytes or more")]), "");

@@ -220,14 +220,8 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
     // because it was paid. Such a lock is taken down, so that it does not cost a sale.
     let owners: Vec<ReservationId> = busy.iter().map(|(_, owner)| *owner).collect();
-    let ended: Vec<ReservationId> = sqlx::query_scalar(
-        "select id from reservations where id = any($1) and status <> 'confirming' and (status <> 'active' or expiry_time <= now())",
-    )
-    .bind(&owners)
-    .fetch_all(&app.db)
-    .await?;
-    if owners.iter().all(|owner| ended.contains(owner)) {
-        for owner in ended {
+    if app.lock_owners.have_all_ended(owners.clone()).await? {
+        for owner in owners {
             app.locks.release(draft.session_id, &held_by(owner, &draft.seat_ids)).await;
         }
         if !matches!(app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await, LockOutcome::Busy(_)) {

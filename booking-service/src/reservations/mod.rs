@@ -24,6 +24,7 @@ pub mod confirm;
 pub mod create;
 pub mod finish;
 pub mod late_payment;
+pub(crate) mod lock_owners;
 pub(crate) mod pay_desk;
 pub mod session_cancelled;
 pub(crate) mod write_desk;

@@ -142,7 +142,10 @@ async fn nothing_of_a_is_there_for_b(system: System) {
                 let (status, expected) = (response.status().as_u16(), if known { 404 } else { 405 });
                 assert_eq!(status, expected, "{method} {shown}");
                 let text = response.text().await.unwrap();
-                assert!(!text.contains(&owner.to_string()) || shown.contains(&owner.to_string()), "{method} {shown}: {text}");
+                assert!(
+                    !text.contains(&owner.to_string()) || shown.contains(&owner.to_string()),
+                    "{method} {shown}: {text}"
+                );
                 tried += 1;
             }
         }
@@ -245,7 +248,8 @@ async fn run(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> (
 async fn a_token_for_trials_is_believed_by_services_with_the_same_secret() {
     let secret = "a secret of thirty-two bytes or more";
     let system =
-        System::start_as(None, Duration::from_secs(600), believing(KeySource::Secret(Secret::from(secret))), None).await;
+        System::start_as(None, Duration::from_secs(600), believing(KeySource::Secret(Secret::from(secret))), None)
+            .await;
     let program = Path::new(env!("CARGO_BIN_EXE_booking-service"));
     let user = Uuid::now_v7().to_string();
     let mut settings = vec![("JWT_SECRET", secret), ("JWT_ISSUER", ISSUER), ("JWT_AUDIENCE", AUDIENCE)];

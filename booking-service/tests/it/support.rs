@@ -140,7 +140,7 @@ impl System {
         let to_event_service = ChaosProxy::to(&event_address).await;
 
         let settings = Settings {
-            common: common(ca),
+            common: common(ca, &auth),
             database_url: booking_database_url,
             database_connections_max: 20,
             redis_url,

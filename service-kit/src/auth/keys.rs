@@ -15,7 +15,7 @@ use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
-use reqwest::{Client, Url, header, redirect};
+use reqwest::{Url, header, redirect};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
@@ -25,6 +25,7 @@ use super::Refusal;
 use super::settings::{JwtSettings, KeySource};
 use super::tokens::{Fault, Key};
 use crate::lifecycle::Lifecycle;
+use crate::tls::Trust;
 
 #[cfg(all(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
@@ -140,7 +141,9 @@ impl KeyRing {
     async fn refresh(&self) -> bool {
         let read = match &self.rules.keys {
             KeySource::File(path) => read_file(path),
-            KeySource::Url(url) => fetch(url).await.with_context(|| format!("{url} can't be fetched")),
+            KeySource::Url(url) => {
+                fetch(url, &self.rules.trust).await.with_context(|| format!("{url} can't be fetched"))
+            }
             KeySource::Secret(_) => return true,
         };
         match read.and_then(|text| parse(&text, &self.rules)) {
@@ -204,9 +207,9 @@ fn read_file(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-async fn fetch(url: &Url) -> anyhow::Result<String> {
+async fn fetch(url: &Url, trust: &Trust) -> anyhow::Result<String> {
     // Where the keys are is the operator's word alone: a redirect would be the server's.
-    let client = Client::builder().timeout(FETCH_TIME_MAX).redirect(redirect::Policy::none()).build()?;
+    let client = trust.http_client().timeout(FETCH_TIME_MAX).redirect(redirect::Policy::none()).build()?;
     let mut answer =
         client.get(url.clone()).header(header::ACCEPT, "application/jwk-set+json, application/json").send().await?;
     ensure!(answer.status().is_success(), "it answered {}", answer.status());

@@ -8,6 +8,7 @@ use reqwest::Url;
 use super::internal::InternalKeys;
 use super::keys;
 use crate::settings::{Secret, SettingsReader};
+use crate::tls::Trust;
 
 /// A secret as long as the digest that it keys (RFC 7518, section 3.2).
 const SECRET_BYTES_MIN: usize = 32;
@@ -42,6 +43,8 @@ pub struct JwtSettings {
     pub audience: String,
     /// `JWT_LEEWAY_SECONDS`: how far the issuer's clock may be from ours.
     pub leeway: Duration,
+    /// Whom to believe when the keys come from a URL.
+    pub trust: Trust,
 }
 
 /// What tokens are signed with. The kind of key says which algorithms are believed.
@@ -57,7 +60,7 @@ pub enum KeySource {
 
 impl AuthSettings {
     /// Reads them.
-    pub fn read(reader: &mut SettingsReader) -> Self {
+    pub fn read(reader: &mut SettingsReader, trust: &Trust) -> Self {
         let mode = match reader.or("AUTH_MODE", "header".to_owned()).as_str() {
             "header" => {
                 reader.refuse_in_production(
@@ -65,7 +68,7 @@ impl AuthSettings {
                 );
                 AuthMode::Header
             }
-            "jwt" => JwtSettings::read(reader).map(AuthMode::Jwt).unwrap_or_default(),
+            "jwt" => JwtSettings::read(reader, trust).map(AuthMode::Jwt).unwrap_or_default(),
             other => {
                 reader.fault(format!("AUTH_MODE={other} is not known: header or jwt"));
                 AuthMode::Header
@@ -101,7 +104,7 @@ impl AuthSettings {
 
 impl JwtSettings {
     /// Reads them; `None`, and faults at the reader, when something is missing or can't be used.
-    pub fn read(reader: &mut SettingsReader) -> Option<Self> {
+    pub fn read(reader: &mut SettingsReader, trust: &Trust) -> Option<Self> {
         let mut needed = |name: &str| {
             let value = reader.optional(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
             if value.is_none() {
@@ -112,7 +115,13 @@ impl JwtSettings {
         let (issuer, audience) = (needed("JWT_ISSUER"), needed("JWT_AUDIENCE"));
         let second = Duration::from_secs(1);
         let leeway = reader.duration("JWT_LEEWAY_SECONDS", second, 10.0, 0.0, 300.0);
-        Some(Self { keys: KeySource::read(reader)?, issuer: issuer?, audience: audience?, leeway })
+        Some(Self {
+            keys: KeySource::read(reader)?,
+            issuer: issuer?,
+            audience: audience?,
+            leeway,
+            trust: trust.clone(),
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::{operations_of, unique};
 use crate::auth::{AuthMode, AuthSettings, InternalKeys, JwtSettings, KeySource};
+use crate::tls::Trust;
 
 /// Who makes the tokens.
 pub const ISSUER: &str = "https://login.example.com";
@@ -100,7 +101,8 @@ pub fn jwks(keys: &[&SigningKey]) -> String {
 #[must_use]
 pub fn believing(keys: KeySource) -> AuthSettings {
     let leeway = std::time::Duration::from_secs(5);
-    let jwt = JwtSettings { keys, issuer: ISSUER.to_owned(), audience: AUDIENCE.to_owned(), leeway };
+    let jwt =
+        JwtSettings { keys, issuer: ISSUER.to_owned(), audience: AUDIENCE.to_owned(), leeway, trust: Trust::default() };
     AuthSettings { mode: AuthMode::Jwt(jwt), internal_keys: InternalKeys::new(INTERNAL_KEY, None) }
 }
 
