@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::http::Method;
 use service_kit::amqp::Publisher;
 use service_kit::auth::AuthSettings;
 use service_kit::health::{self, Health};
+use service_kit::lanes::Lane;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, Secret, SettingsReader};
 use service_kit::{database, openapi, server};
@@ -116,6 +118,27 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
     (routes, document)
 }
 
+/// By which lane a route goes.
+#[must_use]
+pub fn lane_of(method: &Method, path: &str) -> Option<Lane> {
+    let changes = !method.is_safe();
+    Some(match path {
+        "/api/v1/reservations" if changes => Lane::Hold,
+        "/api/v1/reservations" => Lane::Read,
+        // Whoever pays looks at this reservation and then at the ticket.
+        _ if path.starts_with("/api/v1/reservations/") || path.starts_with("/api/v1/tickets/") => Lane::Confirm,
+        "/api/v1/payments/webhook" => Lane::Notice,
+        _ if path.starts_with("/api/v1/admin/") || path.starts_with("/api/v1/price-tiers") => {
+            if changes {
+                Lane::Admin
+            } else {
+                Lane::Read
+            }
+        }
+        _ => return None,
+    })
+}
+
 /// The routes and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
 ///
 /// # Errors
@@ -133,7 +156,7 @@ impl Shared {
         Ok(Self {
             tiers: TierBook::default(),
             lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
-            written: WriteDesk::open(desk_db.clone(), lifecycle),
+            written: WriteDesk::open(desk_db.clone(), settings.rules, lifecycle),
             paid: PayDesk::open(desk_db.clone(), lifecycle),
             event_service: EventClient::new(
                 &settings.event_service_url,
@@ -181,7 +204,8 @@ pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<Ap
 pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) {
     let (routes, mut document) = api(app, health(app, "booking-service"));
     openapi::narrow_security(&mut document, &settings.common.auth);
-    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common, &app.metrics.common);
+    let router = routes.merge(openapi::pages(document));
+    server::serve(lifecycle, listener, router, &settings.common, &app.metrics.common, lane_of);
 }
 
 /// Runs the worker until `lifecycle` stops; its listener answers health checks, and gives its metrics.
@@ -204,7 +228,7 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
     let router = health::routes(health(app, "booking-worker")).merge(app.metrics.common.routes()).into();
     // Nobody says there who they are, so it has no use for the keys of tokens.
     let limits = Common { auth: AuthSettings::default(), ..settings.common.clone() };
-    server::serve(lifecycle, listener, router, &limits, &app.metrics.common);
+    server::serve(lifecycle, listener, router, &limits, &app.metrics.common, lane_of);
     Ok(())
 }
 

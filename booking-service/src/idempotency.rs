@@ -291,7 +291,14 @@ impl Claim {
 /// Whether a refusal answers the request for good. Those that tell of a passing state are not kept.
 fn is_final(code: Code) -> bool {
     code.status() < 500
-        && !matches!(code, Code::ConfirmationInProgress | Code::IdempotencyKeyInFlight | Code::IdempotencyKeyReused)
+        && !matches!(
+            code,
+            Code::ConfirmationInProgress
+                | Code::IdempotencyKeyInFlight
+                | Code::IdempotencyKeyReused
+                | Code::TooManyReservations
+                | Code::TooManySeats
+        )
 }
 
 /// Deletes keys whose 24 hours are over. Returns how many.

@@ -6,9 +6,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, ConnectionAddr, FromRedisValue, Script, ScriptInvocation, TlsCertificates};
+use redis::{FromRedisValue, Script, ScriptInvocation};
 use service_kit::settings::Secret;
 use service_kit::tls::Trust;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
@@ -75,12 +74,7 @@ impl SeatLocks {
     /// # Errors
     /// The URL is not one.
     pub fn new(url: &Secret, trust: &Trust) -> anyhow::Result<Self> {
-        let mut client = Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
-        let address = client.get_connection_info().clone();
-        if let ConnectionAddr::TcpTls { .. } = address.addr() {
-            let roots = TlsCertificates { client_tls: None, root_cert: Some(trust.all_pem().into_bytes()) };
-            client = Client::build_with_tls(address, roots).context("REDIS_URL can't be reached by TLS")?;
-        }
+        let client = trust.redis_client(url)?;
         // One quick try a command, whose error says why. The library's own ladder of retries would hold every command back for seconds.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)

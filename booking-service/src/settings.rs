@@ -49,6 +49,10 @@ pub struct Rules {
     pub hold_time: Duration,
     /// `MAX_SEATS_PER_RESERVATION`.
     pub seats_max: usize,
+    /// `MAX_OPEN_RESERVATIONS_PER_USER`: not paid yet, in all sessions; 0: as many as they like.
+    pub open_reservations_max: u32,
+    /// `MAX_SEATS_PER_USER_AND_SESSION`: held and bought; 0: as many as they like.
+    pub seats_per_session_max: u32,
 }
 
 impl Rules {
@@ -87,6 +91,8 @@ impl Settings {
             rules: Rules {
                 hold_time: reader.duration("RESERVATION_TIMEOUT_MINUTES", minute, 10.0, 0.02, 1440.0),
                 seats_max: reader.within("MAX_SEATS_PER_RESERVATION", 10, 1, 100),
+                open_reservations_max: reader.within("MAX_OPEN_RESERVATIONS_PER_USER", 10, 0, 1_000_000),
+                seats_per_session_max: reader.within("MAX_SEATS_PER_USER_AND_SESSION", 20, 0, 1_000_000),
             },
             // So that an expired seat is back on sale within two seconds, whatever the phase.
             expiry_interval: reader.duration("EXPIRY_WORKER_INTERVAL_SECONDS", second, 1.0, 0.1, 3600.0),

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::ensure;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::http::Method;
 use service_kit::amqp::{self, ConsumedQueue};
 use service_kit::health::{self, Health};
+use service_kit::lanes::Lane;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::Common;
 use service_kit::{database, openapi, server};
@@ -127,6 +129,20 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
     (routes, internal_routes, document)
 }
 
+/// By which lane a route goes; the internal ones have theirs already.
+#[must_use]
+pub fn lane_of(method: &Method, path: &str) -> Option<Lane> {
+    let is_map = path.ends_with("/seat-map")
+        || path.ends_with("/seat-map/stream")
+        || path == "/api/v1/sessions/{session_id}/seats";
+    match (path.starts_with("/api/v1/"), method.is_safe()) {
+        (true, true) if is_map => Some(Lane::Map),
+        (true, true) => Some(Lane::Read),
+        (true, false) => Some(Lane::Admin),
+        (false, _) => None,
+    }
+}
+
 /// The router and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
 ///
 /// # Errors
@@ -180,9 +196,17 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
         None => routes = routes.merge(internal_routes),
         Some(address) => {
             let limits = Common { auth: settings.common.auth.internal_only(), ..settings.common.clone() };
-            server::serve(lifecycle, server::listen(address).await?, internal_routes, &limits, &metrics.common);
+            server::serve(
+                lifecycle,
+                server::listen(address).await?,
+                internal_routes,
+                &limits,
+                &metrics.common,
+                lane_of,
+            );
         }
     }
-    server::serve(lifecycle, listener, routes.merge(openapi::pages(document)), &settings.common, &metrics.common);
+    let router = routes.merge(openapi::pages(document));
+    server::serve(lifecycle, listener, router, &settings.common, &metrics.common, lane_of);
     Ok(())
 }

@@ -1,17 +1,20 @@
 //! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and its compression.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, future, stream};
+use http_body_util::BodyExt;
 use shared_contracts::problem::{Code, Problem};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
@@ -19,12 +22,15 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::auth::Gate;
+use crate::client_address::Peer;
 use crate::error::{Cause, Error};
-use crate::etag;
+use crate::lanes::{self, LaneOf, Lanes, Place};
 use crate::lifecycle::Lifecycle;
-use crate::metrics::METRICS_PATH;
+use crate::limits::Limits;
+use crate::rate_limit::{Limiter, Refused};
+use crate::security_headers::{self, Audience};
 use crate::settings::Common;
-use crate::traces;
+use crate::{auth, etag, traces};
 
 /// The request's id, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,14 +40,14 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// How long the caller waits for its answer, in milliseconds: a service passes its own deadline on with it.
 pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-timeout-ms");
 
-/// What only other services call.
-const INTERNAL_PATHS: &str = "/api/internal/";
-
-/// Where others ask how the process is.
-const HEALTH_PATHS: &str = "/health";
-
 /// The largest body of an ordinary call; one that takes more says so at its route.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// A body up to here is read before its request has a place; larger ones are few, and have one meanwhile.
+const ORDINARY_BODY_BYTES_MAX: usize = 32 * 1024;
+/// Larger bodies on their way at a time: so many places are the most that clients can keep by sending slowly.
+const LARGE_BODIES_MAX: usize = 64;
+/// The longest head of a request, its path included.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
 /// keep connections for ever. What is cut off there is rolled back or healed like a crash.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
@@ -76,26 +82,44 @@ pub(crate) fn traceparent() -> Option<String> {
 #[derive(Clone)]
 struct Guard {
     lifecycle: Lifecycle,
-    places: Arc<Semaphore>,
+    lane_of: LaneOf,
+    lanes: Arc<Lanes>,
+    limiter: Option<Arc<Limiter>>,
+    limits: Arc<Limits>,
+    large_bodies: Arc<Semaphore>,
     /// The longest a client waits. What changes state goes on to its end all the same.
     time_max: Duration,
 }
 
 /// Wraps a service's finished router.
-pub fn wrap(router: Router, lifecycle: &Lifecycle, limits: &Common) -> Router {
+pub fn wrap(
+    router: Router,
+    lifecycle: &Lifecycle,
+    settings: &Common,
+    lane_of: LaneOf,
+    limiter: Option<Arc<Limiter>>,
+) -> Router {
     let guard = Guard {
         lifecycle: lifecycle.clone(),
-        places: Arc::new(Semaphore::new(limits.requests_in_flight_max)),
-        time_max: limits.request_time_max,
+        lane_of,
+        lanes: Arc::new(Lanes::new(settings.requests_in_flight_max)),
+        limiter,
+        limits: Arc::new(settings.limits.clone()),
+        large_bodies: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+        time_max: settings.request_time_max,
     };
-    router
+    let wrapped = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing()))
         .layer(map_response(etag::name_coding))
         .layer(from_fn_with_state(guard, handle))
-        .layer(Extension(Gate::open(&limits.auth, lifecycle)))
+        .layer(Extension(Gate::open(&settings.auth, lifecycle)));
+    match security_headers::cors(&settings.limits) {
+        Some(cors) => wrapped.layer(cors),
+        None => wrapped,
+    }
 }
 
 /// Seat maps and lists, not the short answers on a booking's way, nor what is packed already.
@@ -123,17 +147,19 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     // As high as the highest line in it, so that none is without its request.
     let span = tracing::error_span!("request", %method, route, request_id, trace_id);
 
-    let Ok(place) = place_for(&guard.places, &request) else {
-        let detail =
-            "More requests are being worked on than the service can keep up with. Nothing was done; come again.";
-        let error = Error::from(Problem::new(Code::Overloaded, detail).retry_after(1));
+    let audience = Audience::of(&request, &guard.limits);
+    let (request, places) = match guard.admit(request).await {
+        Ok(admitted) => admitted,
         // Not logged one by one: of these there may be thousands a second.
-        trace.answered(StatusCode::SERVICE_UNAVAILABLE);
-        return with_id(CONTEXT.sync_scope(context, || error.into_response()), &request_id);
+        Err(refusal) => {
+            let response = CONTEXT.sync_scope(context, || refusal.into_response());
+            trace.answered(response.status());
+            return finish(response, &request_id, audience);
+        }
     };
     let work = async move {
-        let answer = caught(next.run(request)).await;
-        drop(place);
+        let answer = caught(async { written(next.run(request).await).await }).await;
+        drop(places);
         answer
     };
     let work = traces::within(trace.context(), CONTEXT.scope(context.clone(), work)).instrument(span.clone());
@@ -160,29 +186,127 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
 
     trace.answered(response.status());
     span.in_scope(|| log(&response));
-    with_id(response, &request_id)
+    finish(response, &request_id, audience)
 }
 
-fn with_id(mut response: Response, request_id: &str) -> Response {
+fn finish(mut response: Response, request_id: &str, audience: Audience) -> Response {
+    audience.tell(response.headers_mut());
     if let Ok(value) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
 }
 
-/// A place among the requests in flight; who looks after the process needs none, or a busy one would be taken for a dead one.
-fn place_for(places: &Arc<Semaphore>, request: &Request) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-    let path = request.uri().path();
-    if path.starts_with(HEALTH_PATHS) || path == METRICS_PATH {
-        return Ok(None);
+/// What a request has while it is worked on.
+type Places = (Place, Option<OwnedSemaphorePermit>);
+
+/// A request that was not begun.
+enum Turned {
+    TooOften(Box<Refused>),
+    Away(Error),
+}
+
+impl Turned {
+    fn into_response(self) -> Response {
+        match self {
+            Self::TooOften(refused) => refused.into_response(),
+            Self::Away(error) => error.into_response(),
+        }
     }
-    Arc::clone(places).try_acquire_owned().map(Some)
+}
+
+impl Guard {
+    /// Lets a request in, if it is not one too many and there is a place. Its body comes first: a client that sends slowly must not have
+    /// a place meanwhile.
+    async fn admit(&self, mut request: Request) -> Result<(Request, Places), Turned> {
+        let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let lane = lanes::lane_of(self.lane_of, request.method(), path);
+        if head_bytes(&request) > HEAD_BYTES_MAX {
+            let detail = format!("Path and header fields take more than {HEAD_BYTES_MAX} bytes together; send less.");
+            return Err(Turned::Away(Error::refused(Code::HeadersTooLarge, detail)));
+        }
+        if let Some(limiter) = &self.limiter {
+            let peer = request.extensions().get().map_or(IpAddr::from([0, 0, 0, 0]), |Peer(peer)| *peer);
+            let address = self.limits.proxies.client(peer, request.headers());
+            let user = auth::user_of(&mut request).await;
+            limiter.check(lane, user, address).map_err(Turned::TooOften)?;
+        }
+        let (request, is_whole) = read_ordinary_body(request, self.limits.body_time_max).await.map_err(Turned::Away)?;
+        let large = if is_whole { None } else { Some(Arc::clone(&self.large_bodies).try_acquire_owned()) };
+        match (self.lanes.enter(lane).await, large.transpose()) {
+            (Ok(place), Ok(large)) => Ok((request, (place, large))),
+            _ => {
+                let detail = "More requests are being worked on than the service can keep up with. Nothing was done; come again.";
+                Err(Turned::Away(Problem::new(Code::Overloaded, detail).retry_after(1).into()))
+            }
+        }
+    }
+}
+
+fn head_bytes(request: &Request) -> usize {
+    let uri = request.uri();
+    let path = uri.path().len() + uri.query().unwrap_or_default().len();
+    request.headers().iter().fold(path, |sum, (name, value)| sum + name.as_str().len() + value.len())
+}
+
+/// The request with its body in hand, and whether that is all of it: what is larger than most is left where it is.
+async fn read_ordinary_body(request: Request, time_max: Duration) -> Result<(Request, bool), Error> {
+    let size = request.body().size_hint();
+    if request.body().is_end_stream() {
+        return Ok((request, true));
+    }
+    if size.lower() > ORDINARY_BODY_BYTES_MAX as u64 {
+        return Ok((request, false));
+    }
+    let (parts, mut body) = request.into_parts();
+    let mut bytes = Vec::new();
+    let read = async {
+        while bytes.len() <= ORDINARY_BODY_BYTES_MAX {
+            match body.frame().await.transpose() {
+                Ok(Some(frame)) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+                Ok(None) => return Ok(true),
+                Err(_) => return Err(Error::refused(Code::BadRequest, "The body broke off before its end.")),
+            }
+        }
+        Ok(false)
+    };
+    let is_whole = tokio::time::timeout(time_max, read).await.map_err(|_| {
+        let detail = format!("The body did not arrive within {} ms. Nothing was done.", time_max.as_millis());
+        Error::refused(Code::RequestTimeout, detail)
+    })??;
+    let body = if is_whole {
+        Body::from(bytes)
+    } else {
+        let begun = stream::once(future::ready(Ok::<_, axum::Error>(Bytes::from(bytes))));
+        Body::from_stream(begun.chain(body.into_data_stream()))
+    };
+    Ok((Request::from_parts(parts, body), is_whole))
+}
+
+/// An answer that is compressed as it is sent, compressed: that is work, and belongs to the time in which the request has its place.
+async fn written(response: Response) -> Response {
+    if !response.headers().contains_key(header::CONTENT_ENCODING) || response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    let (mut parts, mut body) = response.into_parts();
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+            Err(error) => return Error::Internal(anyhow::Error::from(error)).into_response(),
+        }
+        // Others want to go on meanwhile.
+        tokio::task::yield_now().await;
+    }
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    Response::from_parts(parts, Body::from(bytes))
 }
 
 /// How long another service said that it waits. What is cut off by it is rolled back, or as harmless as a lost answer. Clients can't
 /// cut work off so.
 fn patience_of(request: &Request) -> Option<Duration> {
-    let millis = request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(INTERNAL_PATHS))?;
+    let millis =
+        request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(lanes::INTERNAL_PATHS))?;
     Some(Duration::from_millis(millis.to_str().ok()?.parse().ok()?))
 }
 

@@ -37,7 +37,15 @@ pub const EDIT: &[Code] = &[
     Code::ValidationFailed,
 ];
 /// What any call may answer.
-const ALWAYS: &[Code] = &[Code::InternalError, Code::DatabaseUnavailable, Code::DeadlineExceeded, Code::Overloaded];
+const ALWAYS: &[Code] = &[
+    Code::RequestTimeout,
+    Code::RateLimited,
+    Code::HeadersTooLarge,
+    Code::InternalError,
+    Code::DatabaseUnavailable,
+    Code::DeadlineExceeded,
+    Code::Overloaded,
+];
 
 /// Declares a type that stands for a set of problems in `#[utoipa::path(responses(...))]`.
 #[macro_export]

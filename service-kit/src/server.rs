@@ -1,20 +1,24 @@
 //! The HTTP server: listens, answers, and on a stop finishes what it has begun.
 
-use std::future::IntoFuture;
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::layers;
+use crate::lanes::LaneOf;
 use crate::lifecycle::Lifecycle;
-use crate::listener::{Io, Listener, tcp_of};
+use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::rate_limit::Limiter;
 use crate::settings::{Common, SettingsReader};
-use crate::tls;
+use crate::{connections, layers, tls};
 
 /// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
 const STOP_TIME_MAX: Duration = Duration::from_secs(12);
@@ -29,33 +33,109 @@ pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("can't listen on {address}; is the port taken? HOST and PORT move it"))
 }
 
+/// What a client hears for whom there is no place.
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+/// How long no connection is taken after the system had none to give: it is out of open files.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// A TLS handshake takes two round trips. Who needs longer is not there any more, or means no good.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// Serves `router` until the process stops, within the limits of its settings, and measures its requests.
-pub fn serve(lifecycle: &Lifecycle, listener: TcpListener, router: Router, limits: &Common, metrics: &Metrics) {
-    let router = metrics.measure(layers::wrap(router, lifecycle, limits));
-    // Small answers must not wait for the client's delayed acknowledgement.
-    let nodelay = |io: &mut Io| {
-        if let Err(error) = tcp_of(io).set_nodelay(true) {
-            tracing::debug!(%error, "A connection keeps Nagle's algorithm");
-        }
-    };
-    let certificate = limits.certificate.clone();
+pub fn serve(
+    lifecycle: &Lifecycle,
+    listener: TcpListener,
+    router: Router,
+    settings: &Common,
+    metrics: &Metrics,
+    lane_of: LaneOf,
+) {
+    let limits = Arc::new(settings.limits.clone());
+    let limiter = limits.rates.map(|rates| Arc::new(Limiter::new(rates)));
+    if let (Some(limiter), Some(redis_url)) = (&limiter, &limits.redis_url) {
+        let (limiter, redis_url, trust) = (Arc::clone(limiter), redis_url.clone(), settings.trust.clone());
+        let stopping = lifecycle.token().clone();
+        lifecycle.spawn("rate limits", async move { limiter.share(&redis_url, &trust, stopping).await });
+    }
+    let router = metrics.measure(layers::wrap(router, lifecycle, settings, lane_of, limiter)).with_state(());
+    let certificate = settings.certificate.clone();
     if let Some(certificate) = certificate.clone() {
         lifecycle.spawn("certificate", certificate.follow(lifecycle.token().clone()));
     }
     let stopping = lifecycle.token().clone();
     lifecycle.spawn("http server", async move {
-        let late = stopping.clone();
-        let listener = Listener::new(listener, certificate.as_ref())?.tap_io(nodelay);
-        let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
-        tokio::select! {
-            served = serving.into_future() => served.context("the HTTP server failed"),
-            // A client that has sent half a request would keep the process for ever.
-            () = async { late.cancelled().await; tokio::time::sleep(STOP_TIME_MAX).await } => {
-                tracing::warn!("Some clients never finished their requests; their connections are closed");
-                Ok(())
-            }
+        let open = TaskTracker::new();
+        let tls = certificate.map(|certificate| certificate.config()).transpose().context("TLS can't be served")?;
+        let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+        stopping.run_until_cancelled(accept(&listener, tls.as_ref(), &router, &limits, &stopping, &open)).await;
+        drop(listener);
+        open.close();
+        if tokio::time::timeout(STOP_TIME_MAX, open.wait()).await.is_err() {
+            tracing::warn!("Some clients never finished their requests; their connections are closed");
         }
+        Ok(())
     });
+}
+
+/// Takes connections, each of which has a task of its own among the `open` ones.
+async fn accept(
+    listener: &TcpListener,
+    tls: Option<&TlsAcceptor>,
+    router: &Router,
+    limits: &Arc<Limits>,
+    stopping: &CancellationToken,
+    open: &TaskTracker,
+) {
+    let mut was_full = false;
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(taken) => taken,
+            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) => {
+                tracing::error!(%error, "No connection can be taken; raise the limit of open files, or lower CONNECTIONS_MAX");
+                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        if open.len() >= limits.connections_max {
+            // Not logged one by one: of these there may be thousands a second.
+            if !was_full {
+                tracing::warn!(connections = open.len(), "As many connections are open as CONNECTIONS_MAX allows");
+            }
+            was_full = true;
+            let _ = stream.try_write(FULL);
+            continue;
+        }
+        was_full = false;
+        if let Err(error) = connections::prepare(&stream) {
+            tracing::debug!(%error, "A connection keeps the options of the system");
+        }
+        let (router, limits, stopping, tls) = (router.clone(), Arc::clone(limits), stopping.clone(), tls.cloned());
+        open.spawn(async move {
+            let Some(tls) = tls else {
+                return connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIME_MAX).await;
+            };
+            // In the connection's own task, so that a slow one holds up nobody.
+            let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream));
+            match stopping.run_until_cancelled(handshake).await {
+                Some(Ok(Ok(stream))) => {
+                    connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIME_MAX).await;
+                }
+                Some(failed) => {
+                    let error = failed.map_err(io::Error::from).flatten().err();
+                    tracing::debug!(%peer, error = error.map(tracing::field::display), "A TLS handshake failed");
+                }
+                None => {}
+            }
+        });
+    }
+}
+
+/// Whether the client was gone before it was taken.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Asks the process of this machine that has these settings whether it is ready; for container health checks. `port` is its usual one.

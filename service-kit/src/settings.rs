@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::auth::AuthSettings;
+use crate::limits::Limits;
 use crate::tls::{ServerCertificate, Trust};
 use crate::traces::TraceSettings;
 
@@ -184,6 +185,8 @@ pub struct Common {
     /// `REQUEST_TIMEOUT_SECONDS`: the longest a client waits for its answer, also when a database has vanished without a word. What
     /// changes state goes on to its end all the same.
     pub request_time_max: Duration,
+    /// What anyone may ask of the process, and how long they may take over it.
+    pub limits: Limits,
     /// Who may call, and how they are known.
     pub auth: AuthSettings,
     /// `OTEL_*`: where traces go.
@@ -228,6 +231,7 @@ impl Common {
             requests_in_flight_max: reader.within("REQUESTS_IN_FLIGHT_MAX", 1000, 1, 100_000),
             // Longer than the statement time limit, so that a slow database is told from a silent one.
             request_time_max: reader.duration("REQUEST_TIMEOUT_SECONDS", Duration::from_secs(1), 30.0, 1.0, 60.0),
+            limits: Limits::read(reader),
             auth: AuthSettings::read(reader, &trust),
             traces: TraceSettings::read(reader),
             certificate: ServerCertificate::read(reader),

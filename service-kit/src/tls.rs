@@ -81,9 +81,7 @@ impl Trust {
         (!self.own.is_empty()).then(|| self.own.iter().map(to_pem).collect())
     }
 
-    /// All that are believed in PEM, for libraries that take these instead of any of their own.
-    #[must_use]
-    pub fn all_pem(&self) -> String {
+    fn all_pem(&self) -> String {
         self.all().map(to_pem).collect()
     }
 
@@ -92,6 +90,21 @@ impl Trust {
         // None of them fails here: it was parsed before.
         let roots = self.all().filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok());
         reqwest::Client::builder().tls_certs_only(roots)
+    }
+
+    /// A Redis client that believes these; it does not connect yet.
+    ///
+    /// # Errors
+    /// The URL is not one.
+    pub fn redis_client(&self, url: &Secret) -> anyhow::Result<redis::Client> {
+        let client =
+            redis::Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
+        let address = client.get_connection_info().clone();
+        if !matches!(address.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+            return Ok(client);
+        }
+        let roots = redis::TlsCertificates { client_tls: None, root_cert: Some(self.all_pem().into_bytes()) };
+        redis::Client::build_with_tls(address, roots).context("REDIS_URL can't be reached by TLS")
     }
 
     /// The PostgreSQL URL with `TLS_CA_FILE` as its `sslrootcert`, unless it names one. It has no effect below `sslmode=verify-ca`.

@@ -82,6 +82,8 @@ codes! {
     PaymentNotFound = 404 "payment_not_found" "The payment does not exist";
     /// The path exists, the method does not.
     MethodNotAllowed = 405 "method_not_allowed" "The method is not allowed here";
+    /// The body did not come in time.
+    RequestTimeout = 408 "request_timeout" "The request did not arrive in time";
     /// A seat is held or sold; `seats` names it.
     SeatUnavailable = 409 "seat_unavailable" "A seat is not available";
     /// The session's sales have not begun.
@@ -110,6 +112,10 @@ codes! {
     ConfirmationInProgress = 409 "confirmation_in_progress" "The payment is being made";
     /// A request with the same Idempotency-Key is at work.
     IdempotencyKeyInFlight = 409 "idempotency_key_in_flight" "A request with this Idempotency-Key is at work";
+    /// The caller has as many open reservations as one may have.
+    TooManyReservations = 409 "too_many_reservations" "Too many reservations are open";
+    /// The caller has as many seats of this session as one may have.
+    TooManySeats = 409 "too_many_seats" "Too many seats of this session";
     /// The ticket has been used.
     TicketUsed = 409 "ticket_used" "The ticket was used";
     /// The hold has ended.
@@ -124,6 +130,10 @@ codes! {
     ValidationFailed = 422 "validation_failed" "The request breaks a rule";
     /// The Idempotency-Key was used with another request.
     IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used with another request";
+    /// More requests than anyone may make in this time.
+    RateLimited = 429 "rate_limited" "Too many requests";
+    /// The header fields are larger than the service takes.
+    HeadersTooLarge = 431 "headers_too_large" "The header fields are too large";
     /// A bug on our side.
     InternalError = 500 "internal_error" "Something went wrong on our side";
     /// The keys that access tokens are signed with have not been had yet.

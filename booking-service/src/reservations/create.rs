@@ -34,7 +34,7 @@ use shared_contracts::seat_api::{Availability, Pricing, SeatConflict, SeatPrice,
 use utoipa::ToSchema;
 
 use super::finish::abandon_unwritten;
-use super::write_desk::NewReservation;
+use super::write_desk::{FairUse, NewReservation};
 use super::{Reservation, ReservationItem, find};
 use crate::app::App;
 use crate::event_client::ChangeOutcome;
@@ -69,7 +69,7 @@ pub struct WantedSeat {
 
 refusals!(Refusals: openapi::BODY, &[
     Code::Unauthenticated, Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded, Code::SeatNotFound, Code::PriceTierNotFound, Code::SeatUnavailable, Code::EventServiceUnavailable,
-    Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
+    Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused, Code::TooManyReservations, Code::TooManySeats,
 ]);
 
 /// Reserve seats: all of them or none
@@ -180,10 +180,10 @@ impl Draft {
         self.seat_ids.iter().map(held).collect()
     }
 
-    fn priced(&self, order: PricedOrder) -> NewReservation {
+    fn priced(&self, order: PricedOrder, fair_use: FairUse) -> NewReservation {
         let PricedOrder { items, total_amount, currency } = order;
         let Self { id, user_id, session_id, booking_time, expiry_time, .. } = *self;
-        NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency }
+        NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency, fair_use }
     }
 
     /// Step 0: the tiers and the clock.
@@ -254,7 +254,7 @@ async fn look_hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<
     };
     let pricing = app.metrics.step(Step::Look, looked).await?;
     let order = price(draft, &pricing)?;
-    reserve_and_write(app, draft, order, claim).await
+    reserve_and_write(app, draft, order, FairUse::Counted, claim).await
 }
 
 /// Steps 4 and 5 for the seats of a reservation that has expired, at their old prices: its payment came too late. The new one has an
@@ -276,17 +276,30 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     };
     let items = ended.items.into_iter().map(|item| ReservationItem { id: ReservationItemId::new(), ..item }).collect();
     let order = PricedOrder { items, total_amount: ended.total_amount, currency: ended.currency };
-    reserve_and_write(app, &draft, order, &Claim::without_key(ended.user_id)).await
+    // It is paid: whatever else its customer has, it is not to be refused.
+    reserve_and_write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
 }
 
-async fn reserve_and_write(app: &App, draft: &Draft, order: PricedOrder, claim: &Claim) -> Result<Reservation> {
+async fn reserve_and_write(
+    app: &App,
+    draft: &Draft,
+    order: PricedOrder,
+    use_of: FairUse,
+    claim: &Claim,
+) -> Result<Reservation> {
     app.metrics.step(Step::Reserve, reserve(app, draft)).await?;
     crash_point("booking.reserved");
-    let writing = app.written.write(draft.priced(order), claim.clone());
+    let writing = app.written.write(draft.priced(order, use_of), claim.clone());
     let error = match app.metrics.step(Step::Write, writing).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
     };
+    if matches!(&error, Error::Refused(problem) if matches!(problem.code, Code::TooManyReservations | Code::TooManySeats))
+    {
+        // The statement has said itself that it wrote nothing.
+        release(app, draft).await;
+        return Err(error);
+    }
     // A lost connection may have lost only the answer. The seats must not go back before it is certain that there is no row.
     match abandon_unwritten(app, &draft.held_seats()).await {
         Ok(()) => match find(&app.db, draft.id, Some(draft.user_id)).await {

@@ -17,6 +17,7 @@ use sqlx::{PgConnection, PgPool};
 use super::create::BOOKING_TIME_MAX;
 use super::{Reservation, ReservationItem, ReservationStatus};
 use crate::idempotency::Claim;
+use crate::settings::Rules;
 
 const LANES: Lanes = Lanes::usual(BOOKING_TIME_MAX);
 
@@ -31,6 +32,16 @@ pub(crate) struct NewReservation {
     pub(super) items: Vec<ReservationItem>,
     pub(super) total_amount: Money,
     pub(super) currency: Currency,
+    pub(super) fair_use: FairUse,
+}
+
+/// Whether a reservation must leave its customer within what one may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FairUse {
+    /// It must.
+    Counted,
+    /// It need not.
+    Exempt,
 }
 
 type Written = Result<Reservation>;
@@ -43,8 +54,8 @@ pub(crate) struct WriteDesk {
 
 impl WriteDesk {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: PgPool, lifecycle: &Lifecycle) -> Self {
-        Self { orders: Coalescer::start(lifecycle, LANES, move |orders| write_batch(db.clone(), orders)) }
+    pub(crate) fn open(db: PgPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
+        Self { orders: Coalescer::start(lifecycle, LANES, move |orders| write_batch(db.clone(), rules, orders)) }
     }
 
     /// Writes the reservation and keeps the answer under the claim's key.
@@ -56,36 +67,79 @@ impl WriteDesk {
     }
 }
 
-async fn write_batch(db: PgPool, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
+async fn write_batch(db: PgPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
     // One that has lost its key is refused, and with it the whole batch.
     let db = &db;
-    together_or_alone(orders, |orders| async move { write_together(db, &orders).await.map(Some) }).await
+    together_or_alone(orders, |orders| async move { write_together(db, rules, &orders).await.map(Some) }).await
 }
 
-async fn write_together(db: &PgPool, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
+async fn write_together(db: &PgPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
     if !orders.iter().any(|(_, claim)| claim.has_key()) {
         // One statement commits by itself.
-        return insert(&mut *db.acquire().await?, orders).await;
+        return insert(&mut *db.acquire().await?, rules, orders).await;
     }
     let mut tx = database::begin(db).await?;
-    let written = insert(&mut tx, orders).await?;
+    let written = insert(&mut tx, rules, orders).await?;
     let answers = orders.iter().zip(&written).filter_map(|((_, claim), written)| Some((claim, written.as_ref().ok()?)));
     Claim::finish_all(&mut tx, StatusCode::CREATED, answers).await?;
     tx.commit().await?;
     Ok(written)
 }
 
-async fn insert(connection: &mut PgConnection, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
-    let lines = || orders.iter().flat_map(|(new, _)| new.items.iter().map(move |item| (new.id, item)));
+/// What a customer may have beside a reservation of a batch, where the batch has others of theirs before it.
+struct Room {
+    lock_key: i32,
+    others_max: i64,
+    seats_max: i64,
+}
+
+impl Room {
+    fn beside(new: &NewReservation, earlier: &[&NewReservation], rules: Rules) -> Self {
+        let counted = earlier.iter().filter(|other| other.user_id == new.user_id && other.fair_use == FairUse::Counted);
+        let others = counted.clone().count() as i64;
+        let of_session = counted.filter(|other| other.session_id == new.session_id);
+        let seats: usize = of_session.chain([&new]).map(|other| other.items.len()).sum();
+        let left = |max: u32, taken: i64| if max == 0 { i64::MAX } else { i64::from(max) - taken };
+        Self {
+            lock_key: lock_key(new.user_id),
+            others_max: left(rules.open_reservations_max, others + 1),
+            seats_max: left(rules.seats_per_session_max, seats as i64),
+        }
+    }
+}
+
+/// Two users may have the same: then they wait for each other, and no more.
+fn lock_key(user: UserId) -> i32 {
+    let bits = user.as_uuid().as_u128();
+    (bits ^ bits >> 32 ^ bits >> 64 ^ bits >> 96) as u32 as i32
+}
+
+/// What became of an order: when its row was made and how many seconds it has left, or why it may not be.
+type Made = (ReservationId, Option<DateTime<Utc>>, Option<i64>, Option<String>);
+
+async fn insert(
+    connection: &mut PgConnection,
+    rules: Rules,
+    orders: &[(NewReservation, Claim)],
+) -> Result<Vec<Written>> {
+    // In the order of their locks, so that two batches with the same users wait for each other in one direction only.
+    let mut news: Vec<&NewReservation> = orders.iter().map(|(new, _)| new).collect();
+    news.sort_by_key(|new| (lock_key(new.user_id), new.id.as_uuid()));
+    let rooms: Vec<Room> =
+        news.iter().enumerate().map(|(index, new)| Room::beside(new, &news[..index], rules)).collect();
+    let limited = rules.open_reservations_max > 0 || rules.seats_per_session_max > 0;
+    let lines = || news.iter().flat_map(|new| new.items.iter().map(move |item| (new.id, item)));
     let inserted = sqlx::query_as(
         "with given as materialized (
-             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[])
-                 as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency)
+             select r.*, case when counted then reservation_refusal(user_id, session_id, lock_key, $1, others_max, seats_max) end as refusal
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[],
+                         $19::bool[], $20::int4[], $21::int8[], $22::int8[])
+                 as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, counted, lock_key, others_max, seats_max)
          ),
          made as (
              insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
              select id, user_id, session_id, 'active', booking_time, expiry_time, seats_count, total_amount, currency
-             from given where clock_timestamp() < least(booking_time + $9, expiry_time)
+             from given where refusal is null and clock_timestamp() < least(booking_time + $9, expiry_time)
              returning id, created_at, expiry_time
          ),
          lines as (
@@ -95,16 +149,18 @@ async fn insert(connection: &mut PgConnection, orders: &[(NewReservation, Claim)
                   as line (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
                   on line.reservation_id = made.id
          )
-         select id, created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8 from made",
+         select id, created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8, null::text from made
+         union all
+         select id, null, null, refusal from given where refusal is not null",
     )
-    .bind(orders.iter().map(|(new, _)| new.id).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.user_id).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.session_id).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.booking_time).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.expiry_time).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.items.len() as i32).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.total_amount).collect::<Vec<_>>())
-    .bind(orders.iter().map(|(new, _)| new.currency.clone()).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.id).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.user_id).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.session_id).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.booking_time).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.expiry_time).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.items.len() as i32).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.total_amount).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| new.currency.clone()).collect::<Vec<_>>())
     .bind(TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
     .bind(lines().map(|(_, item)| item.id).collect::<Vec<_>>())
     .bind(lines().map(|(id, _)| id).collect::<Vec<_>>())
@@ -115,22 +171,43 @@ async fn insert(connection: &mut PgConnection, orders: &[(NewReservation, Claim)
     .bind(lines().map(|(_, item)| item.price).collect::<Vec<_>>())
     .bind(lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>())
     .bind(lines().map(|(_, item)| item.final_price).collect::<Vec<_>>())
+    .bind(news.iter().map(|new| limited && new.fair_use == FairUse::Counted).collect::<Vec<_>>())
+    .bind(rooms.iter().map(|room| room.lock_key).collect::<Vec<_>>())
+    .bind(rooms.iter().map(|room| room.others_max).collect::<Vec<_>>())
+    .bind(rooms.iter().map(|room| room.seats_max).collect::<Vec<_>>())
     .fetch_all(connection)
     .await;
-    let made: Vec<(ReservationId, DateTime<Utc>, i64)> = match inserted {
+    let made: Vec<Made> = match inserted {
         // Reconciliation was here first and gave this booking up.
         Err(error) if orders.len() == 1 && broken_constraint(&error) == Some("reservations_pkey") => Vec::new(),
         other => other?,
     };
-    let made: HashMap<ReservationId, (DateTime<Utc>, i64)> =
-        made.into_iter().map(|(id, created_at, remaining)| (id, (created_at, remaining))).collect();
-    Ok(orders.iter().map(|(new, _)| new.written(made.get(&new.id).copied())).collect())
+    let made: HashMap<ReservationId, Made> = made.into_iter().map(|made| (made.0, made)).collect();
+    Ok(orders.iter().map(|(new, _)| new.written(made.get(&new.id), rules)).collect())
+}
+
+/// Why a customer may not have another reservation.
+fn refusal(code: &str, rules: Rules) -> Problem {
+    if code == Code::TooManySeats.as_str() {
+        let seats = rules.seats_per_session_max;
+        let detail = format!(
+            "One customer may have {seats} seats of this session, held and bought together. Nothing was reserved."
+        );
+        return Problem::new(Code::TooManySeats, detail);
+    }
+    let open = rules.open_reservations_max;
+    let detail =
+        format!("One customer may have {open} reservations open. Pay for one or cancel it; nothing was reserved.");
+    Problem::new(Code::TooManyReservations, detail)
 }
 
 impl NewReservation {
     /// As it stands in the database, if it does.
-    fn written(&self, made: Option<(DateTime<Utc>, i64)>) -> Written {
-        let Some((created_at, time_remaining_seconds)) = made else {
+    fn written(&self, made: Option<&Made>, rules: Rules) -> Written {
+        if let Some((.., Some(code))) = made {
+            return Err(refusal(code, rules).into());
+        }
+        let Some((_, Some(created_at), Some(time_remaining_seconds), _)) = made.cloned() else {
             let problem = Problem::new(
                 Code::DeadlineExceeded,
                 "The booking took too long and was given up; nothing is held. Please try again.",

@@ -58,7 +58,7 @@ const NEEDS: &[(&str, Need)] = &[
 #[tokio::test]
 async fn every_operation_lets_in_those_who_may_and_nobody_else() {
     let login = Login::new();
-    let system = System::start_as(None, Duration::from_secs(600), login.settings(), None).await;
+    let system = System::start_as(None, login.settings(), None, |_, _| ()).await;
     assert_only_those_who_may_are_let_in(&system.booking_base, &app::skeleton().unwrap().1, &login, NEEDS).await;
     system.finish().await;
 }
@@ -216,7 +216,7 @@ async fn until_the_keys_can_be_had_tokens_are_neither_believed_nor_refused() {
             async move { answer }
         }),
     );
-    let system = System::start_as(None, Duration::from_secs(600), believing(KeySource::Url(url)), None).await;
+    let system = System::start_as(None, believing(KeySource::Url(url)), None, |_, _| ()).await;
     system.lifecycle.spawn("site", async move { Ok(axum::serve(listener, site).await?) });
     let token = key.sign(&claims(Uuid::now_v7(), &[]));
     let call = async || {
@@ -247,9 +247,7 @@ async fn run(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> (
 #[tokio::test]
 async fn a_token_for_trials_is_believed_by_services_with_the_same_secret() {
     let secret = "a secret of thirty-two bytes or more";
-    let system =
-        System::start_as(None, Duration::from_secs(600), believing(KeySource::Secret(Secret::from(secret))), None)
-            .await;
+    let system = System::start_as(None, believing(KeySource::Secret(Secret::from(secret))), None, |_, _| ()).await;
     let program = Path::new(env!("CARGO_BIN_EXE_booking-service"));
     let user = Uuid::now_v7().to_string();
     let mut settings = vec![("JWT_SECRET", secret), ("JWT_ISSUER", ISSUER), ("JWT_AUDIENCE", AUDIENCE)];

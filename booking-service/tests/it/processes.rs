@@ -36,6 +36,8 @@ fn command(binary: &Path, subcommand: &str, port: u16) -> Command {
         .env("PORT", port.to_string())
         .env("LOG_LEVEL", "warn")
         .env("REQUESTS_IN_FLIGHT_MAX", "2000")
+        // Hundreds of buyers come from one address.
+        .env("RATE_LIMIT_ENABLED", "false")
         .stdout(Stdio::null())
         .kill_on_drop(true);
     command
@@ -68,6 +70,7 @@ pub(crate) fn event(settings: &Settings, database_url: &str, port: u16) -> Comma
     let mut command = command(&event_binary(), "serve", port);
     command
         .env("DATABASE_URL", database_url)
+        .env("REDIS_URL", settings.redis_url.reveal())
         .env("RABBITMQ_URL", settings.broker.url.reveal())
         .env("RABBITMQ_EXCHANGE", &settings.broker.exchange)
         .env("RABBITMQ_QUEUE", &settings.queue);

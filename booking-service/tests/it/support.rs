@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use service_kit::amqp::Broker;
 use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
+use service_kit::limits::Limits;
 use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::login::Login;
 use service_kit::testing::tls::{TestCa, TlsProxy};
@@ -63,6 +64,7 @@ fn common(ca: Option<&TestCa>, auth: &AuthSettings) -> Common {
         log_format: LogFormat::Pretty,
         requests_in_flight_max: 2000,
         request_time_max: Duration::from_secs(30),
+        limits: Limits::default(),
         auth: auth.clone(),
         traces: TraceSettings::default(),
         certificate: ca.map(|ca| ca.local().for_server()),
@@ -93,32 +95,46 @@ impl System {
 
     /// Without a worker: tests call its ticks themselves.
     pub(crate) async fn start_with(hold_time: Duration) -> Self {
-        Self::start_as(None, hold_time, AuthSettings::default(), None).await
+        Self::start_as(None, AuthSettings::default(), None, |_, rules| rules.hold_time = hold_time).await
     }
 
     /// Behind a login, whose tokens users and staff then have.
     pub(crate) async fn start_behind(login: Login) -> Self {
-        Self::start_as(None, Duration::from_secs(600), login.settings(), Some(login)).await
+        Self::start_as(None, login.settings(), Some(login), |_, _| ()).await
     }
 
     /// With TLS on every link and at both services, by certificates of `ca`, the only authority of its own that all believe.
     pub(crate) async fn start_with_tls(ca: &TestCa) -> Self {
-        Self::start_as(Some(ca), Duration::from_secs(600), AuthSettings::default(), None).await
+        Self::start_as(Some(ca), AuthSettings::default(), None, |_, _| ()).await
+    }
+
+    /// With other limits and rules than usual: those let anybody have and ask for as much as they like.
+    pub(crate) async fn start_limited(change: impl FnOnce(&mut Limits, &mut Rules)) -> Self {
+        Self::start_as(None, AuthSettings::default(), None, change).await
     }
 
     pub(crate) async fn start_as(
         ca: Option<&TestCa>,
-        hold_time: Duration,
         auth: AuthSettings,
         login: Option<Login>,
+        change: impl FnOnce(&mut Limits, &mut Rules),
     ) -> Self {
+        let mut rules = Rules {
+            hold_time: Duration::from_secs(600),
+            seats_max: 10,
+            open_reservations_max: 0,
+            seats_per_session_max: 0,
+        };
+        let mut limits = Limits::default();
+        change(&mut limits, &mut rules);
+        let common = || Common { limits: limits.clone(), ..common(ca, &auth) };
         let (event_url, booking_url) =
             tokio::join!(database("event", &event_service::app::MIGRATIONS), database("booking", &app::MIGRATIONS));
         let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
         let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
         let (exchange, queue) = (unique("exchange"), unique("queue"));
         let lifecycle = Lifecycle::new();
-        let (scheme, trust) = (if ca.is_some() { "https" } else { "http" }, common(ca, &auth).trust);
+        let (scheme, trust) = (if ca.is_some() { "https" } else { "http" }, common().trust);
         let mut links = Links { ca, tls_proxies: Vec::new() };
         let event_database_url = trust.database_url(links.way_to("event database", event_url.reveal()).await);
         let booking_database_url = trust.database_url(links.way_to("booking database", booking_url.reveal()).await);
@@ -126,7 +142,7 @@ impl System {
         let broker = Broker { url: links.way_to("broker", &broker_url).await, exchange, trust: trust.clone() };
 
         let event_settings = event_service::settings::Settings {
-            common: common(ca, &auth),
+            common: common(),
             internal_listen: None,
             database_url: event_database_url,
             database_connections_max: 20,
@@ -140,14 +156,14 @@ impl System {
         let to_event_service = ChaosProxy::to(&event_address).await;
 
         let settings = Settings {
-            common: common(ca, &auth),
+            common: common(),
             database_url: booking_database_url,
             database_connections_max: 20,
             redis_url,
             event_service_url: to_event_service.url().replacen("http", scheme, 1),
             broker,
             queue,
-            rules: Rules { hold_time, seats_max: 10 },
+            rules,
             expiry_interval: Duration::from_secs(1),
             reconcile_interval: Duration::from_secs(1),
             expiry_batch_size: 100,

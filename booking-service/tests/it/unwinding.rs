@@ -237,7 +237,8 @@ async fn every_step_and_every_undo_may_be_repeated() {
     settings.event_service_url = format!("http://{}", listener.local_addr().unwrap());
     let target = (Client::builder().build().unwrap(), system.event_base.clone());
     let routes = Router::new().route("/{*path}", any(twice)).with_state(target);
-    service_kit::server::serve(&front, listener, routes, &system.settings.common, &system.app.metrics.common);
+    let (common, metrics) = (&system.settings.common, &system.app.metrics.common);
+    service_kit::server::serve(&front, listener, routes, common, metrics, app::lane_of);
     let (base, app, lifecycle) = serve(&settings).await;
 
     // Each call to the Event Service is made twice: the look, the prices, the reserve; and the release of a cancelled one.

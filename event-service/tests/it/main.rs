@@ -10,6 +10,7 @@ mod database;
 mod dead_letters;
 mod editing;
 mod internal_api;
+mod limits;
 mod openapi;
 mod paging;
 mod problems;

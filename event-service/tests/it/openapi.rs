@@ -1,8 +1,9 @@
 //! The OpenAPI document: kept as a file, so that a change of the interface shows in review, and true of routes and database.
 
 use event_service::app;
+use service_kit::lanes::Lane;
 use service_kit::testing::{
-    assert_database_has_the_limits_of, assert_document_fits_routes, assert_matches_file, database,
+    assert_database_has_the_limits_of, assert_document_fits_routes, assert_matches_file, database, lanes_of,
 };
 
 #[tokio::test]
@@ -15,6 +16,21 @@ async fn the_document_is_the_one_in_review() {
 async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
     let (routes, document) = app::skeleton().unwrap();
     assert_document_fits_routes(routes, &document).await;
+}
+
+#[test]
+fn every_route_has_a_lane() {
+    let lanes = lanes_of(&app::skeleton().1, app::lane_of);
+    for (route, lane) in &lanes {
+        let expected = match route.as_str() {
+            "GET /api/v1/sessions/{session_id}/seats"
+            | "GET /api/v1/sessions/{session_id}/seat-map"
+            | "GET /api/v1/sessions/{session_id}/seat-map/stream" => Lane::Map,
+            _ if route.starts_with("GET ") => Lane::Read,
+            _ => Lane::Admin,
+        };
+        assert_eq!(*lane, expected, "{route}");
+    }
 }
 
 #[tokio::test]

@@ -139,27 +139,29 @@ async fn work_for_another_service_ends_when_that_has_stopped_waiting() {
     assert_eq!(app.statuses(&session).await, ["available"]);
 }
 
-/// As many requests as are allowed wait for the rest of their bodies; the next is turned away at once, and health checks are not.
+/// Readers of a table that is locked fill their lane, and wait. The next reader is turned away at once; health checks and other
+/// services are not.
 #[tokio::test]
 async fn requests_beyond_the_limit_are_turned_away_at_once() {
     let app = TestApp::spawn().await;
-    let path = format!("{}/api/v1/organizers/{}", app.base, app.organizer().await);
-    let begun_request = path.replacen(&app.base, "PATCH ", 1)
-        + " HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 16\r\n\r\n";
-    let mut hanging = Vec::new();
-    for _ in 0..IN_FLIGHT_MAX {
-        let mut connection = TcpStream::connect(app.base.trim_start_matches("http://")).await.unwrap();
-        connection.write_all(begun_request.as_bytes()).await.unwrap();
-        hanging.push(connection);
-    }
-    let status = async |path: &str| app.http.get(path).send().await.unwrap().status();
-    wait_until("the service is full", Duration::from_secs(10), async || status(&path).await == 503).await;
-    let begun = Instant::now();
-    let refused = app.http.get(&path).send().await.unwrap();
+    let mut locked = service_kit::database::begin(&app.db).await.unwrap();
+    sqlx::query("lock table organizers in access exclusive mode").execute(&mut *locked).await.unwrap();
+    let path = format!("{}/api/v1/organizers", app.base);
+    let hanging: Vec<_> = (0..IN_FLIGHT_MAX).map(|_| tokio::spawn(app.http.get(&path).send())).collect();
+    let next = async || app.http.get(&path).timeout(Duration::from_millis(500)).send().await;
+    wait_until("readers fill their lane", Duration::from_secs(10), async || {
+        next().await.is_ok_and(|answer| answer.status() == 503)
+    })
+    .await;
+    let refused = next().await.unwrap();
     assert_eq!(refused.headers()["retry-after"], "1");
     problem(refused, 503, "overloaded").await;
-    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
-    assert_eq!(status(&format!("{}/health/live", app.base)).await, 200);
-    drop(hanging);
-    wait_until("there is room again", Duration::from_secs(10), async || status(&path).await == 200).await;
+    app.get("/health/live", 200).await;
+    app.get("/api/internal/health", 200).await;
+    app.get(&format!("/api/v1/sessions/{}/seat-map", uuid::Uuid::now_v7()), 404).await;
+    drop(locked);
+    for call in hanging {
+        call.await.unwrap().unwrap();
+    }
+    app.get("/api/v1/organizers", 200).await;
 }

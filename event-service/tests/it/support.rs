@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use service_kit::amqp::Broker;
 use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
+use service_kit::limits::Limits;
 use service_kit::settings::{Common, LogFormat, Secret};
 use service_kit::testing::{database, server, unique};
 use service_kit::tls::Trust;
@@ -33,26 +34,33 @@ pub(crate) struct TestApp {
     sessions: AtomicU32,
 }
 
+fn own_exchange() -> Broker {
+    let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
+    Broker { url, exchange: unique("exchange"), trust: Trust::default() }
+}
+
 impl TestApp {
     pub(crate) async fn spawn() -> Self {
-        let database_url = database("event", &app::MIGRATIONS).await;
-        let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
-        let broker = Broker { url, exchange: unique("exchange"), trust: Trust::default() };
-        Self::spawn_with(database_url, broker).await
+        Self::spawn_limited(Limits::default()).await
     }
 
     pub(crate) async fn spawn_with(database_url: Secret, broker: Broker) -> Self {
-        Self::spawn_behind(database_url, broker, AuthSettings::default(), None).await
+        Self::spawn_within(Limits::default(), database_url, broker, AuthSettings::default(), None).await
+    }
+
+    pub(crate) async fn spawn_limited(limits: Limits) -> Self {
+        let database_url = database("event", &app::MIGRATIONS).await;
+        Self::spawn_within(limits, database_url, own_exchange(), AuthSettings::default(), None).await
     }
 
     /// One that asks who calls.
     pub(crate) async fn spawn_as(auth: AuthSettings, internal_listen: Option<SocketAddr>) -> Self {
         let database_url = database("event", &app::MIGRATIONS).await;
-        let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), exchange: unique("exchange") };
-        Self::spawn_behind(database_url, broker, auth, internal_listen).await
+        Self::spawn_within(Limits::default(), database_url, own_exchange(), auth, internal_listen).await
     }
 
-    async fn spawn_behind(
+    async fn spawn_within(
+        limits: Limits,
         database_url: Secret,
         broker: Broker,
         auth: AuthSettings,
@@ -66,6 +74,7 @@ impl TestApp {
                 log_format: LogFormat::Pretty,
                 requests_in_flight_max: IN_FLIGHT_MAX,
                 request_time_max: Duration::from_secs(30),
+                limits,
                 auth,
                 traces: TraceSettings::default(),
                 certificate: None,

@@ -16,7 +16,7 @@ pub mod tokens;
 use std::fmt;
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -263,6 +263,14 @@ async fn identify(parts: &mut Parts) -> Result<Caller, Refusal> {
     let verdict = Gate::of(parts)?.look(&parts.headers).await;
     parts.extensions.insert(Verdict(verdict));
     verdict
+}
+
+/// Who makes the request, if that is known; also what rate limits count by.
+pub(crate) async fn user_of(request: &mut Request) -> Option<UserId> {
+    let gate = request.extensions().get::<Gate>()?.clone();
+    let verdict = gate.look(request.headers()).await;
+    request.extensions_mut().insert(Verdict(verdict));
+    verdict.ok().map(|caller| caller.user_id)
 }
 
 fn named_by_header(headers: &HeaderMap) -> Option<Caller> {

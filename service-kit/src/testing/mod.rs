@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, header};
+use axum::http::{Method, Request, header};
 use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
@@ -26,6 +26,7 @@ use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
+use crate::lanes::{Lane, LaneOf};
 use crate::settings::Secret;
 
 pub mod login;
@@ -164,6 +165,21 @@ pub fn operations_of(document: &OpenApi) -> BTreeMap<String, Value> {
         }
     }
     operations
+}
+
+/// The lane of every operation that clients call; each must have one that was chosen for it.
+pub fn lanes_of(document: &OpenApi, lane_of: LaneOf) -> BTreeMap<String, Lane> {
+    let public = operations_of(document).into_keys().filter(|operation| operation.contains(" /api/v1/"));
+    let lane = |operation: &str| {
+        let (method, path) = operation.split_once(' ')?;
+        lane_of(&method.parse().ok()?, path)
+    };
+    public
+        .map(|operation| {
+            let lane = lane(&operation).unwrap_or_else(|| panic!("{operation} has no lane"));
+            (operation, lane)
+        })
+        .collect()
 }
 
 /// Every length, range and choice of these schemas must be one of their table's check constraints, too. Pairs of schema and table.

@@ -1,0 +1,253 @@
+//! What one customer may have and ask for, and that a crowd of readers and bookers does not delay those who buy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use service_kit::testing::scale;
+use uuid::Uuid;
+
+use crate::processes::{self, free_port};
+use crate::support::{Sale, System, answer, text_of};
+
+/// Fifty reservations of one user at once, in as many batches as come of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_fifty_reservations_at_once_as_many_are_made_as_one_may_have() {
+    let system = System::start_limited(|_, rules| rules.open_reservations_max = 4).await;
+    let sale = system.sale(60).await;
+    let user = Uuid::now_v7();
+    let seats: Vec<[usize; 1]> = (0..50).map(|seat| [seat]).collect();
+    let tries = join_all(seats.iter().map(|seat| system.try_reserve(&sale, user, seat))).await;
+    let mut made = Vec::new();
+    for tried in tries {
+        match tried.status() {
+            StatusCode::CREATED => made.push(text_of(&answer(tried, 201).await, "id")),
+            _ => assert_eq!(answer(tried, 409).await["code"], "too_many_reservations"),
+        }
+    }
+    assert_eq!(made.len(), 4);
+    let held = system.statuses(&sale.session).await.iter().filter(|status| *status == "reserved").count();
+    assert_eq!(held, 4, "what was refused holds nothing");
+
+    // Others are not concerned, and what has ended leaves room: paid, given up, or past its time before anyone has ended it.
+    system.reserve(&sale, Uuid::now_v7(), &[50], 201).await;
+    system.reserve(&sale, user, &[51], 409).await;
+    system.confirm(&made[0], user, None, 200).await;
+    system.reserve(&sale, user, &[51], 201).await;
+    system.cancel(&made[1], user, 200).await;
+    system.reserve(&sale, user, &[52], 201).await;
+    assert_eq!(system.reserve(&sale, user, &[53], 409).await["code"], "too_many_reservations");
+    system.let_reservations_run_out().await;
+    system.reserve(&sale, user, &[53], 201).await;
+    system.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seats_of_a_session_are_counted_held_and_bought_until_they_are_given_back() {
+    let system = System::start_limited(|_, rules| rules.seats_per_session_max = 5).await;
+    let (sale, other_sale) = (system.sale(40).await, system.sale(10).await);
+    let user = Uuid::now_v7();
+    let pairs: Vec<[usize; 2]> = (0..15).map(|pair| [2 * pair, 2 * pair + 1]).collect();
+    let tries = join_all(pairs.iter().map(|pair| system.try_reserve(&sale, user, pair))).await;
+    let mut made = Vec::new();
+    for tried in tries {
+        match tried.status() {
+            StatusCode::CREATED => made.push(answer(tried, 201).await),
+            _ => assert_eq!(answer(tried, 409).await["code"], "too_many_seats"),
+        }
+    }
+    assert_eq!(made.len(), 2, "two pairs are four seats, three would be six");
+    system.reserve(&other_sale, user, &[0, 1, 2, 3, 4], 201).await;
+    let paid = system.confirm(&text_of(&made[0], "id"), user, None, 200).await;
+    assert_eq!(system.reserve(&sale, user, &[30, 31], 409).await["code"], "too_many_seats");
+    system.refund(&text_of(&paid["tickets"][0], "id"), user, 200).await;
+    system.reserve(&sale, user, &[30, 31], 201).await;
+    system.reserve(&sale, user, &[32], 409).await;
+    system.finish().await;
+}
+
+/// The same key after a refusal that has passed by.
+#[tokio::test]
+async fn a_refusal_that_passes_by_is_not_kept_under_its_key() {
+    let system = System::start_limited(|_, rules| rules.open_reservations_max = 1).await;
+    let sale = system.sale(2).await;
+    let user = Uuid::now_v7();
+    let first = text_of(&system.reserve(&sale, user, &[0], 201).await, "id");
+    let with_key = async |expected: u16| {
+        let request = system.http.post(format!("{}/api/v1/reservations", system.booking_base));
+        let request = request.header("x-user-id", user.to_string()).header("idempotency-key", "mine");
+        answer(request.json(&sale.order(&[1])).send().await.unwrap(), expected).await
+    };
+    assert_eq!(with_key(409).await["code"], "too_many_reservations");
+    system.cancel(&first, user, 200).await;
+    with_key(201).await;
+    system.finish().await;
+}
+
+const FLOODING_CLIENTS: usize = 100;
+/// On a machine whose cores the flood's own clients share, a tenth of what a person notices.
+const NOTICED: Duration = Duration::from_millis(50);
+
+/// Where buyers and the flood go.
+#[derive(Clone)]
+struct Doors {
+    event: String,
+    booking: String,
+    sale: Arc<Sale>,
+    next_seat: Arc<AtomicUsize>,
+}
+
+impl Doors {
+    /// Seat map, reservation, payment, ticket: by a new customer, for a seat that nobody else wants.
+    async fn journey(&self, http: &Client) {
+        let user = Uuid::now_v7();
+        let seat = self.next_seat.fetch_add(1, Ordering::Relaxed);
+        let map = format!("{}/api/v1/sessions/{}/seat-map", self.event, self.sale.session);
+        http.get(map).header("accept-encoding", "gzip").send().await.unwrap().error_for_status().unwrap();
+        let booking = &self.booking;
+        let as_user = |request: reqwest::RequestBuilder| request.header("x-user-id", user.to_string()).send();
+        let reserve = http.post(format!("{booking}/api/v1/reservations")).json(&self.sale.order(&[seat]));
+        let id = text_of(&answer(as_user(reserve).await.unwrap(), 201).await, "id");
+        let confirm = http.post(format!("{booking}/api/v1/reservations/{id}/confirm"));
+        answer(as_user(confirm).await.unwrap(), 200).await;
+        answer(as_user(http.get(format!("{booking}/api/v1/tickets/user/{user}"))).await.unwrap(), 200).await;
+    }
+
+    /// The times of so many journeys, one after the other, in order of length.
+    async fn journeys(&self, count: usize) -> Vec<Duration> {
+        let http = Client::builder().build().unwrap();
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let begun = Instant::now();
+            self.journey(&http).await;
+            times.push(begun.elapsed());
+        }
+        times.sort_unstable();
+        times
+    }
+
+    /// Reads maps and tries to reserve, as fast as it can, until it is told to stop. Counts what it is answered.
+    async fn flood(&self, user: Uuid, stop: &AtomicBool, answers: &[AtomicUsize; 2]) {
+        let http = Client::builder().build().unwrap();
+        let map = format!("{}/api/v1/sessions/{}/seat-map", self.event, self.sale.session);
+        // Seats at the far end of the hall.
+        let order = self.sale.order(&[self.sale.seats.len() - 1]);
+        while !stop.load(Ordering::Relaxed) {
+            let hold = http.post(format!("{}/api/v1/reservations", self.booking)).json(&order);
+            for call in [http.get(&map).header("accept-encoding", "gzip"), hold] {
+                if let Ok(answer) = call.header("x-user-id", user.to_string()).send().await {
+                    answers[usize::from(answer.status() == 429)].fetch_add(1, Ordering::Relaxed);
+                    let _ = answer.bytes().await;
+                }
+            }
+        }
+    }
+}
+
+fn at(times: &[Duration], share: f64) -> Duration {
+    times[((times.len() - 1) as f64 * share) as usize]
+}
+
+fn alone<T: Send + 'static>(
+    work: impl FnOnce(tokio::runtime::Runtime) -> T + Send + 'static,
+) -> std::thread::JoinHandle<T> {
+    std::thread::spawn(|| work(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()))
+}
+
+/// Both services are processes with the limits that they have unless told otherwise; the crowd and the buyer have a thread each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_clients_of_one_user_do_not_delay_another() {
+    let journeys = scale("FLOOD_JOURNEYS", 150);
+    let system = System::start().await;
+    let sale = system.sale(2000).await;
+    // The processes publish and consume.
+    system.to_broker.cut();
+    let limited = |mut command: tokio::process::Command| {
+        command.env("RATE_LIMIT_ENABLED", std::env::var("FLOOD_LIMITED").unwrap_or_else(|_| "true".into()));
+        command
+    };
+    let (event_port, booking_port) = (free_port().await, free_port().await);
+    let broker = service_kit::amqp::Broker {
+        url: service_kit::settings::Secret::from(service_kit::testing::server("TEST_RABBITMQ_URL").as_str()),
+        ..system.settings.broker.clone()
+    };
+    let settings = booking_service::settings::Settings {
+        broker,
+        event_service_url: format!("http://127.0.0.1:{event_port}"),
+        ..system.settings.clone()
+    };
+    let event = limited(processes::event(&settings, system.event_database_url.reveal(), event_port));
+    let event = processes::start(event).await;
+    let booking = processes::start(limited(processes::booking(&settings, "serve", booking_port))).await;
+    let doors = Doors {
+        event: event.base.clone(),
+        booking: booking.base.clone(),
+        sale: Arc::new(sale),
+        next_seat: Arc::new(AtomicUsize::new(0)),
+    };
+
+    let buyer = doors.clone();
+    let (quiet, flooded, seen) = tokio::task::spawn_blocking(move || {
+        let measure = |doors: &Doors, count: usize| {
+            let doors = doors.clone();
+            alone(move |runtime| runtime.block_on(doors.journeys(count))).join().unwrap()
+        };
+        // Statements are planned, and connections opened, when they are first needed.
+        measure(&buyer, 20);
+        let quiet = measure(&buyer, journeys);
+        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]));
+        let (crowd, told, counted) = (buyer.clone(), Arc::clone(&stop), Arc::clone(&answers));
+        let flood = alone(move |runtime| {
+            let user = Uuid::now_v7();
+            runtime.block_on(join_all((0..FLOODING_CLIENTS).map(|_| crowd.flood(user, &told, &counted))));
+        });
+        let begun = Instant::now();
+        let flooded = measure(&buyer, journeys);
+        let took = begun.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        flood.join().unwrap();
+        let count = |kind: usize| answers[kind].load(Ordering::Relaxed);
+        (quiet, flooded, (count(0), count(1), took))
+    })
+    .await
+    .unwrap();
+
+    let (passed, refused, took) = seen;
+    println!("quiet:   p50 {:.1?}, p99 {:.1?}", at(&quiet, 0.5), at(&quiet, 0.99));
+    println!("flooded: p50 {:.1?}, p99 {:.1?}", at(&flooded, 0.5), at(&flooded, 0.99));
+    println!("the crowd: {passed} calls passed, {refused} were refused in {took:.1?}");
+    assert!(refused > 10 * passed, "the crowd was not held back");
+    let most = (at(&quiet, 0.99) * 3 / 2).max(at(&quiet, 0.99) + NOTICED);
+    assert!(at(&flooded, 0.99) <= most, "a buyer's p99 is {:?}, and may be {most:?}", at(&flooded, 0.99));
+    drop((event, booking));
+    system.to_broker.heal();
+    system.finish().await;
+}
+
+/// The limits' answer is a problem like any other.
+#[tokio::test]
+async fn one_user_gets_a_burst_of_reservations_and_then_waits() {
+    use service_kit::limits::{Rate, Rates};
+    let rate = |burst| Rate { per_second: 0.01, burst };
+    let system = System::start_limited(|limits, _| {
+        limits.rates =
+            Some(Rates { read: rate(100), hold: rate(3), confirm: rate(100), admin: rate(100), address_factor: 100 });
+    })
+    .await;
+    let sale = system.sale(10).await;
+    let (user, other) = (Uuid::now_v7(), Uuid::now_v7());
+    let mut first = Value::Null;
+    for seat in 0..3 {
+        first = system.reserve(&sale, user, &[seat], 201).await;
+    }
+    let refused = system.try_reserve(&sale, user, &[3]).await;
+    assert_eq!(refused.headers()["ratelimit-policy"], "\"hold\";q=3;w=300");
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(answer(refused, 429).await["code"], "rate_limited");
+    system.confirm(&text_of(&first, "id"), user, Some(json!({})), 200).await;
+    system.reserve(&sale, other, &[3], 201).await;
+    system.finish().await;
+}

@@ -1,0 +1,179 @@
+//! One connection of a client, from its first byte to its last: no longer than it is used.
+//!
+//! A client that sends a byte from time to time, or reads none, would keep a connection for ever, and there are only so many. So each
+//! has its times: for the head of a request, for doing nothing, for taking an answer. The times of bodies are in `layers.rs`.
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::client_address::Peer;
+use crate::limits::Limits;
+
+/// The longest head that is read: beyond what `layers.rs` takes, so that it can say so in our form; this is answered with a bare `431`.
+const HEAD_BYTES_READ_MAX: usize = 64 * 1024;
+/// How long a client may leave sent bytes unread. The kernel closes the connection then.
+const UNREAD_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Sets a new connection's options.
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // Small answers must not wait for the client's delayed acknowledgement.
+    stream.set_nodelay(true)?;
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIME_MAX))
+}
+
+/// Serves a connection, of whatever it is made, until one side has had enough of it. From the `stopping` on it finishes the request that
+/// is in hand, in `stop_time_max` at most.
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: IpAddr,
+    router: Router,
+    limits: &Limits,
+    stopping: &CancellationToken,
+    stop_time_max: Duration,
+) {
+    let phase = Arc::new(Phase::new());
+    let io = TokioIo::new(Watched { stream, phase: Arc::clone(&phase) });
+    let of_requests = Arc::clone(&phase);
+    let service = service_fn(move |request: Request<Incoming>| {
+        of_requests.set(AT_WORK);
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(peer));
+        let (answer, phase) = (router.clone().oneshot(request), Arc::clone(&of_requests));
+        async move {
+            let answer = answer.await;
+            phase.set(IDLE);
+            answer
+        }
+    });
+    let connection = http1::Builder::new().max_buf_size(HEAD_BYTES_READ_MAX).serve_connection(io, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = phase.overdue(limits) => {
+            tracing::debug!("A client took too long over its next request; its connection is closed");
+            return;
+        }
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(stop_time_max, connection.as_mut()).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "A connection broke");
+    }
+}
+
+/// What a connection is waiting for, and since when.
+struct Phase {
+    began: Instant,
+    /// The kind in the lowest two bits, milliseconds above them: looked at by the reader, the service and the clock of a connection.
+    state: AtomicU64,
+}
+
+/// Nothing has come of the next request.
+const IDLE: u64 = 0;
+/// A part of its head has come.
+const IN_HEAD: u64 = 1;
+/// Its answer is being made.
+const AT_WORK: u64 = 2;
+
+impl Phase {
+    fn new() -> Self {
+        Self { began: Instant::now(), state: AtomicU64::new(IDLE) }
+    }
+
+    fn set(&self, kind: u64) {
+        self.state.store(self.now() << 2 | kind, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn bytes_came(&self) {
+        if self.state.load(Ordering::Relaxed) & 3 == IDLE {
+            self.set(IN_HEAD);
+        }
+    }
+
+    /// Ends when the client has used up its time.
+    async fn overdue(&self, limits: &Limits) {
+        // Looked at often enough that a time is overrun by a quarter at most.
+        let glance = limits.header_time_max / 4;
+        loop {
+            let state = self.state.load(Ordering::Relaxed);
+            let time_max = match state & 3 {
+                IDLE => Some(limits.idle_time_max),
+                IN_HEAD => Some(limits.header_time_max),
+                _ => None,
+            };
+            let spent = Duration::from_millis(self.now().saturating_sub(state >> 2));
+            match time_max.map(|time_max| time_max.saturating_sub(spent)) {
+                Some(Duration::ZERO) => return,
+                Some(left) => tokio::time::sleep(left.min(glance)).await,
+                None => tokio::time::sleep(glance).await,
+            }
+        }
+    }
+}
+
+/// A stream that notes when bytes come.
+struct Watched<S> {
+    stream: S,
+    phase: Arc<Phase>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.phase.bytes_came();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

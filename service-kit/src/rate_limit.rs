@@ -1,0 +1,443 @@
+//! How often anyone may call: a user by their id, and whoever comes from one address together, as ids can be made up.
+//!
+//! A limit is a rate and a burst, kept as one number a caller (the generic cell rate algorithm): the time at which all that was spent
+//! will have been earned. A call moves it on by the time that one call takes to earn; one that would move it further than a burst from
+//! now is refused, and moves nothing.
+//!
+//! Each process decides from its own memory, so that no request waits for Redis. Who has spent a quarter of a burst here is told of to
+//! Redis a tenth of a second later, together with all others of that moment, and the answer has what they have spent at other replicas.
+//! An ordinary buyer never gets so far. So what one caller gets from N replicas is the rate in the long run, and at most N bursts in the
+//! first moment, which are earned back before there is more. Without Redis each process counts for itself: N times the limit.
+
+use std::collections::hash_map::RandomState;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use moka::sync::Cache;
+use redis::Script;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use shared_contracts::ids::UserId;
+use shared_contracts::problem::{Code, Problem};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::lanes::Lane;
+use crate::limits::{Rate, Rates};
+use crate::settings::Secret;
+use crate::tls::Trust;
+
+/// The policy that a refusal was made by (draft-ietf-httpapi-ratelimit-headers).
+pub const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// What is left of it, and when there is more.
+pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Callers remembered, of either kind apart: ids can be made up by the million, and must not push addresses out. Some 200 bytes each.
+const USERS_MAX: u64 = 100_000;
+const ADDRESSES_MAX: u64 = 50_000;
+/// How long a caller who has gone is remembered beyond what a burst takes to earn.
+const IDLE_MARGIN: Duration = Duration::from_secs(60);
+
+/// How long what was spent gathers before Redis is told.
+const GATHER_TIME: Duration = Duration::from_millis(100);
+/// The longest that Redis may take. No request waits for it.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
+/// How long a Redis that did not answer is left alone.
+const AWAY_TIME: Duration = Duration::from_secs(1);
+/// Callers told of in one call of the script.
+const CALLERS_AT_ONCE: usize = 500;
+/// Callers who wait to be told of; more are told of a moment later.
+const WAITING_MAX: usize = 10_000;
+
+/// Adds what was spent (microseconds) to each key; answers how far it is from now, by the one clock that all replicas share.
+const SPEND: &str = r"
+local time = redis.call('time')
+local now = time[1] * 1000000 + time[2]
+local ahead = {}
+for i, key in ipairs(KEYS) do
+    local at = math.max(tonumber(redis.call('get', key) or 0), now) + ARGV[i]
+    redis.call('set', key, string.format('%.0f', at), 'px', math.ceil((at - now) / 1000) + 1)
+    ahead[i] = at - now
+end
+return ahead
+";
+
+/// What is limited together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Read,
+    Hold,
+    Confirm,
+    Admin,
+}
+
+/// Who is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Who {
+    User(UserId),
+    Address(IpAddr),
+}
+
+type Caller = (Kind, Who);
+
+/// What a caller has spent. Times are nanoseconds since the process began.
+#[derive(Debug, Default)]
+struct Spent {
+    /// When all of it is earned.
+    earned_at: u64,
+    /// Calls that Redis has not been told of.
+    untold: u32,
+    /// Whether it waits to be told of.
+    is_waiting: bool,
+}
+
+type Account = Arc<Mutex<Spent>>;
+
+/// The limits of a process.
+pub struct Limiter {
+    rates: Rates,
+    users: Cache<Caller, Account, RandomState>,
+    addresses: Cache<Caller, Account, RandomState>,
+    began: Instant,
+    waiting: Mutex<Vec<(Caller, Account)>>,
+    nudge: Notify,
+    is_away: AtomicBool,
+}
+
+/// A call that was one too many.
+#[derive(Debug)]
+pub struct Refused {
+    caller: Caller,
+    rate: Rate,
+    again_in: Duration,
+}
+
+impl Limiter {
+    /// With nothing spent.
+    #[must_use]
+    pub fn new(rates: Rates) -> Self {
+        let all = [rates.read, rates.hold, rates.confirm, rates.admin];
+        let longest = all.iter().map(|rate| burst_time(*rate)).max().unwrap_or_default();
+        let accounts = |callers_max| {
+            Cache::builder().max_capacity(callers_max).time_to_idle(longest.saturating_add(IDLE_MARGIN)).build()
+        };
+        Self {
+            rates,
+            users: accounts(USERS_MAX),
+            addresses: accounts(ADDRESSES_MAX),
+            began: Instant::now(),
+            waiting: Mutex::default(),
+            nudge: Notify::new(),
+            is_away: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets a call pass, or not.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub fn check(&self, lane: Lane, user: Option<UserId>, address: IpAddr) -> Result<(), Box<Refused>> {
+        let (kind, rate) = match lane {
+            Lane::Map | Lane::Read => (Kind::Read, self.rates.read),
+            Lane::Hold => (Kind::Hold, self.rates.hold),
+            Lane::Confirm => (Kind::Confirm, self.rates.confirm),
+            Lane::Admin => (Kind::Admin, self.rates.admin),
+            Lane::Notice | Lane::Internal | Lane::Open => return Ok(()),
+        };
+        if rate.per_second <= 0.0 {
+            return Ok(());
+        }
+        // The user first: what they are refused is not to be paid by all others behind their address.
+        if let Some(user) = user {
+            self.spend((kind, Who::User(user)), rate)?;
+        }
+        self.spend((kind, Who::Address(address)), self.of_address(rate))
+    }
+
+    fn of_address(&self, rate: Rate) -> Rate {
+        let factor = self.rates.address_factor;
+        Rate { per_second: rate.per_second * f64::from(factor), burst: rate.burst.saturating_mul(factor) }
+    }
+
+    fn rate(&self, (kind, who): Caller) -> Rate {
+        let rate = match kind {
+            Kind::Read => self.rates.read,
+            Kind::Hold => self.rates.hold,
+            Kind::Confirm => self.rates.confirm,
+            Kind::Admin => self.rates.admin,
+        };
+        if matches!(who, Who::User(_)) { rate } else { self.of_address(rate) }
+    }
+
+    fn spend(&self, caller: Caller, rate: Rate) -> Result<(), Box<Refused>> {
+        let accounts = if matches!(caller.1, Who::User(_)) { &self.users } else { &self.addresses };
+        let account = accounts.get(&caller).unwrap_or_else(|| accounts.get_with(caller, Account::default));
+        let (one, burst, now) = (earning_time(rate), nanos(burst_time(rate)), self.now());
+        let mut spent = account.lock().unwrap_or_else(PoisonError::into_inner);
+        let earned_at = spent.earned_at.max(now).saturating_add(one);
+        let too_much = (earned_at - now).saturating_sub(burst);
+        if too_much > 0 {
+            return Err(Box::new(Refused { caller, rate, again_in: Duration::from_nanos(too_much) }));
+        }
+        spent.earned_at = earned_at;
+        spent.untold = spent.untold.saturating_add(1);
+        if !spent.is_waiting && spent.untold >= rate.burst.div_ceil(4) {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.len() < WAITING_MAX {
+                spent.is_waiting = true;
+                waiting.push((caller, Arc::clone(&account)));
+                drop(waiting);
+                self.nudge.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.began.elapsed())
+    }
+
+    /// Tells Redis of those who spend much and hears what they spend elsewhere, until `stopping`.
+    ///
+    /// # Errors
+    /// The URL is not one.
+    pub async fn share(&self, redis_url: &Secret, trust: &Trust, stopping: CancellationToken) -> anyhow::Result<()> {
+        let client = trust.redis_client(redis_url)?;
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_millis(200))
+            .set_connection_timeout(Some(ANSWER_TIME_MAX))
+            .set_response_timeout(Some(ANSWER_TIME_MAX));
+        let redis = ConnectionManager::new_lazy_with_config(client, config)?;
+        let script = Script::new(SPEND);
+        let sharing = async {
+            loop {
+                self.nudge.notified().await;
+                tokio::time::sleep(GATHER_TIME).await;
+                let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+                for callers in waiting.chunks(CALLERS_AT_ONCE) {
+                    let told = self.tell(&script, &mut redis.clone(), callers).await;
+                    self.note(&told);
+                    if told.is_err() {
+                        tokio::time::sleep(AWAY_TIME).await;
+                    }
+                }
+            }
+        };
+        stopping.run_until_cancelled(sharing).await;
+        Ok(())
+    }
+
+    async fn tell(
+        &self,
+        script: &Script,
+        redis: &mut ConnectionManager,
+        callers: &[(Caller, Account)],
+    ) -> anyhow::Result<()> {
+        let mut call = script.prepare_invoke();
+        let mut told = Vec::with_capacity(callers.len());
+        for (caller, account) in callers {
+            let mut spent = account.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whatever becomes of this call: the next one that is spent may ask for another.
+            spent.is_waiting = false;
+            told.push(std::mem::take(&mut spent.untold));
+            let micros = u64::from(*told.last().unwrap_or(&0)) * earning_time(self.rate(*caller)) / 1000;
+            call.key(key(*caller)).arg(micros);
+        }
+        let asked_at = self.now();
+        let answer = tokio::time::timeout(ANSWER_TIME_MAX, call.invoke_async::<Vec<u64>>(redis)).await;
+        let answer = answer.map_err(anyhow::Error::from).and_then(|answer| answer.map_err(anyhow::Error::from));
+        match answer {
+            Ok(ahead) => {
+                for ((caller, account), ahead) in callers.iter().zip(ahead) {
+                    let mut spent = account.lock().unwrap_or_else(PoisonError::into_inner);
+                    let meanwhile = u64::from(spent.untold) * earning_time(self.rate(*caller));
+                    spent.earned_at = spent.earned_at.max(asked_at + ahead * 1000 + meanwhile);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // It may have been counted all the same: then a caller has spent a little more than they did.
+                for ((caller, account), told) in callers.iter().zip(told) {
+                    let mut spent = account.lock().unwrap_or_else(PoisonError::into_inner);
+                    spent.untold = spent.untold.saturating_add(told).min(self.rate(*caller).burst);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn note(&self, told: &anyhow::Result<()>) {
+        let was_away = self.is_away.swap(told.is_err(), Ordering::Relaxed);
+        match told {
+            Err(error) if !was_away => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "Redis is away; each replica counts rate limits for itself"
+                );
+            }
+            Ok(()) if was_away => tracing::info!("Redis is back; rate limits count over all replicas"),
+            _ => {}
+        }
+    }
+}
+
+/// One slot of a cluster for all of them, as one script needs.
+fn key((kind, who): Caller) -> String {
+    let kind = kind.name();
+    match who {
+        Who::User(user) => format!("{{rate-limit}}:{kind}:user:{user}"),
+        Who::Address(address) => format!("{{rate-limit}}:{kind}:address:{address}"),
+    }
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Hold => "hold",
+            Self::Confirm => "confirm",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// How long it takes to earn one call, in nanoseconds.
+fn earning_time(rate: Rate) -> u64 {
+    (1e9 / rate.per_second) as u64
+}
+
+fn burst_time(rate: Rate) -> Duration {
+    if rate.per_second > 0.0 {
+        Duration::from_nanos(earning_time(rate).saturating_mul(rate.burst.into()))
+    } else {
+        Duration::ZERO
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whole seconds that are not too short.
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (kind, who) = self.caller;
+        let (of, name) = match who {
+            Who::User(_) => ("from one user", kind.name().to_owned()),
+            Who::Address(_) => ("from one address", format!("{}-address", kind.name())),
+        };
+        let (Rate { per_second, burst }, again_in) = (self.rate, seconds(self.again_in));
+        let detail = format!(
+            "More calls of this kind than are taken {of}: {burst} at once, and {per_second} a second. Nothing was done; \
+             come again after Retry-After."
+        );
+        let problem = Problem::new(Code::RateLimited, detail).retry_after(again_in);
+        let mut response = Error::from(problem).into_response();
+        let window = seconds(burst_time(self.rate));
+        let fields =
+            [(POLICY, format!("\"{name}\";q={burst};w={window}")), (LIMIT, format!("\"{name}\";r=0;t={again_in}"))];
+        for (field, value) in fields {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(field, value);
+            }
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn limiter(per_second: f64, burst: u32) -> Limiter {
+        let rate = Rate { per_second, burst };
+        Limiter::new(Rates { read: rate, hold: rate, confirm: rate, admin: rate, address_factor: 3 })
+    }
+
+    fn user() -> Option<UserId> {
+        Some(Uuid::now_v7().to_string().parse().unwrap())
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn passed(limiter: &Limiter, lane: Lane, user: Option<UserId>, from: u8, calls: u32) -> usize {
+        (0..calls).filter(|_| limiter.check(lane, user, address(from)).is_ok()).count()
+    }
+
+    #[test]
+    fn a_user_gets_a_burst_and_then_what_is_earned() {
+        let limiter = limiter(20.0, 5);
+        let (one, other) = (user(), user());
+        assert_eq!(passed(&limiter, Lane::Hold, one, 1, 50), 5);
+        let refused = limiter.check(Lane::Hold, one, address(1)).unwrap_err();
+        assert!(refused.again_in <= Duration::from_millis(50), "{refused:?}");
+        std::thread::sleep(refused.again_in);
+        assert!(limiter.check(Lane::Hold, one, address(1)).is_ok(), "what is earned can be spent");
+        assert_eq!(passed(&limiter, Lane::Hold, other, 1, 50), 5, "another user has their own");
+        assert_eq!(passed(&limiter, Lane::Confirm, one, 1, 50), 5, "so has another kind of call");
+    }
+
+    #[test]
+    fn made_up_users_share_what_their_address_gets() {
+        let limiter = limiter(0.001, 5);
+        let flood = (0..1000).filter(|_| limiter.check(Lane::Hold, user(), address(1)).is_ok()).count();
+        assert_eq!(flood, 15);
+        assert_eq!(passed(&limiter, Lane::Hold, None, 2, 50), 15, "another address has its own");
+    }
+
+    #[test]
+    fn what_a_user_is_refused_is_not_paid_by_the_others_behind_their_address() {
+        let limiter = limiter(0.001, 5);
+        assert_eq!(passed(&limiter, Lane::Hold, user(), 1, 1000), 5);
+        assert_eq!(passed(&limiter, Lane::Hold, user(), 1, 1000), 5);
+    }
+
+    #[test]
+    fn other_services_the_provider_and_health_checks_are_not_limited() {
+        let limiter = limiter(0.001, 1);
+        for lane in [Lane::Internal, Lane::Notice, Lane::Open] {
+            assert_eq!(passed(&limiter, lane, None, 1, 100), 100);
+        }
+    }
+
+    #[test]
+    fn a_million_made_up_callers_take_bounded_memory_and_free_nobody_of_a_limit() {
+        let limiter = limiter(0.001, 5);
+        let address_of = |n: u32| IpAddr::from(n.to_be_bytes());
+        assert_eq!(passed(&limiter, Lane::Hold, None, 1, 100), 15);
+        for n in 0..300_000 {
+            let _ = limiter.check(Lane::Hold, user(), address_of(n));
+            if n % 1000 == 0 {
+                assert_eq!(passed(&limiter, Lane::Hold, None, 1, 1), 0, "the limit of a busy address was forgotten");
+            }
+        }
+        limiter.users.run_pending_tasks();
+        limiter.addresses.run_pending_tasks();
+        assert!(limiter.users.entry_count() <= USERS_MAX && limiter.addresses.entry_count() <= ADDRESSES_MAX);
+        assert!(limiter.waiting.lock().unwrap().len() <= WAITING_MAX);
+    }
+
+    #[test]
+    fn an_ordinary_buyer_is_not_told_of() {
+        let limiter = limiter(2.0, 20);
+        let buyer = user();
+        assert_eq!(passed(&limiter, Lane::Hold, buyer, 1, 4), 4);
+        assert_eq!(limiter.waiting.lock().unwrap().len(), 0);
+        assert!(limiter.check(Lane::Hold, buyer, address(1)).is_ok());
+        assert_eq!(limiter.waiting.lock().unwrap().len(), 1);
+    }
+}
