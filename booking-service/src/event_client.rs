@@ -233,12 +233,16 @@ impl EventClient {
     /// # Errors
     /// It can't, or does not answer.
     pub async fn ping(&self) -> anyhow::Result<()> {
-        self.request(Method::GET, "health").send().await?.error_for_status()?;
+        self.request(Method::GET, &self.url_of("health")).send().await?.error_for_status()?;
         Ok(())
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}/api/internal/{path}", self.base));
+    fn url_of(&self, path: &str) -> String {
+        format!("{}/api/internal/{path}", self.base)
+    }
+
+    fn request(&self, method: Method, url: &str) -> RequestBuilder {
+        let request = self.http.request(method, url);
         match &self.key {
             Some(key) => request.header(INTERNAL_API_KEY, key),
             None => request,
@@ -272,7 +276,8 @@ impl EventClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Answer<T>, Failure> {
-        let mut request = self.request(method, path);
+        let url = self.url_of(path);
+        let mut request = self.request(method.clone(), &url);
         if let Some(id) = layers::request_id() {
             request = request.header(layers::REQUEST_ID, id);
         }

@@ -57,6 +57,9 @@ pub(crate) struct Sale {
     pub(crate) tier: String,
 }
 
+const USUAL_RULES: Rules =
+    Rules { hold_time: Duration::from_secs(600), seats_max: 10, open_reservations_max: 0, seats_per_session_max: 0 };
+
 fn common(ca: Option<&TestCa>, auth: &AuthSettings) -> Common {
     Common {
         listen: ([127, 0, 0, 1], 0).into(),
@@ -119,13 +122,7 @@ impl System {
         login: Option<Login>,
         change: impl FnOnce(&mut Limits, &mut Rules),
     ) -> Self {
-        let mut rules = Rules {
-            hold_time: Duration::from_secs(600),
-            seats_max: 10,
-            open_reservations_max: 0,
-            seats_per_session_max: 0,
-        };
-        let mut limits = Limits::default();
+        let (mut limits, mut rules) = (Limits::default(), USUAL_RULES);
         change(&mut limits, &mut rules);
         let common = || Common { limits: limits.clone(), ..common(ca, &auth) };
         let (event_url, booking_url) =

@@ -65,7 +65,7 @@ const NEEDS: &[(&str, Need)] = &[
 async fn every_operation_lets_in_those_who_may_and_nobody_else() {
     let login = Login::new();
     let app = TestApp::spawn_as(login.settings(), None).await;
-    assert_only_those_who_may_are_let_in(&app.base, &app::skeleton().1, &login, NEEDS).await;
+    assert_only_those_who_may_are_let_in(&app.base, &app::skeleton().unwrap().1, &login, NEEDS).await;
 }
 
 fn keyed(current: &str, previous: Option<&str>) -> AuthSettings {

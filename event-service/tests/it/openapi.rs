@@ -20,7 +20,7 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
 
 #[test]
 fn every_route_has_a_lane() {
-    let lanes = lanes_of(&app::skeleton().1, app::lane_of);
+    let lanes = lanes_of(&app::skeleton().unwrap().1, app::lane_of);
     for (route, lane) in &lanes {
         let expected = match route.as_str() {
             "GET /api/v1/sessions/{session_id}/seats"

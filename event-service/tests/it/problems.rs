@@ -8,6 +8,7 @@ use service_kit::testing::{server, wait_until};
 use sqlx::PgPool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::support::{IN_FLIGHT_MAX, TestApp};
 
@@ -147,7 +148,10 @@ async fn requests_beyond_the_limit_are_turned_away_at_once() {
     let mut locked = service_kit::database::begin(&app.db).await.unwrap();
     sqlx::query("lock table organizers in access exclusive mode").execute(&mut *locked).await.unwrap();
     let path = format!("{}/api/v1/organizers", app.base);
-    let hanging: Vec<_> = (0..IN_FLIGHT_MAX).map(|_| tokio::spawn(app.http.get(&path).send())).collect();
+    let mut hanging = JoinSet::new();
+    for _ in 0..IN_FLIGHT_MAX {
+        hanging.spawn(app.http.get(&path).send());
+    }
     let next = async || app.http.get(&path).timeout(Duration::from_millis(500)).send().await;
     wait_until("readers fill their lane", Duration::from_secs(10), async || {
         next().await.is_ok_and(|answer| answer.status() == 503)
@@ -160,8 +164,8 @@ async fn requests_beyond_the_limit_are_turned_away_at_once() {
     app.get("/api/internal/health", 200).await;
     app.get(&format!("/api/v1/sessions/{}/seat-map", uuid::Uuid::now_v7()), 404).await;
     drop(locked);
-    for call in hanging {
-        call.await.unwrap().unwrap();
+    for answer in hanging.join_all().await {
+        answer.unwrap();
     }
     app.get("/api/v1/organizers", 200).await;
 }

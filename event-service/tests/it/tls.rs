@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
+use event_service::app;
 use futures::FutureExt;
 use reqwest::Client;
 use service_kit::lifecycle::Lifecycle;
+use service_kit::metrics::Metrics;
 use service_kit::server;
 use service_kit::settings::{Common, SettingsReader};
 use service_kit::testing::tls::{Pair, TestCa};
@@ -45,7 +47,8 @@ impl Server {
         );
         let listener = server::listen(common.listen).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        server::serve(&lifecycle, listener, router, &common);
+        let metrics = Metrics::new("event-service", "test").unwrap();
+        server::serve(&lifecycle, listener, router, &common, &metrics, app::lane_of);
         Self { port, lifecycle, begun, word }
     }
 
