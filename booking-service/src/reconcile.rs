@@ -104,8 +104,8 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
     let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);
     let old_enough = now + (app.rules.hold_interval() - grace).max(TimeDelta::zero());
-    let from = sweep.looked_until.map(|until| TimeCursor { time: until - LATE_HOLD_MAX, id: Uuid::nil() });
-    healed.add(walk(app, old_enough, from).await?);
+    let from = sweep.looked_until.map_or(now, |until| now.max(until - LATE_HOLD_MAX));
+    healed.add(walk(app, old_enough, Some(TimeCursor { time: from, id: Uuid::nil() })).await?);
     sweep.looked_until = Some(old_enough);
     app.metrics.healed(healed);
     if healed.released + healed.confirmed > 0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use backon::{ExponentialBuilder, Retryable};
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgConnection, PgTransaction};
 
 use crate::settings::Secret;
@@ -79,6 +79,13 @@ async fn look(options: &PgConnectOptions, migrator: &Migrator) -> anyhow::Result
 fn base_options(url: &Secret, application: &'static str) -> anyhow::Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url.reveal())
         .context("DATABASE_URL is not a PostgreSQL URL like postgres://user:password@host:5432/database")?;
+    let text = url.reveal();
+    // The library's default asks for TLS, takes it unverified, and goes on without: a round trip a connection for no safety.
+    let options = if text.contains("sslmode=") || text.contains("ssl-mode=") {
+        options
+    } else {
+        options.ssl_mode(PgSslMode::Disable)
+    };
     Ok(options.application_name(application))
 }
 
@@ -162,6 +169,8 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Io(_)
         | sqlx::Error::Tls(_) => true,
+        // A connection that ends while TLS is asked for.
+        sqlx::Error::Protocol(said) => said.contains("SSLRequest"),
         // 08 connection, 28 and 3D no way in, 53 out of resources, 55 not accepting connections, lock time-out, 57 operator
         // intervention (shutdown, statement time-out), 40 serialization and deadlock, 25P03 idle transaction ended.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {

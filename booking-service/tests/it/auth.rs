@@ -50,6 +50,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("POST /api/v1/tickets/{id}/refund", User),
     ("POST /api/v1/admin/events/replay", Admin),
     ("POST /api/v1/payments/webhook", Signature),
+    ("GET /metrics", Nothing),
     ("GET /health", Nothing),
     ("GET /health/live", Nothing),
     ("GET /health/ready", Nothing),

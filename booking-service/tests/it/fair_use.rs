@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use booking_service::reservations::finish::expire_due;
 use futures::future::join_all;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use service_kit::testing::scale;
+use service_kit::testing::{scale, wait_until};
 use uuid::Uuid;
 
 use crate::processes::{self, free_port};
@@ -42,7 +43,35 @@ async fn of_fifty_reservations_at_once_as_many_are_made_as_one_may_have() {
     assert_eq!(system.reserve(&sale, user, &[53], 409).await["code"], "too_many_reservations");
     system.let_reservations_run_out().await;
     system.reserve(&sale, user, &[53], 201).await;
+    while expire_due(&system.app, 100).await.unwrap() > 0 {}
     system.finish().await;
+}
+
+/// The one way in which two could both find room: the second looks before the first has committed. It waits instead, and then sees it.
+#[tokio::test]
+async fn the_second_reservation_of_a_user_waits_for_the_first_and_counts_it() {
+    let system = System::start().await;
+    let (user, session) = (Uuid::now_v7(), Uuid::now_v7());
+    let refusal = "select reservation_refusal($1, $2, 7, '{}', 0, 100)";
+    let look = |user: Uuid| sqlx::query_scalar::<_, Option<String>>(refusal).bind(user).bind(session);
+    let mut first = service_kit::database::begin(&system.app.db).await.unwrap();
+    assert_eq!(look(user).fetch_one(&mut *first).await.unwrap(), None);
+    let insert = "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+                  values ($1, $2, $3, 'active', now() - interval '1 minute', now() + interval '1 minute', 1, 1, 'USD')";
+    sqlx::query(insert).bind(Uuid::now_v7()).bind(user).bind(session).execute(&mut *first).await.unwrap();
+    let (db, second) = (system.app.db.clone(), look(user));
+    let second = system.lifecycle.spawn_work(async move { second.fetch_one(&db).await });
+    wait_until("the second waits", Duration::from_secs(5), async || {
+        let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted
+                       and database = (select oid from pg_database where datname = current_database())";
+        second.is_finished() || system.count(waiting).await == 1
+    })
+    .await;
+    assert!(!second.is_finished(), "the second did not wait");
+    first.commit().await.unwrap();
+    assert_eq!(second.await.unwrap().unwrap().as_deref(), Some("too_many_reservations"));
+    // Another user has other reservations, if the same lock.
+    assert_eq!(look(Uuid::now_v7()).fetch_one(&system.app.db).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,7 +117,7 @@ async fn a_refusal_that_passes_by_is_not_kept_under_its_key() {
 }
 
 const FLOODING_CLIENTS: usize = 100;
-/// On a machine whose cores the flood's own clients share, a tenth of what a person notices.
+/// What the shared cores of this machine may cost beside that: the crowd's sockets are the kernel's work, which steps back for nobody.
 const NOTICED: Duration = Duration::from_millis(50);
 
 /// Where buyers and the flood go.
@@ -147,6 +176,14 @@ impl Doors {
     }
 }
 
+/// Lets everything else run before this thread: the crowd's own work would be done by machines of its own.
+fn step_back() {
+    let thread = std::fs::read_link("/proc/thread-self").unwrap();
+    let id = thread.file_name().unwrap();
+    let told = std::process::Command::new("renice").args(["-n", "19", "-p"]).arg(id).output().unwrap();
+    assert!(told.status.success(), "{told:?}");
+}
+
 fn at(times: &[Duration], share: f64) -> Duration {
     times[((times.len() - 1) as f64 * share) as usize]
 }
@@ -201,6 +238,7 @@ async fn a_hundred_clients_of_one_user_do_not_delay_another() {
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]));
         let (crowd, told, counted) = (buyer.clone(), Arc::clone(&stop), Arc::clone(&answers));
         let flood = alone(move |runtime| {
+            step_back();
             let user = Uuid::now_v7();
             runtime.block_on(join_all((0..FLOODING_CLIENTS).map(|_| crowd.flood(user, &told, &counted))));
         });

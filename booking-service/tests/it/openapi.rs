@@ -18,8 +18,8 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
     assert_document_fits_routes(routes, &document).await;
 }
 
-#[test]
-fn every_route_has_a_lane_and_paying_has_one_without_a_crowd() {
+#[tokio::test]
+async fn every_route_has_a_lane_and_paying_has_one_without_a_crowd() {
     let lanes = lanes_of(&app::skeleton().unwrap().1, app::lane_of);
     let in_lane = |wanted| lanes.iter().filter(|(_, lane)| **lane == wanted).map(|(route, _)| route.as_str()).collect();
     let holds: Vec<&str> = in_lane(Lane::Hold);

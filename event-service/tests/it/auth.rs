@@ -56,6 +56,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("POST /api/internal/seats/look-up", Service),
     ("GET /api/internal/health", Service),
     ("POST /api/internal/health", Service),
+    ("GET /metrics", Nothing),
     ("GET /health", Nothing),
     ("GET /health/live", Nothing),
     ("GET /health/ready", Nothing),

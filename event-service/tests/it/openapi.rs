@@ -18,8 +18,8 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
     assert_document_fits_routes(routes, &document).await;
 }
 
-#[test]
-fn every_route_has_a_lane() {
+#[tokio::test]
+async fn every_route_has_a_lane() {
     let lanes = lanes_of(&app::skeleton().unwrap().1, app::lane_of);
     for (route, lane) in &lanes {
         let expected = match route.as_str() {
