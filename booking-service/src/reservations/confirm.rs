@@ -162,14 +162,13 @@ async fn pay(
 }
 
 async fn paid_before(app: &App, owner: Option<UserId>, id: ReservationId) -> Result<ConfirmedReservation> {
-    let (state, expired): (ReservationState, bool) = sqlx::query_as(
-        "select status, expiry_time <= now() from reservations where id = $1 and ($2::uuid is null or user_id = $2)",
-    )
-    .bind(id)
-    .bind(owner)
-    .fetch_optional(&app.db)
-    .await?
-    .ok_or_else(|| not_found(id))?;
+    let (state, expired): (ReservationState, bool) =
+        sqlx::query_as(concat!("select status, expiry_time <= now() from reservations where id = $1 and ", owned!()))
+            .bind(id)
+            .bind(owner)
+            .fetch_optional(&app.db)
+            .await?
+            .ok_or_else(|| not_found(id))?;
     let live = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
     let live: Option<PaymentId> = sqlx::query_scalar(live).bind(id).fetch_optional(&app.db).await?;
     match (state, live) {

@@ -60,11 +60,12 @@ pub(crate) async fn cancel_reservation(
     ApiPath(id): ApiPath<ReservationId>,
 ) -> Result<Json<Reservation>> {
     let mut tx = database::begin(&app.db).await?;
-    let changed: Option<Changed> = sqlx::query_as(
+    let changed: Option<Changed> = sqlx::query_as(concat!(
         "update reservations set status = 'cancelled', sequence = sequence + 1, updated_at = now()
-         where id = $1 and ($2::uuid is null or user_id = $2) and status || '' = 'active' and expiry_time > clock_timestamp()
-         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
-    )
+             where id = $1 and status || '' = 'active' and expiry_time > clock_timestamp() and ",
+        owned!(),
+        " returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency"
+    ))
     .bind(id)
     .bind(caller.confined_to())
     .fetch_optional(&mut *tx)
@@ -287,9 +288,10 @@ pub(super) async fn announce_all(
 
 /// Why a conditional update passed over the reservation of this owner; anyone's, when none is given.
 async fn why_refused(app: &App, owner: Option<UserId>, id: ReservationId, step: ReservationStep) -> Result<Error> {
-    let found: Option<(ReservationState, bool)> = sqlx::query_as(
-        "select status, expiry_time > clock_timestamp() from reservations where id = $1 and ($2::uuid is null or user_id = $2)",
-    )
+    let found: Option<(ReservationState, bool)> = sqlx::query_as(concat!(
+        "select status, expiry_time > clock_timestamp() from reservations where id = $1 and ",
+        owned!()
+    ))
     .bind(id)
     .bind(owner)
     .fetch_optional(&app.db)

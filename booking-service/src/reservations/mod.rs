@@ -20,6 +20,14 @@
 //! Statements that look one row up by its id write `status || ''`: with the bare column the planner may take the partial index of
 //! that status instead of the key and read every active reservation for one (seen: 2.07 ms instead of 0.1 ms with 3,000 of them).
 
+/// The condition of who may see a reservation: its owner (`$2`), or for an admin (null) anyone. What a booking abandoned before it wrote
+/// it is nobody's, and there for nobody.
+macro_rules! owned {
+    () => {
+        "(user_id = $2 or $2::uuid is null and user_id <> '00000000-0000-0000-0000-000000000000')"
+    };
+}
+
 pub mod confirm;
 pub mod create;
 pub mod finish;
@@ -186,7 +194,7 @@ async fn find_all(
     ids: Vec<ReservationId>,
     owner: Option<UserId>,
 ) -> Result<Vec<Reservation>> {
-    let sql = format!("select {COLUMNS} from reservations where id = any($1) and ($2::uuid is null or user_id = $2)");
+    let sql = format!("select {COLUMNS} from reservations where id = any($1) and {}", owned!());
     let mut found: Vec<Reservation> =
         sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(ids).bind(owner).fetch_all(&mut *connection).await?;
     add_items(connection, &mut found).await?;

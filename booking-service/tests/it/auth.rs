@@ -185,6 +185,15 @@ async fn an_admin_sees_and_ends_what_anyone_has() {
     let cancelled = call(Method::DELETE, format!("/api/v1/reservations/{}", ids[2]), 200).await;
     assert_eq!((&cancelled["status"], &cancelled["user_id"]), (&json!("cancelled"), &json!(owner)));
     assert_eq!(call(Method::POST, format!("/api/v1/tickets/{}/refund", ids[4]), 200).await["status"], "refunded");
+    // What a booking left that died before it wrote its reservation is nobody's.
+    let abandoned = Uuid::now_v7();
+    let sql = "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+               select $1, '00000000-0000-0000-0000-000000000000', session_id, 'expired', now() - interval '1 second', now(), 1, 0, ''
+               from reservations limit 1";
+    sqlx::query(sql).bind(abandoned).execute(&system.app.db).await.unwrap();
+    for (method, rest) in [(Method::GET, ""), (Method::DELETE, ""), (Method::POST, "/confirm")] {
+        call(method, format!("/api/v1/reservations/{abandoned}{rest}"), 404).await;
+    }
     let own = call(Method::GET, "/api/v1/reservations".to_owned(), 200).await;
     assert_eq!(own["items"], json!([]), "the list is of the caller's own, for admins too");
     let organizer =
