@@ -261,7 +261,13 @@ impl BookingMetrics {
 
     /// A round of one of the worker's tasks.
     pub(crate) fn ran(&self, task: &str, succeeded: bool) {
-        self.runs.with_label_values(&[task, if succeeded { "done" } else { "failed" }]).inc();
+        // Both are there from the first round on: a series that begins with its first failure shows no rise.
+        let [done, failed] = ["done", "failed"].map(|outcome| self.runs.with_label_values(&[task, outcome]));
+        if succeeded {
+            done.inc()
+        } else {
+            failed.inc()
+        }
         if succeeded {
             self.last_success.with_label_values(&[task]).set(now());
         }
