@@ -140,6 +140,12 @@ check_supply_chain() {
         die 'scripts/sbom.sh has made a bill of materials without its form'
 }
 
+# Once with everything, and once as the services are built for use, without what only tests have.
+check_lints() {
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy --workspace --locked -- -D warnings
+}
+
 run_tests() {
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace --locked
@@ -249,7 +255,7 @@ run_everything() {
     need_cargo
     need_cargo_components
     stage 'Format' cargo fmt --all --check
-    stage 'Lints' cargo clippy --workspace --all-targets --locked -- -D warnings
+    stage 'Lints' check_lints
     stage 'Shell scripts' check_scripts
     start_private_servers
     stage 'Supply chain' check_supply_chain

@@ -72,12 +72,14 @@ check_ports() {
 build_services() {
     local profile=${TICKETING_BUILD_PROFILE:-release} flags=() folder
     case $profile in
-        release) flags=(--release) folder=release ;;
-        dev) folder=debug ;;
+        release) flags=(--release --bin event-service --bin booking-service) folder=release ;;
+        # With the tests, although nobody runs them here: without them the libraries have other features, and all of
+        # what ./test.sh has just built would be built once more.
+        dev) flags=(--workspace --tests) folder=debug ;;
         *) die "TICKETING_BUILD_PROFILE is '$profile': release or dev" ;;
     esac
     step "Building the services ($profile; the first time takes some minutes)"
-    (cd "$REPO_DIR" && cargo build --locked "${flags[@]}" --bin event-service --bin booking-service)
+    (cd "$REPO_DIR" && cargo build --locked "${flags[@]}")
     BUILT_DIR=${CARGO_TARGET_DIR:-$REPO_DIR/target}
     [[ $BUILT_DIR == /* ]] || BUILT_DIR=$REPO_DIR/$BUILT_DIR
     BUILT_DIR=$BUILT_DIR/$folder
