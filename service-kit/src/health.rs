@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -12,6 +12,7 @@ use axum::http::StatusCode;
 use futures::future::join_all;
 use serde::Serialize;
 use sqlx::PgPool;
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -27,6 +28,8 @@ pub struct Health {
     service: &'static str,
     version: &'static str,
     checks: Vec<Check>,
+    /// What the last look showed, and when it was over.
+    latest: Arc<Mutex<Option<(Instant, HealthReport)>>>,
 }
 
 #[derive(Clone)]
@@ -37,7 +40,7 @@ struct Check {
 }
 
 /// The answer of `/health`.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct HealthReport {
     /// `healthy`; `degraded` when a part is down that the service works without; `unhealthy` when a needed one is.
     pub status: Status,
@@ -77,7 +80,7 @@ impl Health {
     /// A process without parts.
     #[must_use]
     pub fn new(service: &'static str, version: &'static str) -> Self {
-        Self { service, version, checks: Vec::new() }
+        Self { service, version, checks: Vec::new(), latest: Arc::default() }
     }
 
     /// Adds a part that the service can't work without.
@@ -119,7 +122,20 @@ impl Health {
         self
     }
 
+    /// How it is. No limit is on this question, so those who ask while a look is under way share it: however many ask, each part is asked
+    /// once at a time.
     async fn report(&self) -> HealthReport {
+        let asked = Instant::now();
+        let mut latest = self.latest.lock().await;
+        if let Some((_, report)) = latest.as_ref().filter(|(over, _)| *over >= asked) {
+            return report.clone();
+        }
+        let report = self.look().await;
+        *latest = Some((Instant::now(), report.clone()));
+        report
+    }
+
+    async fn look(&self) -> HealthReport {
         let outcomes = join_all(self.checks.iter().map(async |check| {
             let outcome =
                 tokio::time::timeout(CHECK_TIME_MAX, (check.probe)()).await.map_err(anyhow::Error::from).flatten();
@@ -179,4 +195,33 @@ async fn get_liveness() -> StatusCode {
 ))]
 async fn get_readiness(health: State<Health>) -> (StatusCode, Json<HealthReport>) {
     get_health(health).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn those_who_ask_at_the_same_time_share_a_look_and_the_next_gets_a_new_one() {
+        let (looks, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (counted, answered) = (Arc::clone(&looks), Arc::clone(&answer));
+        let health = Health::new("service", "1").needs("part", move || {
+            let (look, answered) = (counted.fetch_add(1, Ordering::Relaxed), Arc::clone(&answered));
+            async move {
+                answered.notified().await;
+                anyhow::ensure!(look == 0, "down since");
+                Ok(())
+            }
+        });
+        let crowd = join_all((0..100).map(|_| health.report()));
+        let (reports, ()) = tokio::join!(crowd, async { answer.notify_one() });
+        assert!(reports.iter().all(|report| report.status == Status::Healthy));
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
+        answer.notify_one();
+        assert_eq!(health.report().await.status, Status::Unhealthy);
+    }
 }

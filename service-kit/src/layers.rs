@@ -225,7 +225,7 @@ impl Guard {
             let detail = format!("Path and header fields take more than {HEAD_BYTES_MAX} bytes together; send less.");
             return Err(Turned::Away(Error::refused(Code::HeadersTooLarge, detail)));
         }
-        if let Some(limiter) = &self.limiter {
+        if let Some(limiter) = self.limiter.as_ref().filter(|limiter| limiter.limits(lane)) {
             let peer = request.extensions().get().map_or(IpAddr::from([0, 0, 0, 0]), |Peer(peer)| *peer);
             let address = self.limits.proxies.client(peer, request.headers());
             let user = auth::user_of(&mut request).await;

@@ -136,21 +136,28 @@ impl Limiter {
         }
     }
 
-    /// Lets a call pass, or not.
-    ///
-    /// # Errors
-    /// It is one too many.
-    pub fn check(&self, lane: Lane, user: Option<UserId>, address: IpAddr) -> Result<(), Box<Refused>> {
+    /// Whether there is a limit on this lane.
+    pub fn limits(&self, lane: Lane) -> bool {
+        self.of_lane(lane).is_some()
+    }
+
+    fn of_lane(&self, lane: Lane) -> Option<(Kind, Rate)> {
         let (kind, rate) = match lane {
             Lane::Map | Lane::Read => (Kind::Read, self.rates.read),
             Lane::Hold => (Kind::Hold, self.rates.hold),
             Lane::Confirm => (Kind::Confirm, self.rates.confirm),
             Lane::Admin => (Kind::Admin, self.rates.admin),
-            Lane::Notice | Lane::Internal | Lane::Open => return Ok(()),
+            Lane::Notice | Lane::Internal | Lane::Open => return None,
         };
-        if rate.per_second <= 0.0 {
-            return Ok(());
-        }
+        (rate.per_second > 0.0).then_some((kind, rate))
+    }
+
+    /// Lets a call pass, or not.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub fn check(&self, lane: Lane, user: Option<UserId>, address: IpAddr) -> Result<(), Box<Refused>> {
+        let Some((kind, rate)) = self.of_lane(lane) else { return Ok(()) };
         // The user first: what they are refused is not to be paid by all others behind their address.
         if let Some(user) = user {
             self.spend((kind, Who::User(user)), rate)?;
