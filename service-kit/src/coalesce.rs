@@ -1,7 +1,8 @@
 //! Calls that come at the same time, done together: one statement and one commit for many.
 //!
 //! Nobody waits for company. A lane that is free takes what is there, be it one call; while it works, the next ones gather. So a
-//! quiet service answers as fast as ever, and a busy one does the less for each call the more of them there are.
+//! quiet service answers as fast as ever, and a busy one does the less for each call the more of them there are. A second lane is for
+//! batches that take long: for the wait for a slow disk, or for somebody's lock, there is another beside it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct Coalescer<T, R> {
 pub struct Lanes {
     /// Batches under way at a time.
     pub count: usize,
+    /// How long a batch waits for the one before it before it is begun beside it.
+    pub patience: Duration,
     /// Calls of a batch.
     pub batch_max: usize,
     /// Calls that wait for a lane; those beyond them wait to get in line.
@@ -37,11 +40,12 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Two, so that one batch is worked on while the other commits; more would make the batches smaller and the work more. A batch of
+    /// Two: more would make the batches smaller and the work more, and so would a second one that did not wait its turn (measured: a
+    /// fifth). A commit to a slow disk takes less than the patience, so 64 calls every 20 ms is the least that a lane does. A batch of
     /// 64 has most of what there is to save; a longer line than this is shed by the limit on requests in flight.
     #[must_use]
     pub const fn usual(time_max: Duration) -> Self {
-        Self { count: 2, batch_max: 64, waiting_max: 1024, time_max }
+        Self { count: 2, patience: Duration::from_millis(20), batch_max: 64, waiting_max: 1024, time_max }
     }
 }
 
@@ -53,15 +57,23 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
         work: impl Fn(Vec<T>) -> F + Send + Sync + 'static,
     ) -> Self {
         let (sender, line) = mpsc::channel(lanes.waiting_max);
-        let (line, work) = (Arc::new(Mutex::new(line)), Arc::new(work));
+        let (line, turn, work) = (Arc::new(Mutex::new(line)), Arc::new(Mutex::new(())), Arc::new(work));
         for _ in 0..lanes.count {
-            let (line, work) = (Arc::clone(&line), Arc::clone(&work));
+            let (line, turn, work) = (Arc::clone(&line), Arc::clone(&turn), Arc::clone(&work));
             drop(lifecycle.spawn_work(async move {
                 loop {
                     let mut batch: Vec<Waiting<T, R>> = Vec::new();
-                    if line.lock().await.recv_many(&mut batch, lanes.batch_max).await == 0 {
+                    let mut next = line.lock().await;
+                    if next.recv_many(&mut batch, lanes.batch_max).await == 0 {
                         return;
                     }
+                    let _turn = tokio::time::timeout(lanes.patience, turn.lock()).await;
+                    while batch.len() < lanes.batch_max
+                        && let Ok(waiting) = next.try_recv()
+                    {
+                        batch.push(waiting);
+                    }
+                    drop(next);
                     // What nobody waits for any more need not be done.
                     batch.retain(|(_, caller)| !caller.is_closed());
                     if batch.is_empty() {
@@ -128,7 +140,13 @@ mod tests {
 
     use super::*;
 
-    const LANES: Lanes = Lanes { count: 1, batch_max: 8, waiting_max: 64, time_max: Duration::from_secs(5) };
+    const LANES: Lanes = Lanes {
+        count: 1,
+        patience: Duration::from_secs(60),
+        batch_max: 8,
+        waiting_max: 64,
+        time_max: Duration::from_secs(5),
+    };
 
     /// Doubles numbers, once `gate` lets it; counts its batches.
     fn doubling(lanes: Lanes) -> (Coalescer<u32, u32>, Arc<Notify>, Arc<AtomicUsize>) {
@@ -161,6 +179,36 @@ mod tests {
         let answers: Vec<u32> = answers.into_iter().map(Result::unwrap).collect();
         assert_eq!(answers, (0..=8).map(|call| call * 2).collect::<Vec<_>>());
         assert!(batches.load(Ordering::Relaxed) <= 3, "{batches:?} batches for nine calls");
+    }
+
+    #[tokio::test]
+    async fn a_free_lane_waits_for_the_batch_at_work_and_overtakes_one_that_hangs() {
+        for (patience, batches_max) in [(Duration::from_secs(60), 2), (Duration::from_millis(20), 3)] {
+            let (doubling, gate, batches) = doubling(Lanes { count: 2, patience, ..LANES });
+            let is_at_work = async || {
+                while batches.load(Ordering::Relaxed) == 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let later = async |call| {
+                is_at_work().await;
+                doubling.call(call).await
+            };
+            let calls = async {
+                let mut later = join_all((1..=4).map(later)).boxed();
+                if batches_max == 2 {
+                    // Once they are in line the first may end.
+                    assert!(tokio::time::timeout(Duration::from_millis(50), &mut later).await.is_err());
+                    gate.notify_one();
+                }
+                let answers = later.await;
+                gate.notify_one();
+                answers
+            };
+            let (first, later) = tokio::join!(doubling.call(0), calls);
+            assert!(first.is_ok() && later.into_iter().all(|answer| answer.is_ok()));
+            assert!(batches.load(Ordering::Relaxed) <= batches_max, "{batches:?} batches");
+        }
     }
 
     #[tokio::test]
