@@ -6,6 +6,7 @@ use axum::Router;
 use axum::http::Method;
 use service_kit::amqp::Publisher;
 use service_kit::auth::AuthSettings;
+use service_kit::database::DeskPool;
 use service_kit::health::{self, Health};
 use service_kit::lanes::Lane;
 use service_kit::lifecycle::Lifecycle;
@@ -40,7 +41,7 @@ pub struct Shared {
     /// The own database.
     pub db: PgPool,
     /// The same, for what comes by the thousand.
-    pub(crate) desk_db: PgPool,
+    pub(crate) desk_db: DeskPool,
     /// The way to the Event Service.
     pub event_service: EventClient,
     /// The gate in Redis.
@@ -152,7 +153,7 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
 
 impl Shared {
     fn new(settings: &Settings, db: PgPool, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
-        let desk_db = database::desk_pool(&settings.database_url, name)?;
+        let desk_db = DeskPool::new(&settings.database_url, name)?;
         Ok(Self {
             tiers: TierBook::default(),
             lock_owners: LockOwners::open(desk_db.clone(), lifecycle),

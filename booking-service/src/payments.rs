@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
+use service_kit::database::DeskPool;
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 /// A `payment_id` that begins so is always declined.
@@ -45,7 +45,7 @@ type Charge = (PaymentId, Money, &'static str);
 /// The provider.
 #[derive(Debug)]
 pub struct PaymentProvider {
-    ledger: PgPool,
+    ledger: DeskPool,
     /// Charges that come at the same time are written together: the mock is to cost as little of this database as it can.
     charges: Coalescer<Charge, ChargeOutcome>,
     success_rate: f64,
@@ -56,7 +56,7 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
 impl PaymentProvider {
     /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own.
     #[must_use]
-    pub fn mock(ledger: PgPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
+    pub fn mock(ledger: DeskPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
         let own = ledger.clone();
         let charges = Coalescer::start(lifecycle, LANES, move |charges| remember_all(own.clone(), charges));
         Self { ledger, charges, success_rate }
@@ -94,7 +94,7 @@ impl PaymentProvider {
         let state: Option<String> =
             sqlx::query_scalar("select state from mock_provider_charges where idempotency_key = $1")
                 .bind(key)
-                .fetch_optional(&self.ledger)
+                .fetch_optional(self.ledger.pool())
                 .await
                 .context("the mock provider's ledger can't be read")?;
         Ok(state.map_or(ChargeOutcome::Unknown, |state| outcome_of(&state)))
@@ -132,7 +132,7 @@ impl PaymentProvider {
         sqlx::query("update mock_provider_charges set state = $2 where idempotency_key = $1 and state = 'processing'")
             .bind(key)
             .bind(state)
-            .execute(&self.ledger)
+            .execute(self.ledger.pool())
             .await
             .context("the mock provider's ledger can't be written")?;
         Ok(())
@@ -147,7 +147,7 @@ impl PaymentProvider {
             .bind(key)
             .bind(charge)
             .bind(amount)
-            .execute(&self.ledger)
+            .execute(self.ledger.pool())
             .await
             .context("the mock provider's ledger can't be written")?;
         Ok(())
@@ -159,13 +159,14 @@ impl PaymentProvider {
     }
 }
 
-async fn remember_all(ledger: PgPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
+async fn remember_all(ledger: DeskPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
     let ledger = &ledger;
     // One key twice in a statement is refused by the database; then each is written by itself.
     together_or_alone(charges, |charges| async move { remember(ledger, &charges).await.map(Some) }).await
 }
 
-async fn remember(ledger: &PgPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {
+async fn remember(ledger: &DeskPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {
+    let mut connection = ledger.take().await?;
     let known: Vec<(PaymentId, String)> = sqlx::query_as(
         "insert into mock_provider_charges (idempotency_key, amount, state)
          select * from unnest($1::uuid[], $2::numeric[], $3::text[])
@@ -174,8 +175,9 @@ async fn remember(ledger: &PgPool, charges: &[Charge]) -> Result<Vec<Result<Char
     .bind(charges.iter().map(|(key, ..)| *key).collect::<Vec<_>>())
     .bind(charges.iter().map(|(_, amount, _)| *amount).collect::<Vec<_>>())
     .bind(charges.iter().map(|(.., state)| *state).collect::<Vec<_>>())
-    .fetch_all(ledger)
+    .fetch_all(&mut *connection)
     .await?;
+    ledger.keep(connection);
     let known: HashMap<PaymentId, ChargeOutcome> =
         known.into_iter().map(|(key, state)| (key, outcome_of(&state))).collect();
     let outcome = |(key, ..): &Charge| Ok(known.get(key).copied().unwrap_or(ChargeOutcome::Unknown));

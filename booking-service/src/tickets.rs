@@ -262,7 +262,7 @@ impl QrCode {
     }
 }
 
-/// A QR code as a PNG of one bit a pixel: half a kilobyte.
+/// A QR code as a PNG of one bit a pixel: about a kilobyte.
 fn png_of(code: &QrCode) -> Result<Vec<u8>> {
     let QrCode { dots: colors, width: dots } = code;
     let dots = *dots;
@@ -284,6 +284,8 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
     let mut encoder = png::Encoder::new(&mut image, side as u32, side as u32);
     encoder.set_color(png::ColorType::Grayscale);
     encoder.set_depth(png::BitDepth::One);
+    // Twice the bytes of the best in a tenth of its time, which was a seventh of this service's work for a ticket.
+    encoder.set_compression(png::Compression::Fastest);
     let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels));
     written.map_err(|error| Error::Internal(error.into()))?;
     Ok(image)

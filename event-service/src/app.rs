@@ -8,10 +8,12 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::http::Method;
 use service_kit::amqp::{self, ConsumedQueue};
+use service_kit::database::DeskPool;
 use service_kit::health::{self, Health};
 use service_kit::lanes::Lane;
 use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::Common;
+use service_kit::limits::Limits;
+use service_kit::settings::{Common, Secret};
 use service_kit::{database, openapi, server};
 use shared_contracts::booking_event::BookingEventType;
 use sqlx::PgPool;
@@ -65,7 +67,7 @@ impl AppState {
     /// `desk_db` is for what comes by the thousand, `db` for the rest.
     fn new(
         db: PgPool,
-        desk_db: &PgPool,
+        desk_db: &DeskPool,
         streams: Arc<SeatStreams>,
         metrics: EventMetrics,
         lifecycle: &Lifecycle,
@@ -150,7 +152,8 @@ pub fn lane_of(method: &Method, path: &str) -> Option<Lane> {
 pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    let state = AppState::new(db.clone(), &db, streams, EventMetrics::new()?, &Lifecycle::new());
+    let desk_db = DeskPool::new(&Secret::from("postgres://localhost"), "openapi")?;
+    let state = AppState::new(db, &desk_db, streams, EventMetrics::new()?, &Lifecycle::new());
     let (routes, internal_routes, document) = api(state, Health::new("event-service", env!("CARGO_PKG_VERSION")));
     Ok((routes.merge(internal_routes), document))
 }
@@ -162,9 +165,9 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
 pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
         .await?;
-    let desk_db = database::desk_pool(&settings.database_url, "event-service")?;
+    let desk_db = DeskPool::new(&settings.database_url, "event-service")?;
     let metrics = EventMetrics::new()?;
-    metrics.watch(&db, &desk_db)?;
+    metrics.watch(&db, desk_db.pool())?;
     let queue = ConsumedQueue {
         name: settings.queue,
         routing_keys: BookingEventType::ALL.map(BookingEventType::routing_key).to_vec(),
@@ -182,7 +185,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let applier = Applier::start(desk_db.clone(), metrics.clone(), lifecycle);
+    let applier = Applier::start(desk_db.pool().clone(), metrics.clone(), lifecycle);
     let stopping = lifecycle.token().clone();
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
@@ -195,12 +198,17 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     match settings.internal_listen {
         None => routes = routes.merge(internal_routes),
         Some(address) => {
-            let limits = Common { auth: settings.common.auth.internal_only(), ..settings.common.clone() };
+            let internal = Common {
+                auth: settings.common.auth.internal_only(),
+                // No rate limits are on what other services ask for.
+                limits: Limits { rates: None, ..settings.common.limits.clone() },
+                ..settings.common.clone()
+            };
             server::serve(
                 lifecycle,
                 server::listen(address).await?,
                 internal_routes,
-                &limits,
+                &internal,
                 &metrics.common,
                 lane_of,
             );

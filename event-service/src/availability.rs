@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use service_kit::coalesce::{Coalescer, Lanes};
+use service_kit::database::DeskPool;
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::seat_api::{SeatPrice, SeatStatus};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection};
 
 use crate::sessions::Sale;
 
@@ -64,7 +65,7 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
 impl Looks {
     /// Starts it; it ends when nobody can ask any more.
-    pub(crate) fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         Self { wanted: Coalescer::start(lifecycle, LANES, move |wanted| look_for_all(db.clone(), wanted)) }
     }
 
@@ -77,13 +78,18 @@ impl Looks {
     }
 }
 
-async fn look_for_all(db: PgPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>) -> Vec<Result<Look>> {
+async fn look_for_all(db: DeskPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>) -> Vec<Result<Look>> {
     let mut of_session: HashMap<SessionId, Vec<SessionSeatId>> = HashMap::new();
     for (session_id, seats) in &wanted {
         of_session.entry(*session_id).or_default().extend(seats);
     }
     let looked = of_session.into_iter().map(async |(session_id, seats)| {
-        let looked = async { look(&mut *db.acquire().await?, session_id, &seats).await };
+        let looked = async {
+            let mut connection = db.take().await?;
+            let looked = look(&mut connection, session_id, &seats).await?;
+            db.keep(connection);
+            Ok(looked)
+        };
         (session_id, looked.await)
     });
     let looked: HashMap<SessionId, Result<Look>> = join_all(looked).await.into_iter().collect();

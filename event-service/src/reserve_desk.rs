@@ -7,10 +7,10 @@ use std::mem;
 use std::time::Duration;
 
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
+use service_kit::database::DeskPool;
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
-use sqlx::PgPool;
 
 use crate::session_seats::{self, ChangeOutcome, Wish};
 
@@ -25,7 +25,7 @@ pub struct ReserveDesk {
 impl ReserveDesk {
     /// Opens it. It closes when nobody can ask any more.
     #[must_use]
-    pub fn open(db: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let work = move |wishes| reserve_all(db.clone(), wishes);
         Self { wishes: Coalescer::start(lifecycle, LANES, work) }
     }
@@ -39,7 +39,7 @@ impl ReserveDesk {
     }
 }
 
-async fn reserve_all(db: PgPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
+async fn reserve_all(db: DeskPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
     let mut outcomes: Vec<Option<Result<ChangeOutcome>>> = wishes.iter().map(|_| None).collect();
     let mut left: Vec<(usize, Wish)> = wishes.into_iter().enumerate().collect();
     while !left.is_empty() {
@@ -65,9 +65,11 @@ fn without_rivals(left: &mut Vec<(usize, Wish)>) -> Vec<(usize, Wish)> {
     batch
 }
 
-async fn reserve_batch(db: &PgPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
+async fn reserve_batch(db: &DeskPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
     together_or_alone(wishes, |wishes| async move {
-        let outcomes = session_seats::reserve(&mut *db.acquire().await?, &wishes).await?;
+        let mut connection = db.take().await?;
+        let outcomes = session_seats::reserve(&mut connection, &wishes).await?;
+        db.keep(connection);
         Ok(Some(outcomes.into_iter().map(Ok).collect()))
     })
     .await

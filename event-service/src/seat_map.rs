@@ -17,6 +17,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use moka::policy::EvictionPolicy;
 use serde::Serialize;
 use service_kit::coalesce::{Coalescer, Lanes};
+use service_kit::database::DeskPool;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
 use service_kit::lifecycle::Lifecycle;
@@ -26,7 +27,7 @@ use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
 use shared_contracts::seat_api::SeatStatus;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
@@ -176,7 +177,7 @@ const LANES: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs
 
 impl SeatMaps {
     /// Starts it; it ends when nobody can ask any more.
-    pub(crate) fn start(db: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let kept = Kept::builder()
             .max_capacity(SEATS_KEPT_MAX)
             .eviction_policy(EvictionPolicy::lru())
@@ -195,7 +196,7 @@ impl SeatMaps {
 /// Maps, by session, and how many seats each has.
 type Kept = moka::sync::Cache<SessionId, (u32, Arc<Mutex<Known>>)>;
 
-async fn make_all(db: PgPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<Made>> {
+async fn make_all(db: DeskPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<Made>> {
     let mut of_session: HashMap<SessionId, HashSet<(Form, Coding)>> = HashMap::new();
     for (session_id, form, coding) in &wanted {
         of_session.entry(*session_id).or_default().insert((*form, *coding));
@@ -215,24 +216,24 @@ async fn make_all(db: PgPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<Mad
 
 /// The answers of one session, all of the same moment.
 async fn make(
-    db: &PgPool,
+    db: &DeskPool,
     kept: &Kept,
     session_id: SessionId,
     wanted: impl Iterator<Item = (Form, Coding)>,
 ) -> Result<Answers> {
     if let Some((_, known)) = kept.get(&session_id) {
         let mut known = known.lock().await;
-        let mut connection = db.acquire().await?;
+        let mut connection = db.take().await?;
         let now = Now::look(&mut connection, session_id).await?;
         if known.follow(&mut connection, now).await? {
-            drop(connection);
+            db.keep(connection);
             return known.answers(wanted).await;
         }
     }
-    let mut connection = db.acquire().await?;
+    let mut connection = db.take().await?;
     let now = Now::look(&mut connection, session_id).await?;
     let mut known = Known::read(&mut connection, now).await?;
-    drop(connection);
+    db.keep(connection);
     let made = known.answers(wanted).await;
     let seats = u32::try_from(known.seats.len()).unwrap_or(u32::MAX);
     kept.insert(session_id, (seats, Arc::new(Mutex::new(known))));

@@ -1,13 +1,15 @@
 //! PostgreSQL: one pool with the limits that keep a slow database from becoming a slow service.
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backon::{ExponentialBuilder, Retryable};
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
-use sqlx::{Connection, PgConnection, PgTransaction};
+use sqlx::{Connection, PgConnection, PgTransaction, Postgres};
 
 use crate::settings::Secret;
 
@@ -26,6 +28,8 @@ const SERVER_LIMITS: [(&str, &str); 3] =
 
 /// How long a connection may have been idle and is used without a ping.
 const TRUSTED_IDLE_MAX: Duration = Duration::from_millis(100);
+/// How often a [`DeskPool`] gives a connection back to the pool behind it.
+const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The pool of a service that starts: waits for the server to answer, then brings the schema up to date.
 ///
@@ -97,7 +101,7 @@ pub fn lazy_pool(url: &Secret, application: &'static str, connections_max: u32) 
     Ok(pool_options(connections_max).connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS)))
 }
 
-/// What keeps the plans of [`desk_pool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
+/// What keeps the plans of [`DeskPool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
 /// of the statement's cost; and for tables that have grown faster than their statistics it would read all of a table to find ten rows.
 /// No machine code for them either: forbidden ways count as dear, and dear plans would be compiled.
 const FIXED_PLANS: [(&str, &str); 5] = [
@@ -108,17 +112,77 @@ const FIXED_PLANS: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
-/// Connections of [`desk_pool`]: two for each of the desks of a process, and some to spare.
+/// Connections of a [`DeskPool`]: two for each of the desks of a process, and some to spare.
 const DESK_CONNECTIONS_MAX: u32 = 10;
 
 /// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up by its key. They
 /// do not queue with others for connections, either.
 ///
-/// # Errors
-/// The URL is not one.
-pub fn desk_pool(url: &Secret, application: &'static str) -> anyhow::Result<PgPool> {
-    Ok(pool_options(DESK_CONNECTIONS_MAX)
-        .connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS).options(FIXED_PLANS)))
+/// The library's pool asks a connection how it is each time that one is given back: a round trip beside each statement. Those that are
+/// kept here between two uses are not asked.
+#[derive(Debug, Clone)]
+pub struct DeskPool {
+    pool: PgPool,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// Connections between two uses.
+#[derive(Debug)]
+struct Kept {
+    /// Each with the time of its last use; the last one used is taken first.
+    connections: Vec<(PoolConnection<Postgres>, Instant)>,
+    /// When the pool last got one back.
+    gave_back_at: Instant,
+}
+
+impl DeskPool {
+    /// A pool that connects when it is first used.
+    ///
+    /// # Errors
+    /// The URL is not one.
+    pub fn new(url: &Secret, application: &'static str) -> anyhow::Result<Self> {
+        let options = base_options(url, application)?.options(SERVER_LIMITS).options(FIXED_PLANS);
+        let kept = Kept { connections: Vec::new(), gave_back_at: Instant::now() };
+        Ok(Self {
+            pool: pool_options(DESK_CONNECTIONS_MAX).connect_lazy_with(options),
+            kept: Arc::new(Mutex::new(kept)),
+        })
+    }
+
+    /// The library's pool behind it; for transactions, by [`begin`].
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// A connection. Who has its answer gives it to [`Self::keep`]; dropped, it goes back to the pool, which has a look at it.
+    ///
+    /// # Errors
+    /// None can be had in time.
+    pub async fn take(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        // What has rested too long is looked at by the pool.
+        while let Some((connection, used_at)) = self.kept().connections.pop() {
+            if used_at.elapsed() <= TRUSTED_IDLE_MAX {
+                return Ok(connection);
+            }
+        }
+        self.pool.acquire().await
+    }
+
+    /// Keeps a connection, outside of any transaction, for the next use.
+    pub fn keep(&self, connection: PoolConnection<Postgres>) {
+        let mut kept = self.kept();
+        // Now and then the pool gets one, as it knows when one has become too old.
+        if kept.gave_back_at.elapsed() > GIVE_BACK_INTERVAL {
+            kept.gave_back_at = Instant::now();
+        } else {
+            kept.connections.push((connection, Instant::now()));
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn pool_options(connections_max: u32) -> PgPoolOptions {

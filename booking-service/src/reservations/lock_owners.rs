@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use service_kit::coalesce::{Coalescer, Lanes};
+use service_kit::database::DeskPool;
 use service_kit::error::{Error, Result};
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;
-use sqlx::PgPool;
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
@@ -20,7 +20,7 @@ pub(crate) struct LockOwners {
 
 impl LockOwners {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         Self { asked: Coalescer::start(lifecycle, LANES, move |asked| look_for_all(db.clone(), asked)) }
     }
 
@@ -34,23 +34,27 @@ impl LockOwners {
     }
 }
 
-async fn look_for_all(db: PgPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<bool>> {
+async fn look_for_all(db: DeskPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<bool>> {
     let owners: HashSet<ReservationId> = asked.iter().flatten().copied().collect();
-    let ended = sqlx::query_scalar(
-        "select id from reservations
-         where id = any($1) and status || '' <> 'confirming' and (status || '' <> 'active' or expiry_time <= now())",
-    )
-    .bind(owners.into_iter().collect::<Vec<_>>())
-    .fetch_all(&db)
-    .await;
-    match ended {
-        Ok(ended) => {
-            let ended: HashSet<ReservationId> = ended.into_iter().collect();
-            asked.iter().map(|owners| Ok(owners.iter().all(|owner| ended.contains(owner)))).collect()
-        }
+    match look(&db, owners.into_iter().collect()).await {
+        Ok(ended) => asked.iter().map(|owners| Ok(owners.iter().all(|owner| ended.contains(owner)))).collect(),
         Err(error) => {
             let error = Error::from(error);
             asked.iter().map(|_| Err(error.for_another())).collect()
         }
     }
+}
+
+/// Those that have ended.
+async fn look(db: &DeskPool, owners: Vec<ReservationId>) -> sqlx::Result<HashSet<ReservationId>> {
+    let mut connection = db.take().await?;
+    let ended: Vec<ReservationId> = sqlx::query_scalar(
+        "select id from reservations
+         where id = any($1) and status || '' <> 'confirming' and (status || '' <> 'active' or expiry_time <= now())",
+    )
+    .bind(owners)
+    .fetch_all(&mut *connection)
+    .await?;
+    db.keep(connection);
+    Ok(ended.into_iter().collect())
 }

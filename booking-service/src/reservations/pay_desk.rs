@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
 use service_kit::crash::crash_point;
-use service_kit::database;
+use service_kit::database::{self, DeskPool};
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 
 use super::confirm::LEASE_SECONDS;
 use super::finish::Changed;
@@ -72,7 +72,7 @@ pub(crate) struct PayDesk {
 
 impl PayDesk {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
             orders: Coalescer::start(lifecycle, LANES, move |orders| lease_all(own.clone(), orders)),
@@ -98,13 +98,14 @@ impl PayDesk {
     }
 }
 
-async fn lease_all(db: PgPool, orders: Vec<Order>) -> Vec<Result<Option<Money>>> {
+async fn lease_all(db: DeskPool, orders: Vec<Order>) -> Vec<Result<Option<Money>>> {
     let db = &db;
     together_or_alone(orders, |orders| async move { lease(db, &orders).await.map(Some) }).await
 }
 
 /// Of two payments for the same reservation one gets the lease: a row is changed once in a statement.
-async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>>>> {
+async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>>>> {
+    let mut connection = db.take().await?;
     let leased: Vec<(PaymentId, Money)> = sqlx::query_as(
         "with given as materialized (
              select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) as given (id, owner, key, payment_id)
@@ -128,13 +129,14 @@ async fn lease(db: &PgPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>
     .bind(orders.iter().map(|order| order.key).collect::<Vec<_>>())
     .bind(orders.iter().map(|order| order.payment_id.as_deref()).collect::<Vec<_>>())
     .bind(LEASE_SECONDS)
-    .fetch_all(db)
+    .fetch_all(&mut *connection)
     .await?;
+    db.keep(connection);
     let leased: HashMap<PaymentId, Money> = leased.into_iter().collect();
     Ok(orders.iter().map(|order| Ok(leased.get(&order.key).copied())).collect())
 }
 
-async fn complete_all(db: PgPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
+async fn complete_all(db: DeskPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
     let db = &db;
     together_or_alone(captured, |captured| async move { complete(db, &captured).await }).await
 }
@@ -147,8 +149,8 @@ struct PaidRow {
     payments: i64,
 }
 
-async fn complete(db: &PgPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
-    let mut tx = database::begin(db).await?;
+async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
+    let mut tx = database::begin(db.pool()).await?;
     let rows: Vec<PaidRow> = sqlx::query_as(
         "with given as materialized (select * from unnest($1::uuid[], $2::uuid[]) as given (id, key)),
          locked as materialized (select p.id from payments p join given on p.id = given.key order by p.id for no key update of p),
@@ -227,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn a_payment_whose_reservation_has_ended_is_left_as_it_is_and_spoils_no_other() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
-        let db = database::desk_pool(&url, "test").unwrap();
+        let db = DeskPool::new(&url, "test").unwrap();
         let [alive, ended] = [(); 2].map(|()| (ReservationId::new(), PaymentId::new()));
         for ((id, key), reservation, payment) in [(alive, "confirming", "pending"), (ended, "expired", "processing")] {
             sqlx::query(
@@ -245,7 +247,7 @@ mod tests {
             .bind(key)
             .bind(reservation)
             .bind(payment)
-            .execute(&db)
+            .execute(db.pool())
             .await
             .unwrap();
         }
@@ -253,7 +255,7 @@ mod tests {
         let completed = complete_all(db.clone(), [ended, alive].map(captured).to_vec()).await;
         assert!(matches!(completed[..], [Ok(Completion::ByOthers), Ok(Completion::Paid(_))]), "{completed:?}");
         let payments: Vec<(PaymentId, String)> =
-            sqlx::query_as("select id, status from payments order by id").fetch_all(&db).await.unwrap();
+            sqlx::query_as("select id, status from payments order by id").fetch_all(db.pool()).await.unwrap();
         assert_eq!(payments, [(alive.1, "captured".to_owned()), (ended.1, "processing".to_owned())]);
     }
 }

@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use axum::http::StatusCode;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
-use service_kit::database::{self, broken_constraint};
+use service_kit::database::{self, DeskPool, broken_constraint};
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use super::create::BOOKING_TIME_MAX;
 use super::{Reservation, ReservationItem, ReservationStatus};
@@ -54,7 +54,7 @@ pub(crate) struct WriteDesk {
 
 impl WriteDesk {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: PgPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: DeskPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
         Self { orders: Coalescer::start(lifecycle, LANES, move |orders| write_batch(db.clone(), rules, orders)) }
     }
 
@@ -67,18 +67,21 @@ impl WriteDesk {
     }
 }
 
-async fn write_batch(db: PgPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
+async fn write_batch(db: DeskPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
     // One that has lost its key is refused, and with it the whole batch.
     let db = &db;
     together_or_alone(orders, |orders| async move { write_together(db, rules, &orders).await.map(Some) }).await
 }
 
-async fn write_together(db: &PgPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
+async fn write_together(db: &DeskPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
     if !orders.iter().any(|(_, claim)| claim.has_key()) {
         // One statement commits by itself.
-        return insert(&mut *db.acquire().await?, rules, orders).await;
+        let mut connection = db.take().await?;
+        let written = insert(&mut connection, rules, orders).await?;
+        db.keep(connection);
+        return Ok(written);
     }
-    let mut tx = database::begin(db).await?;
+    let mut tx = database::begin(db.pool()).await?;
     let written = insert(&mut tx, rules, orders).await?;
     let answers = orders.iter().zip(&written).filter_map(|((_, claim), written)| Some((claim, written.as_ref().ok()?)));
     Claim::finish_all(&mut tx, StatusCode::CREATED, answers).await?;
@@ -89,7 +92,8 @@ async fn write_together(db: &PgPool, rules: Rules, orders: &[(NewReservation, Cl
 /// What a customer may have beside a reservation of a batch, where the batch has others of theirs before it.
 struct Room {
     lock_key: i32,
-    others_max: i64,
+    /// None: whatever they have.
+    others_max: Option<i64>,
     seats_max: i64,
 }
 
@@ -100,9 +104,11 @@ impl Room {
         let of_session = counted.filter(|other| other.session_id == new.session_id);
         let seats: usize = of_session.chain([&new]).map(|other| other.items.len()).sum();
         let left = |max: u32, taken: i64| if max == 0 { i64::MAX } else { i64::from(max) - taken };
+        let is_limited = rules.open_reservations_max > 0 || rules.seats_per_session_max > 0;
         Self {
             lock_key: lock_key(new.user_id),
-            others_max: left(rules.open_reservations_max, others + 1),
+            others_max: (is_limited && new.fair_use == FairUse::Counted)
+                .then(|| left(rules.open_reservations_max, others + 1)),
             seats_max: left(rules.seats_per_session_max, seats as i64),
         }
     }
@@ -127,14 +133,13 @@ async fn insert(
     news.sort_by_key(|new| (lock_key(new.user_id), new.id.as_uuid()));
     let rooms: Vec<Room> =
         news.iter().enumerate().map(|(index, new)| Room::beside(new, &news[..index], rules)).collect();
-    let limited = rules.open_reservations_max > 0 || rules.seats_per_session_max > 0;
     let lines = || news.iter().flat_map(|new| new.items.iter().map(move |item| (new.id, item)));
     let inserted = sqlx::query_as(
         "with given as materialized (
-             select r.*, case when counted then reservation_refusal(user_id, session_id, lock_key, $1, others_max, seats_max) end as refusal
-             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[],
-                         $19::bool[], $20::int4[], $21::int8[], $22::int8[])
-                 as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, counted, lock_key, others_max, seats_max)
+             select r.*, refusal
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[]) with ordinality
+                 as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, place)
+             left join reservation_refusals($2, $3, $19::int4[], $1, $20::int8[], $21::int8[]) using (place)
          ),
          made as (
              insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
@@ -171,7 +176,6 @@ async fn insert(
     .bind(lines().map(|(_, item)| item.price).collect::<Vec<_>>())
     .bind(lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>())
     .bind(lines().map(|(_, item)| item.final_price).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| limited && new.fair_use == FairUse::Counted).collect::<Vec<_>>())
     .bind(rooms.iter().map(|room| room.lock_key).collect::<Vec<_>>())
     .bind(rooms.iter().map(|room| room.others_max).collect::<Vec<_>>())
     .bind(rooms.iter().map(|room| room.seats_max).collect::<Vec<_>>())
