@@ -51,6 +51,9 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
 /// keep connections for ever. What is cut off there is rolled back or healed like a crash.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long one who calls too often waits to hear so. It costs nothing but the wait, and without it a crowd that asks again at once
+/// would keep the processor busy with refusals.
+const REFUSAL_TIME: Duration = Duration::from_millis(200);
 /// Shorter answers fit into one packet as they are.
 const COMPRESSED_BYTES_MIN: u64 = 1400;
 /// The longest request id that is taken over from the client.
@@ -152,6 +155,9 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
         Ok(admitted) => admitted,
         // Not logged one by one: of these there may be thousands a second.
         Err(refusal) => {
+            if matches!(refusal, Turned::TooOften(_)) {
+                tokio::time::sleep(REFUSAL_TIME).await;
+            }
             let response = CONTEXT.sync_scope(context, || refusal.into_response());
             trace.answered(response.status());
             return finish(response, &request_id, audience);
