@@ -175,7 +175,7 @@ impl BookingMetrics {
     /// It was called before.
     pub fn watch(app: &Arc<Shared>) -> anyhow::Result<()> {
         let metrics = &app.metrics;
-        metrics.common.watch_pools(&[("requests", &app.db), ("desks", app.desk_db.pool())])?;
+        metrics.common.watch_pools(&app.db, &app.desk_db)?;
         // A handle that keeps nothing alive: the app owns its metrics.
         let circuit = Arc::downgrade(app);
         metrics.common.look(move || {

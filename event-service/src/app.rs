@@ -167,7 +167,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
         .await?;
     let desk_db = DeskPool::new(&settings.database_url, "event-service")?;
     let metrics = EventMetrics::new()?;
-    metrics.watch(&db, desk_db.pool())?;
+    metrics.watch(&db, &desk_db)?;
     let queue = ConsumedQueue {
         name: settings.queue,
         routing_keys: BookingEventType::ALL.map(BookingEventType::routing_key).to_vec(),

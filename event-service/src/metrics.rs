@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use service_kit::amqp::ConsumerMetrics;
+use service_kit::database::DeskPool;
 use service_kit::error::Result;
 use service_kit::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
 use shared_contracts::ids::SessionId;
@@ -72,8 +73,8 @@ impl EventMetrics {
     ///
     /// # Errors
     /// It was called before.
-    pub fn watch(&self, db: &PgPool, desk_db: &PgPool) -> anyhow::Result<()> {
-        self.common.watch_pools(&[("requests", db), ("desks", desk_db)])?;
+    pub fn watch(&self, db: &PgPool, desk_db: &DeskPool) -> anyhow::Result<()> {
+        self.common.watch_pools(db, desk_db)?;
         let (own_db, seats) = (db.clone(), self.seats.clone());
         self.common.ask("seats", &[&self.seats], move || {
             let (db, seats) = (own_db.clone(), seats.clone());

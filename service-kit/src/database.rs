@@ -180,6 +180,11 @@ impl DeskPool {
         }
     }
 
+    /// How many are kept.
+    pub(crate) fn kept_count(&self) -> usize {
+        self.kept().connections.len()
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -248,4 +253,31 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
 #[must_use]
 pub fn broken_constraint(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error().and_then(|error| error.constraint())
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::server;
+
+    #[tokio::test]
+    async fn a_desk_uses_its_connection_again_and_not_one_that_broke_while_it_rested() {
+        let backend = async |connection: &mut PgConnection| -> i32 {
+            sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await.unwrap()
+        };
+        let desks = DeskPool::new(&Secret::from(server("TEST_POSTGRES_URL").as_str()), "test").unwrap();
+        let mut connection = desks.take().await.unwrap();
+        let first = backend(&mut connection).await;
+        desks.keep(connection);
+        let mut connection = desks.take().await.unwrap();
+        assert_eq!((backend(&mut connection).await, desks.kept_count()), (first, 0));
+
+        let mut other = desks.take().await.unwrap();
+        sqlx::query("select pg_terminate_backend($1)").bind(first).execute(&mut *other).await.unwrap();
+        drop(other);
+        desks.keep(connection);
+        tokio::time::sleep(2 * TRUSTED_IDLE_MAX).await;
+        let mut connection = desks.take().await.unwrap();
+        assert_ne!(backend(&mut connection).await, first);
+    }
 }

@@ -24,6 +24,7 @@ use sqlx::PgPool;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::database::DeskPool;
 use crate::error::{Error, Result};
 
 /// Where the metrics are.
@@ -160,21 +161,21 @@ impl Metrics {
         self.inner.questions.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(question));
     }
 
-    /// Shows how the connections of pools are used.
+    /// Shows how the connections of a service's pools are used.
     ///
     /// # Errors
     /// As [`Self::counter`]; call it once.
-    pub fn watch_pools(&self, pools: &[(&'static str, &PgPool)]) -> anyhow::Result<()> {
+    pub fn watch_pools(&self, requests: &PgPool, desks: &DeskPool) -> anyhow::Result<()> {
         let connections = self.gauges("db_pool_connections", "Open connections to PostgreSQL.", &["pool", "state"])?;
         let max = self.gauges("db_pool_connections_max", "Connections that a pool may open.", &["pool"])?;
-        let pools: Vec<(&'static str, PgPool)> = pools.iter().map(|(name, pool)| (*name, (*pool).clone())).collect();
+        let (requests, desks) = (requests.clone(), desks.clone());
         self.look(move || {
-            for (name, pool) in &pools {
-                // Both change while they are read.
-                let (size, idle) = (f64::from(pool.size()), pool.num_idle() as f64);
-                connections.with_label_values(&[*name, "idle"]).set(idle.min(size));
-                connections.with_label_values(&[*name, "used"]).set((size - idle).max(0.0));
-                max.with_label_values(&[*name]).set(f64::from(pool.options().get_max_connections()));
+            for (name, pool, kept) in [("requests", &requests, 0), ("desks", desks.pool(), desks.kept_count())] {
+                // All change while they are read.
+                let (size, idle) = (f64::from(pool.size()), (pool.num_idle() + kept) as f64);
+                connections.with_label_values(&[name, "idle"]).set(idle.min(size));
+                connections.with_label_values(&[name, "used"]).set((size - idle).max(0.0));
+                max.with_label_values(&[name]).set(f64::from(pool.options().get_max_connections()));
             }
         });
         Ok(())
