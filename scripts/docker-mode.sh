@@ -134,7 +134,13 @@ read_ports_from_env_file() {
 pull_images() {
     local config image images output
     config=$("${COMPOSE[@]}" config) || die "docker-compose.yml or .env has a fault: ${COMPOSE[*]} says above which"
-    mapfile -t images < <(awk '$1 == "image:" && $2 !~ /^ticketing\// { print $2 }' <<<"$config" | sort -u)
+    # Older Compose shows services of profiles that nobody has asked for, too.
+    mapfile -t images < <(awk -v with_profiles="${COMPOSE_PROFILES:-}" '
+        function service_ends() { if (image != "" && (!has_profile || with_profiles != "")) print image; image = ""; has_profile = 0 }
+        /^(  )?[^ ]/ { service_ends() }
+        /^    profiles:/ { has_profile = 1 }
+        /^    image:/ && $2 !~ /^ticketing\// { image = $2 }
+        END { service_ends() }' <<<"$config" | sort -u)
     for image in "${images[@]}"; do
         ! docker image inspect "$image" >/dev/null 2>&1 || continue
         say "pulling $image"
