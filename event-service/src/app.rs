@@ -150,9 +150,10 @@ pub fn lane_of(method: &Method, path: &str) -> Option<Lane> {
 /// # Errors
 /// None that depends on the environment.
 pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
-    let db = PgPool::connect_lazy_with(sqlx::postgres::PgConnectOptions::new());
+    let nowhere = Secret::from("postgres://localhost");
+    let db = database::lazy_pool(&nowhere, "openapi", 1)?;
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    let desk_db = DeskPool::new(&Secret::from("postgres://localhost"), "openapi")?;
+    let desk_db = DeskPool::new(&nowhere, "openapi")?;
     let state = AppState::new(db, &desk_db, streams, EventMetrics::new()?, &Lifecycle::new());
     let (routes, internal_routes, document) = api(state, Health::new("event-service", env!("CARGO_PKG_VERSION")));
     Ok((routes.merge(internal_routes), document))

@@ -269,6 +269,7 @@ mod tests {
         let mut connection = desks.take().await.unwrap();
         let first = backend(&mut connection).await;
         desks.keep(connection);
+        assert_eq!(desks.kept_count(), 1);
         let mut connection = desks.take().await.unwrap();
         assert_eq!((backend(&mut connection).await, desks.kept_count()), (first, 0));
 

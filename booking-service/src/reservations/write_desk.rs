@@ -128,9 +128,7 @@ async fn insert(
     rules: Rules,
     orders: &[(NewReservation, Claim)],
 ) -> Result<Vec<Written>> {
-    // In the order of their locks, so that two batches with the same users wait for each other in one direction only.
-    let mut news: Vec<&NewReservation> = orders.iter().map(|(new, _)| new).collect();
-    news.sort_by_key(|new| (lock_key(new.user_id), new.id.as_uuid()));
+    let news: Vec<&NewReservation> = orders.iter().map(|(new, _)| new).collect();
     let rooms: Vec<Room> =
         news.iter().enumerate().map(|(index, new)| Room::beside(new, &news[..index], rules)).collect();
     let lines = || news.iter().flat_map(|new| new.items.iter().map(move |item| (new.id, item)));
