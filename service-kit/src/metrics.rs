@@ -80,7 +80,8 @@ impl Metrics {
             "From a request's arrival to its answer's beginning, by route template.",
         );
         let requests = HistogramVec::new(opts.buckets(DURATIONS.to_vec()), &["method", "route", "status"])?;
-        let in_flight = IntGauge::new("http_requests_in_flight", "Requests that are being worked on, or wait to be refused.")?;
+        let in_flight =
+            IntGauge::new("http_requests_in_flight", "Requests that are being worked on, or wait to be refused.")?;
         let answered = Opts::new(
             "metrics_question_answered",
             "Whether what has to be asked for could be had at the last look; its own metrics are absent when not.",
