@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::acks::Acks;
 use crate::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
 use crate::settings::Secret;
 use crate::tls::Trust;
@@ -386,10 +387,12 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
     queue.metrics.up.set(1);
     tracing::info!(queue = queue.name, consumer_tag = tag, "RabbitMQ consumer started");
 
+    let acks = Acks::of(&channel);
     let deliveries = futures::StreamExt::take_until(consumer, stopping.cancelled());
+    let deliveries = deliveries.inspect_ok(|delivery| acks.came(delivery));
     let handled = deliveries
         .map_err(anyhow::Error::from)
-        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &aside, stopping, handle));
+        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &acks, &aside, stopping, handle));
     tokio::select! {
         handled = handled => handled?,
         // It ends with an error only, when the queue or the connection is gone.
@@ -465,6 +468,7 @@ async fn count_dead_letters(connection: &Connection, queue: &ConsumedQueue) -> a
 async fn settle<F: Future<Output = Verdict>>(
     delivery: Delivery,
     queue: &ConsumedQueue,
+    acks: &Acks,
     aside: &Channel,
     stopping: &CancellationToken,
     handle: &impl Fn(Arc<Incoming>) -> F,
@@ -476,7 +480,7 @@ async fn settle<F: Future<Output = Verdict>>(
     let trace_id = traceparent.as_deref().and_then(traces::trace_id);
     let span = tracing::error_span!("message", trace_id);
     let incoming = Arc::new(Incoming { routing_key: routing_key.clone(), body: delivery.data.clone() });
-    let work = handle_to_its_end(delivery, incoming, queue, aside, stopping, handle).instrument(span);
+    let work = handle_to_its_end(delivery, incoming, queue, acks, aside, stopping, handle).instrument(span);
     traces::received(traceparent.as_deref(), &queue.name, &routing_key, work).await
 }
 
@@ -485,6 +489,7 @@ async fn handle_to_its_end<F: Future<Output = Verdict>>(
     delivery: Delivery,
     incoming: Arc<Incoming>,
     queue: &ConsumedQueue,
+    acks: &Acks,
     aside: &Channel,
     stopping: &CancellationToken,
     handle: &impl Fn(Arc<Incoming>) -> F,
@@ -500,12 +505,12 @@ async fn handle_to_its_end<F: Future<Output = Verdict>>(
     loop {
         let handled = tokio::time::timeout(HANDLE_TIME_MAX, handle(Arc::clone(&incoming))).await;
         let error = match handled.unwrap_or_else(|elapsed| Verdict::Unavailable(elapsed.into())) {
-            Verdict::Done => return Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?),
-            Verdict::Poison(error) => return set_aside(&delivery, &incoming, queue, aside, &error).await,
+            Verdict::Done => return acks.done(&delivery).await,
+            Verdict::Poison(error) => return set_aside(&delivery, &incoming, queue, acks, aside, &error).await,
             Verdict::Failed(error) => {
                 failures += 1;
                 if failures == TRIES_MAX {
-                    return set_aside(&delivery, &incoming, queue, aside, &error).await;
+                    return set_aside(&delivery, &incoming, queue, acks, aside, &error).await;
                 }
                 error
             }
@@ -530,6 +535,7 @@ async fn set_aside(
     delivery: &Delivery,
     incoming: &Incoming,
     queue: &ConsumedQueue,
+    acks: &Acks,
     aside: &Channel,
     error: &anyhow::Error,
 ) -> anyhow::Result<()> {
@@ -549,7 +555,7 @@ async fn set_aside(
         Confirmation::Ack(None) => {
             queue.metrics.messages.with_label_values(&["dead_lettered"]).inc();
             traces::note_error(error);
-            Ok(delivery.ack(BasicAckOptions::default()).await.map(drop)?)
+            acks.done(delivery).await
         }
         other => bail!("the dead letter queue did not take the message: {other:?}"),
     }

@@ -1,0 +1,91 @@
+//! Acknowledgements of messages: after their effect, and together where they can be.
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lapin::Channel;
+use lapin::message::Delivery;
+use lapin::options::BasicAckOptions;
+
+/// Acknowledgements of one channel. Messages that are done at the same time are acknowledged together: to the broker each is an entry in
+/// its log.
+pub(crate) struct Acks {
+    channel: Channel,
+    tags: Mutex<Tags>,
+}
+
+impl Acks {
+    pub(crate) fn of(channel: &Channel) -> Self {
+        Self { channel: channel.clone(), tags: Mutex::default() }
+    }
+
+    /// Takes note of a message that has arrived.
+    pub(crate) fn came(&self, delivery: &Delivery) {
+        self.tags().open.insert(delivery.delivery_tag);
+    }
+
+    /// Acknowledges a message, at the latest when all those have had their say whose turn it is now.
+    pub(crate) async fn done(&self, delivery: &Delivery) -> anyhow::Result<()> {
+        if !self.tags().done(delivery.delivery_tag) {
+            return Ok(());
+        }
+        tokio::task::yield_now().await;
+        let (through, others) = self.tags().settled();
+        if let Some(tag) = through {
+            self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+        }
+        for tag in others {
+            self.channel.basic_ack(tag, BasicAckOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    fn tags(&self) -> MutexGuard<'_, Tags> {
+        self.tags.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which messages of a channel are not acknowledged, by the numbers that they came under, and which of them are done.
+#[derive(Debug, Default)]
+struct Tags {
+    open: BTreeSet<u64>,
+    done: BTreeSet<u64>,
+}
+
+impl Tags {
+    /// Whether it is the first that is done since the last acknowledgement.
+    fn done(&mut self, tag: u64) -> bool {
+        self.done.insert(tag);
+        self.done.len() == 1
+    }
+
+    /// Up to which all messages are done, and which ones are besides, behind others that are not.
+    fn settled(&mut self) -> (Option<u64>, Vec<u64>) {
+        let done = mem::take(&mut self.done);
+        let through = self.open.iter().copied().take_while(|tag| done.contains(tag)).last();
+        self.open.retain(|tag| !done.contains(tag));
+        (through, done.into_iter().filter(|tag| Some(*tag) > through).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_is_acknowledged_once_and_nothing_else() {
+        let mut tags = Tags::default();
+        tags.open.extend(1..=9);
+        assert!(tags.done(2) && !tags.done(1) && !tags.done(5) && !tags.done(4));
+        assert_eq!(tags.settled(), (Some(2), vec![4, 5]));
+        // What is done before the third changes nothing for it.
+        assert!(tags.done(6));
+        assert_eq!(tags.settled(), (None, vec![6]));
+        assert!(tags.done(3) && !tags.done(7));
+        assert_eq!(tags.settled(), (Some(7), vec![]));
+        assert!(tags.done(9) && !tags.done(8));
+        assert_eq!((tags.settled(), tags.open.len()), ((Some(9), vec![]), 0));
+        assert_eq!(tags.settled(), (None, vec![]));
+    }
+}
