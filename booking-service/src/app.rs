@@ -30,6 +30,7 @@ use crate::reservations::write_desk::WriteDesk;
 use crate::reservations::{self, confirm, create, finish};
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
+use crate::tickets::TicketDesk;
 use crate::worker::{self, Audits, Schedule};
 use crate::{outbox, payment_webhook, price_tiers, replay, tickets};
 
@@ -41,7 +42,7 @@ pub struct Shared {
     /// The own database.
     pub db: PgPool,
     /// The same, for what comes by the thousand.
-    pub(crate) desk_db: DeskPool,
+    pub desk_db: DeskPool,
     /// The way to the Event Service.
     pub event_service: EventClient,
     /// The gate in Redis.
@@ -54,6 +55,8 @@ pub struct Shared {
     pub(crate) written: WriteDesk,
     /// Where they are paid.
     pub(crate) paid: PayDesk,
+    /// Where tickets are asked for.
+    pub(crate) tickets: TicketDesk,
     /// The payment provider.
     pub payments: PaymentProvider,
     /// The way to the broker.
@@ -159,10 +162,12 @@ impl Shared {
             lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
             written: WriteDesk::open(desk_db.clone(), settings.rules, lifecycle),
             paid: PayDesk::open(desk_db.clone(), lifecycle),
+            tickets: TicketDesk::open(desk_db.clone(), lifecycle),
             event_service: EventClient::new(
                 &settings.event_service_url,
                 &settings.common.auth.internal_keys,
                 &settings.common.trust,
+                lifecycle,
             )?,
             locks: SeatLocks::new(&settings.redis_url, &settings.common.trust)?,
             payments: PaymentProvider::mock(desk_db.clone(), settings.mock_payment_success_rate, lifecycle),

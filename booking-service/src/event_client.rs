@@ -3,27 +3,33 @@
 //!
 //! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means "unknown":
 //! a `reserve` without an answer may have taken the seats.
+//!
+//! The two calls of every booking, the look and the hold, leave together with those of other bookings that come at the same time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
 use service_kit::circuit::Circuit;
+use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::error::Error;
+use service_kit::lifecycle::Lifecycle;
 use service_kit::tls::Trust;
 use service_kit::{layers, traces};
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{
-    Availability, CancelledSessions, CheckAvailabilityRequest, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
-    Pricing, ReserveRequest, SeatConflict, SeatsChanged, SeatsOfReservation, TimeCursor,
+    Availability, CALLS_MAX, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest,
+    LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReserveRequest, SeatConflict, SeatsChanged,
+    SeatsOfReservation, TimeCursor,
 };
 use uuid::Uuid;
 
@@ -36,9 +42,30 @@ const TRIES: usize = 3;
 /// Idle connections kept for the next booking.
 const IDLE_CONNECTIONS_MAX: usize = 64;
 
+/// Looks, and holds, that leave together. A service that has fallen silent is found out by ten of them, one every 20 ms; there is one on
+/// its way otherwise.
+const LANES: Lanes = Lanes {
+    count: 16,
+    patience: Duration::from_millis(20),
+    batch_max: CALLS_MAX,
+    waiting_max: 1024,
+    // Three tries and their pauses.
+    time_max: Duration::from_secs(5),
+};
+const CHECK_AVAILABILITY: &str = "check-availability";
+const RESERVE: &str = "reserve";
+
 /// The way to the Event Service.
 #[derive(Debug, Clone)]
 pub struct EventClient {
+    wire: Wire,
+    looks: Arc<Coalescer<Call<CheckAvailabilityRequest>, Answer<Availability>>>,
+    holds: Arc<Coalescer<Call<ReserveRequest>, Answer<SeatsChanged>>>,
+}
+
+/// What makes the exchanges.
+#[derive(Debug, Clone)]
+struct Wire {
     http: Client,
     base: String,
     /// What the Event Service knows us by.
@@ -62,6 +89,29 @@ enum Answer<T> {
     Refused(Box<Problem>),
 }
 
+/// The request that a call is made for.
+#[derive(Debug, Default)]
+struct Origin {
+    request_id: Option<String>,
+    traceparent: Option<String>,
+}
+
+impl Origin {
+    /// The present one.
+    fn here() -> Self {
+        Self { request_id: layers::request_id(), traceparent: traces::traceparent() }
+    }
+}
+
+impl<T> Answer<T> {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Success(_) => StatusCode::OK,
+            Self::Refused(problem) => StatusCode::from_u16(problem.status).unwrap_or(StatusCode::CONFLICT),
+        }
+    }
+}
+
 type Failure = anyhow::Error;
 
 impl EventClient {
@@ -69,7 +119,7 @@ impl EventClient {
     ///
     /// # Errors
     /// The HTTP client can't be made.
-    pub fn new(base: &str, keys: &InternalKeys, trust: &Trust) -> anyhow::Result<Self> {
+    pub fn new(base: &str, keys: &InternalKeys, trust: &Trust, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
         let http = trust
             .http_client()
             // No redirect leads out of TLS.
@@ -85,7 +135,15 @@ impl EventClient {
             key
         });
         let circuit = Arc::new(Circuit::new("the Event Service"));
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), key, circuit })
+        let wire = Wire { http, base: base.trim_end_matches('/').to_owned(), key, circuit };
+        let (look, hold) = (wire.clone(), wire.clone());
+        let look = move |calls| look.clone().together(CHECK_AVAILABILITY, calls);
+        let hold = move |calls| hold.clone().together(RESERVE, calls);
+        Ok(Self {
+            wire,
+            looks: Arc::new(Coalescer::start(lifecycle, LANES, look)),
+            holds: Arc::new(Coalescer::start(lifecycle, LANES, hold)),
+        })
     }
 
     /// Looks whether seats can be had.
@@ -94,9 +152,7 @@ impl EventClient {
     /// There is no such session, it is not on sale, or the Event Service does not answer.
     pub async fn check_availability(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Availability, Error> {
         let request = CheckAvailabilityRequest { session_seat_ids: seats.to_vec(), with_prices: true };
-        let answer =
-            self.call(Method::POST, &format!("sessions/{session}/seats/check-availability"), Some(&request)).await;
-        match answer.map_err(unavailable)? {
+        match self.in_company(&self.looks, CHECK_AVAILABILITY, session, request).await? {
             Answer::Success(availability) => Ok(availability),
             // These are the client's to hear of, in the words of who knows the session.
             Answer::Refused(problem)
@@ -118,6 +174,7 @@ impl EventClient {
     pub async fn pricing(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Pricing, Error> {
         let list = seats.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let answer = self
+            .wire
             .call::<Pricing>(Method::GET, &format!("sessions/{session}/pricing?session_seat_ids={list}"), None::<&()>)
             .await;
         match answer.map_err(unavailable)? {
@@ -138,7 +195,7 @@ impl EventClient {
         reserved_until: DateTime<Utc>,
     ) -> Result<ChangeOutcome, Error> {
         let request = ReserveRequest { reservation_id, session_seat_ids: seats.to_vec(), reserved_until };
-        self.change(&format!("sessions/{session}/seats/reserve"), &request).await
+        changed(self.in_company(&self.holds, RESERVE, session, request).await?)
     }
 
     /// Frees what the reservation holds of the seats.
@@ -205,7 +262,7 @@ impl EventClient {
     /// The Event Service does not answer.
     pub async fn look_up(&self, seats: &[SessionSeatId]) -> Result<Vec<OwnedSeat>, Error> {
         let request = LookUpRequest { session_seat_ids: seats.to_vec() };
-        match self.call::<OwnedSeats>(Method::POST, "seats/look-up", Some(&request)).await.map_err(unavailable)? {
+        match self.wire.call::<OwnedSeats>(Method::POST, "seats/look-up", Some(&request)).await.map_err(unavailable)? {
             Answer::Success(owned) => Ok(owned.items),
             Answer::Refused(problem) => Err(unexpected(&problem)),
         }
@@ -213,7 +270,7 @@ impl EventClient {
 
     async fn page<T: DeserializeOwned>(&self, path: &str, cursor: Option<TimeCursor>) -> Result<T, Error> {
         let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-        match self.call(Method::GET, &format!("{path}{cursor}"), None::<&()>).await.map_err(unavailable)? {
+        match self.wire.call(Method::GET, &format!("{path}{cursor}"), None::<&()>).await.map_err(unavailable)? {
             Answer::Success(page) => Ok(page),
             Answer::Refused(problem) => Err(unexpected(&problem)),
         }
@@ -224,7 +281,7 @@ impl EventClient {
     /// # Errors
     /// They are not.
     pub fn circuit(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.circuit.is_closed(), "the circuit to the Event Service is open");
+        anyhow::ensure!(self.wire.circuit.is_closed(), "the circuit to the Event Service is open");
         Ok(())
     }
 
@@ -233,10 +290,50 @@ impl EventClient {
     /// # Errors
     /// It can't, or does not answer.
     pub async fn ping(&self) -> anyhow::Result<()> {
-        self.request(Method::GET, &self.url_of("health")).send().await?.error_for_status()?;
+        self.wire.request(Method::GET, &self.wire.url_of("health")).send().await?.error_for_status()?;
         Ok(())
     }
 
+    async fn change(&self, path: &str, request: &impl Serialize) -> Result<ChangeOutcome, Error> {
+        changed(self.wire.call(Method::POST, path, Some(request)).await.map_err(unavailable)?)
+    }
+
+    /// Makes a call together with those that come at the same time. Its step in the trace has the wait for them in it.
+    async fn in_company<B: Send + 'static, R: Send + 'static>(
+        &self,
+        company: &Coalescer<Call<B>, Answer<R>>,
+        kind: &str,
+        session_id: SessionId,
+        body: B,
+    ) -> Result<Answer<R>, Error> {
+        let url = self.wire.url_of(&alone(session_id, kind));
+        let answered = traces::call(&Method::POST, &url, async {
+            let Origin { request_id, traceparent } = Origin::here();
+            let answer = company.call(Call { session_id, request_id, traceparent, body }).await?;
+            Ok::<_, Error>((answer.status(), answer))
+        });
+        Ok(answered.await?.1)
+    }
+}
+
+/// Where one such call goes by itself.
+fn alone(session: SessionId, kind: &str) -> String {
+    format!("sessions/{session}/seats/{kind}")
+}
+
+fn changed(answer: Answer<SeatsChanged>) -> Result<ChangeOutcome, Error> {
+    match answer {
+        Answer::Success(_) => Ok(ChangeOutcome::Done),
+        Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
+            Ok(ChangeOutcome::Refused(problem.seats))
+        }
+        // Cancelled since the look at it: the client's to hear of.
+        Answer::Refused(problem) if problem.code == Code::SessionCancelled => Err(Error::Refused(problem)),
+        Answer::Refused(problem) => Err(unexpected(&problem)),
+    }
+}
+
+impl Wire {
     fn url_of(&self, path: &str) -> String {
         format!("{}/api/internal/{path}", self.base)
     }
@@ -249,16 +346,35 @@ impl EventClient {
         }
     }
 
-    async fn change(&self, path: &str, request: &impl Serialize) -> Result<ChangeOutcome, Error> {
-        match self.call::<SeatsChanged>(Method::POST, path, Some(request)).await.map_err(unavailable)? {
-            Answer::Success(_) => Ok(ChangeOutcome::Done),
-            Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
-                Ok(ChangeOutcome::Refused(problem.seats))
-            }
-            // Cancelled since the look at it: the client's to hear of.
-            Answer::Refused(problem) if problem.code == Code::SessionCancelled => Err(Error::Refused(problem)),
-            Answer::Refused(problem) => Err(unexpected(&problem)),
+    /// Makes calls in one exchange. An Event Service that does not take them so (an older one) is asked for each by itself, and so it is
+    /// when there is only one.
+    async fn together<B: Serialize, R: DeserializeOwned>(
+        self,
+        kind: &'static str,
+        calls: Vec<Call<B>>,
+    ) -> Vec<Result<Answer<R>, Error>> {
+        let calls = Calls { calls };
+        let count = calls.calls.len();
+        let by_itself = async |call: &Call<B>| {
+            let origin = Origin { request_id: call.request_id.clone(), traceparent: call.traceparent.clone() };
+            let path = alone(call.session_id, kind);
+            let try_once = || self.try_once(Method::POST, &path, Some(&origin), Some(&call.body));
+            self.circuit.call(TRIES, try_once).await.map_err(unavailable)
+        };
+        if count == 1 {
+            return join_all(calls.calls.iter().map(by_itself)).await;
         }
+        let (path, nobody) = (format!("seats/{kind}"), Origin::default());
+        let try_once = || self.try_once::<CallAnswers<R>>(Method::POST, &path, Some(&nobody), Some(&calls));
+        let error = match self.circuit.call(TRIES, try_once).await {
+            Ok(Answer::Success(CallAnswers { answers })) if answers.len() == count => {
+                return answers.into_iter().map(one_of_many).collect();
+            }
+            Ok(Answer::Success(_)) => Error::Internal(anyhow!("the Event Service answered another number of calls")),
+            Ok(Answer::Refused(_)) => return join_all(calls.calls.iter().map(by_itself)).await,
+            Err(failure) => unavailable(failure),
+        };
+        calls.calls.iter().map(|_| Err(error.for_another())).collect()
     }
 
     async fn call<T: DeserializeOwned>(
@@ -267,32 +383,36 @@ impl EventClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Answer<T>, Failure> {
-        self.circuit.call(TRIES, || self.try_once(method.clone(), path, body)).await
+        self.circuit.call(TRIES, || self.try_once(method.clone(), path, None, body)).await
     }
 
+    /// One try, for the request that is named, or else for the present one.
     async fn try_once<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
+        origin: Option<&Origin>,
         body: Option<&impl Serialize>,
     ) -> Result<Answer<T>, Failure> {
         let url = self.url_of(path);
         let mut request = self.request(method.clone(), &url);
-        if let Some(id) = layers::request_id() {
-            request = request.header(layers::REQUEST_ID, id);
-        }
         // Past it nobody listens to the answer.
         request = request.header(layers::TIMEOUT_MS, TRY_TIME_MAX.as_millis().to_string());
         if let Some(body) = body {
             request = request.json(body);
         }
         let exchange = traces::call(&method, &url, async {
-            // Here, where the present step is this try.
-            if let Some(traceparent) = traces::traceparent() {
+            // In here, as the present step of the trace is this try.
+            let here = if origin.is_none() { Origin::here() } else { Origin::default() };
+            let Origin { request_id, traceparent } = origin.unwrap_or(&here);
+            if let Some(id) = request_id {
+                request = request.header(layers::REQUEST_ID, id);
+            }
+            if let Some(traceparent) = traceparent {
                 request = request.header(layers::TRACEPARENT, traceparent);
             }
             let response = request.send().await.context("no answer")?;
-            Ok((response.status(), response.bytes().await.context("the answer broke off")?))
+            anyhow::Ok((response.status(), response.bytes().await.context("the answer broke off")?))
         });
         let (status, bytes) = exchange.await?;
         if status.is_success() {
@@ -304,6 +424,14 @@ impl EventClient {
             anyhow::bail!("the Event Service answered {status}");
         }
         Ok(Answer::Refused(Box::new(serde_json::from_slice(&bytes).context("the refusal is not a problem document")?)))
+    }
+}
+
+fn one_of_many<R>(answer: CallAnswer<R>) -> Result<Answer<R>, Error> {
+    match answer {
+        CallAnswer::Done(done) => Ok(Answer::Success(done)),
+        CallAnswer::Refused(problem) if problem.status < 500 => Ok(Answer::Refused(Box::new(problem))),
+        CallAnswer::Refused(problem) => Err(unavailable(anyhow!("the Event Service answered with {}", problem.code))),
     }
 }
 

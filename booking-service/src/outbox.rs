@@ -7,7 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::crash::crash_point;
-use service_kit::{database, traces};
+use service_kit::database::DeskPool;
+use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use sqlx::{FromRow, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
@@ -92,18 +93,19 @@ pub struct Relayed {
 ///
 /// # Errors
 /// The database or the broker does not answer; nothing is lost.
-pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<Relayed> {
+pub async fn relay_batch(db: &DeskPool, publisher: &Publisher) -> anyhow::Result<Relayed> {
     // Before the transaction: a broker that is away must not cost a connection and row locks.
     publisher.connect_if_needed().await?;
-    let mut tx = database::begin(db).await?;
+    let mut tx = db.begin().await?;
     let pending: Vec<Pending> = sqlx::query_as(
         "select id, event_type, payload, traceparent, created_at from outbox
          where published_at is null order by coalesce(tried_at, created_at), id limit $1 for update skip locked",
     )
     .bind(BATCH_MAX)
-    .fetch_all(&mut *tx)
+    .fetch_all(tx.connection()?)
     .await?;
     if pending.is_empty() {
+        tx.rollback().await?;
         return Ok(Relayed::default());
     }
     let batch: Vec<Outgoing> = pending.into_iter().map(Pending::into_message).collect();
@@ -129,11 +131,14 @@ pub async fn relay_batch(db: &PgPool, publisher: &Publisher) -> anyhow::Result<R
             ),
         }
     }
-    sqlx::query("update outbox set published_at = now() where id = any($1)").bind(&confirmed).execute(&mut *tx).await?;
+    sqlx::query("update outbox set published_at = now() where id = any($1)")
+        .bind(&confirmed)
+        .execute(tx.connection()?)
+        .await?;
     if confirmed.len() < batch.len() {
         let all: Vec<Uuid> = batch.iter().map(|message| message.message_id).collect();
         let sql = "update outbox set tried_at = now() where id = any($1) and published_at is null";
-        sqlx::query(sql).bind(all).execute(&mut *tx).await?;
+        sqlx::query(sql).bind(all).execute(tx.connection()?).await?;
     }
     tx.commit().await?;
     Ok(Relayed { published: confirmed.len(), left: batch.len() - confirmed.len() })
@@ -218,7 +223,7 @@ fn first_id_of(time: DateTime<Utc>) -> Uuid {
 pub async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::Result<()> {
     let mut faulty = false;
     while !stopping.is_cancelled() {
-        let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.db, &app.publisher)).await;
+        let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.desk_db, &app.publisher)).await;
         let relayed = relayed.map_err(anyhow::Error::from).flatten();
         relayed.iter().for_each(|relayed| app.metrics.relayed(*relayed));
         let pause = match relayed {

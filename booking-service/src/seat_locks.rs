@@ -17,9 +17,6 @@ use tokio_util::sync::CancellationToken;
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(150);
 /// How often a Redis that was away is asked whether it is back.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a lock lives before its reservation is written: longer than a booking takes, short if its process dies.
-const FIRST_TTL: Duration = Duration::from_secs(10);
-
 /// Locks taken away by one script, during which Redis answers nobody else: a millisecond.
 const RELEASED_PER_CALL: usize = 1000;
 
@@ -34,12 +31,6 @@ if #busy == 0 then
     for _, key in ipairs(KEYS) do redis.call('set', key, ARGV[1], 'px', ARGV[2]) end
 end
 return busy
-";
-/// Lengthens the owner's locks.
-const EXTEND: &str = r"
-for _, key in ipairs(KEYS) do
-    if redis.call('get', key) == ARGV[1] then redis.call('pexpire', key, ARGV[2]) end
-end
 ";
 /// Takes each lock away that its owner has.
 const RELEASE: &str = r"
@@ -64,7 +55,6 @@ pub struct SeatLocks {
     redis: ConnectionManager,
     away: AtomicBool,
     acquire: Script,
-    extend: Script,
     release: Script,
 }
 
@@ -81,31 +71,29 @@ impl SeatLocks {
             .set_connection_timeout(Some(ANSWER_TIME_MAX))
             .set_response_timeout(Some(ANSWER_TIME_MAX));
         let redis = ConnectionManager::new_lazy_with_config(client, config)?;
-        Ok(Self {
-            redis,
-            away: AtomicBool::new(false),
-            acquire: Script::new(ACQUIRE),
-            extend: Script::new(EXTEND),
-            release: Script::new(RELEASE),
-        })
+        Ok(Self { redis, away: AtomicBool::new(false), acquire: Script::new(ACQUIRE), release: Script::new(RELEASE) })
     }
 
-    /// Locks all of `seats` for the reservation, or none.
-    pub async fn acquire(&self, session: SessionId, seats: &[SessionSeatId], owner: ReservationId) -> LockOutcome {
-        let mut call = prepare(&self.acquire, session, seats, owner);
-        call.arg(millis(FIRST_TTL));
+    /// Locks all of `seats` for the reservation, or none, for as long as its hold may last. Where its process dies before it has one,
+    /// [`LockOwners`](crate::reservations::lock_owners::LockOwners) tells.
+    pub async fn acquire(
+        &self,
+        session: SessionId,
+        seats: &[SessionSeatId],
+        owner: ReservationId,
+        hold_time: Duration,
+    ) -> LockOutcome {
+        let mut call = self.acquire.prepare_invoke();
+        for seat in seats {
+            call.key(key_of(session, *seat));
+        }
+        call.arg(owner.to_string());
+        call.arg(u64::try_from(hold_time.as_millis()).unwrap_or(u64::MAX));
         match self.run::<Vec<String>>(&call).await {
             Some(busy) if busy.is_empty() => LockOutcome::Acquired,
             Some(busy) => LockOutcome::Busy(busy.iter().filter_map(|entry| parse_busy(entry, seats)).collect()),
             None => LockOutcome::GateOpen,
         }
-    }
-
-    /// Makes the locks last as long as the hold, once its reservation is written.
-    pub async fn extend(&self, session: SessionId, seats: &[SessionSeatId], owner: ReservationId, hold_time: Duration) {
-        let mut call = prepare(&self.extend, session, seats, owner);
-        call.arg(millis(hold_time));
-        self.run::<()>(&call).await;
     }
 
     /// Takes the locks of these reservations on these seats of a session away; those of others stay. What can't be reached now ends by
@@ -169,20 +157,6 @@ pub fn held_by(owner: ReservationId, seats: &[SessionSeatId]) -> Vec<(SessionSea
     seats.iter().map(|seat| (*seat, owner)).collect()
 }
 
-fn prepare<'a>(
-    script: &'a Script,
-    session: SessionId,
-    seats: &[SessionSeatId],
-    owner: ReservationId,
-) -> ScriptInvocation<'a> {
-    let mut call = script.prepare_invoke();
-    for seat in seats {
-        call.key(key_of(session, *seat));
-    }
-    call.arg(owner.to_string());
-    call
-}
-
 /// The braces are a hash tag: in a cluster all locks of a session share a slot, as a script needs.
 fn key_of(session: SessionId, seat: SessionSeatId) -> String {
     format!("booking:lock:{{{session}}}:{seat}")
@@ -192,8 +166,4 @@ fn parse_busy(entry: &str, seats: &[SessionSeatId]) -> Option<(SessionSeatId, Re
     let (index, owner) = entry.split_once(':')?;
     let index: usize = index.parse().ok()?;
     Some((*seats.get(index.checked_sub(1)?)?, owner.parse().ok()?))
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,6 @@
 //! Tickets: made when a reservation is confirmed, given back by a refund. Their QR codes are drawn when someone asks for them.
 
-use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -14,11 +14,14 @@ use qrcode::render::{Renderer, svg};
 use qrcode::{Color, EcLevel, bits, ec};
 use serde::{Deserialize, Serialize};
 use service_kit::auth::Caller;
+use service_kit::coalesce::{Coalescer, Lanes, own_parts};
+use service_kit::database::DeskPool;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
+use service_kit::lifecycle::Lifecycle;
 use service_kit::query::ApiQuery;
 use service_kit::refusals;
-use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId, TicketId, UserId};
+use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
@@ -26,6 +29,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::app::App;
+use crate::reservations::{Reservation, ReservationItem};
 
 /// Pixels of one dot of a QR code.
 const DOT_PIXELS: usize = 6;
@@ -107,6 +111,38 @@ enum QrFormat {
 #[expect(dead_code, reason = "only its description is of interest")]
 struct Image(Vec<u8>);
 
+/// Where tickets are asked for by their ids: those that are asked for at the same time are read by one statement. One a process.
+#[derive(Debug)]
+pub(crate) struct TicketDesk {
+    asked: Coalescer<TicketId, Option<Ticket>>,
+}
+
+const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
+
+impl TicketDesk {
+    /// Opens it. It closes when nobody can ask any more.
+    pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+        Self { asked: Coalescer::start(lifecycle, LANES, move |asked| look_for_all(db.clone(), asked)) }
+    }
+
+    /// The ticket, if it is this owner's; anyone's, when none is given.
+    async fn find(&self, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
+        let found = self.asked.call(id).await?;
+        found.filter(|ticket| owner.is_none_or(|owner| ticket.user_id == owner)).ok_or_else(|| not_found(id))
+    }
+}
+
+async fn look_for_all(db: DeskPool, asked: Vec<TicketId>) -> Vec<Result<Option<Ticket>>> {
+    let looked = async {
+        let mut connection = db.take().await?;
+        let sql = concat!("select ", columns!(), " from tickets where id = any($1)");
+        let found: Vec<Ticket> = sqlx::query_as(sql).bind(&asked).fetch_all(&mut *connection).await?;
+        db.keep(connection);
+        Ok(found)
+    };
+    own_parts(&asked, looked.await, |found, id| found.iter().find(|ticket| ticket.id == *id).cloned())
+}
+
 refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
 
@@ -136,7 +172,7 @@ pub(crate) async fn get_ticket(
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
 ) -> Result<Json<Ticket>> {
-    find(&app.db, id, caller.confined_to()).await?.with_qr_code().map(Json)
+    app.tickets.find(id, caller.confined_to()).await?.with_qr_code().map(Json)
 }
 
 /// Get a ticket's QR code
@@ -148,7 +184,7 @@ pub(crate) async fn get_ticket_qr(
     ApiPath(id): ApiPath<TicketId>,
     ApiQuery(query, _): ApiQuery<QrQuery>,
 ) -> Result<Response> {
-    let code = find(&app.db, id, caller.confined_to()).await?.qr()?;
+    let code = app.tickets.find(id, caller.confined_to()).await?.qr()?;
     Ok(match query.format.unwrap_or(QrFormat::Png) {
         QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], png_of(&code)?).into_response(),
         QrFormat::Svg => (
@@ -159,35 +195,51 @@ pub(crate) async fn get_ticket_qr(
     })
 }
 
-/// Makes the tickets of reservations, one for each of their items, of which each has so many. Called in the transaction that confirms them.
+/// Makes the tickets of reservations, one for each of their items, in the transaction that confirms them and began at `now`.
 pub(crate) async fn issue(
     tx: &mut PgConnection,
-    reservations: &[(ReservationId, i32)],
-) -> std::result::Result<HashMap<ReservationId, Vec<Ticket>>, sqlx::Error> {
-    let owners = || reservations.iter().flat_map(|(id, seats)| (1..=i64::from(*seats)).map(move |n| (*id, n)));
-    let sql = concat!(
-        "insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
-         select made.id, r.id, i.id, r.user_id, r.session_id, i.session_seat_id, i.row_number, i.seat_number, i.final_price
-         from unnest($1::uuid[], $2::uuid[], $3::int8[]) as made (id, reservation_id, n)
-         join (select *, row_number() over (partition by reservation_id order by id) as n from reservation_items where reservation_id = any($4)) i
-             using (reservation_id, n)
-         join reservations r on r.id = i.reservation_id
-         returning ",
-        columns!()
-    );
-    let tickets: Vec<Ticket> = sqlx::query_as(sql)
-        .bind(owners().map(|_| TicketId::new()).collect::<Vec<_>>())
-        .bind(owners().map(|(id, _)| id).collect::<Vec<_>>())
-        .bind(owners().map(|(_, n)| n).collect::<Vec<_>>())
-        .bind(reservations.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-        .fetch_all(tx)
-        .await?;
-    let mut issued: HashMap<ReservationId, Vec<Ticket>> = HashMap::new();
-    for ticket in tickets {
-        issued.entry(ticket.reservation_id).or_default().push(ticket);
-    }
-    issued.values_mut().for_each(|tickets| tickets.sort_by_key(|ticket| ticket.id));
-    Ok(issued)
+    reservations: &[&Reservation],
+    now: DateTime<Utc>,
+) -> std::result::Result<Vec<Ticket>, sqlx::Error> {
+    let of_item = |(reservation, item): (&&Reservation, &ReservationItem)| {
+        (
+            item.id,
+            Ticket {
+                id: TicketId::new(),
+                reservation_id: reservation.id,
+                user_id: reservation.user_id,
+                session_id: reservation.session_id,
+                session_seat_id: item.session_seat_id,
+                row_number: item.row_number.clone(),
+                seat_number: item.seat_number.clone(),
+                price: item.final_price,
+                status: TicketStatus::Active,
+                qr_code: None,
+                is_used: false,
+                created_at: now,
+            },
+        )
+    };
+    let items =
+        reservations.iter().flat_map(|reservation| reservation.items.iter().map(move |item| (reservation, item)));
+    let (items, tickets): (Vec<ReservationItemId>, Vec<Ticket>) = items.map(of_item).unzip();
+    sqlx::query(
+        "insert into tickets (id, reservation_item_id, reservation_id, user_id, session_id, session_seat_id, row_number, seat_number, price, created_at, updated_at)
+         select *, $10, $10 from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[], $9::numeric[])",
+    )
+    .bind(tickets.iter().map(|ticket| ticket.id).collect::<Vec<_>>())
+    .bind(items)
+    .bind(tickets.iter().map(|ticket| ticket.reservation_id).collect::<Vec<_>>())
+    .bind(tickets.iter().map(|ticket| ticket.user_id).collect::<Vec<_>>())
+    .bind(tickets.iter().map(|ticket| ticket.session_id).collect::<Vec<_>>())
+    .bind(tickets.iter().map(|ticket| ticket.session_seat_id).collect::<Vec<_>>())
+    .bind(tickets.iter().map(|ticket| ticket.row_number.as_str()).collect::<Vec<_>>())
+    .bind(tickets.iter().map(|ticket| ticket.seat_number.as_str()).collect::<Vec<_>>())
+    .bind(tickets.iter().map(|ticket| ticket.price).collect::<Vec<_>>())
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(tickets)
 }
 
 /// `active → refunded`, if it is this owner's, or anyone's when none is given; `None` when nothing was changed.
@@ -218,7 +270,11 @@ pub(crate) async fn refund_all(tx: &mut PgConnection, reservations: &[Reservatio
 pub(crate) async fn find(db: &PgPool, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
     let sql = concat!("select ", columns!(), " from tickets where id = $1 and ($2::uuid is null or user_id = $2)");
     let found = sqlx::query_as(sql).bind(id).bind(owner).fetch_optional(db).await?;
-    found.ok_or_else(|| Error::refused(Code::TicketNotFound, format!("You have no ticket with the id {id}.")))
+    found.ok_or_else(|| not_found(id))
+}
+
+fn not_found(id: TicketId) -> Error {
+    Error::refused(Code::TicketNotFound, format!("You have no ticket with the id {id}."))
 }
 
 /// A reservation's tickets in the order of its items.

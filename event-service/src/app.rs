@@ -114,7 +114,9 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
         .split_for_parts();
     let (internal_routes, internal_document) = OpenApiRouter::new()
         .routes(routes!(internal_api::check_availability))
+        .routes(routes!(internal_api::check_availability_for_many))
         .routes(routes!(internal_api::reserve_seats))
+        .routes(routes!(internal_api::reserve_seats_for_many))
         .routes(routes!(internal_api::release_seats))
         .routes(routes!(internal_api::confirm_seats))
         .routes(routes!(internal_api::get_pricing))
@@ -186,7 +188,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let applier = Applier::start(desk_db.pool().clone(), metrics.clone(), lifecycle);
+    let applier = Applier::start(desk_db.clone(), metrics.clone(), lifecycle);
     let stopping = lifecycle.token().clone();
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
 use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::crash::crash_point;
-use service_kit::database;
+use service_kit::database::{self, DeskPool};
 use service_kit::error::{Error, Result};
 use service_kit::lifecycle::Lifecycle;
 use service_kit::traces;
@@ -32,7 +32,7 @@ pub struct Applier {
 impl Applier {
     /// Starts it; it ends when nobody has messages for it any more.
     #[must_use]
-    pub fn start(db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
+    pub fn start(db: DeskPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
         Self { events: Coalescer::start(lifecycle, LANES, move |events| apply_batch(db.clone(), events)), metrics }
     }
 
@@ -89,24 +89,22 @@ pub enum Applied {
 }
 
 /// Applies what came at the same time in one transaction if nothing is unusual about any of it, and one by one otherwise.
-async fn apply_batch(db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
-    if events.len() > 1
-        && let Ok(Some(applied)) = apply_together(&db, &events).await
-    {
+async fn apply_batch(db: DeskPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
+    if let Ok(Some(applied)) = apply_together(&db, &events).await {
         return applied.into_iter().map(Ok).collect();
     }
     // In their order: what is said of one reservation may stand on what was said before.
     let mut applied = Vec::with_capacity(events.len());
     for event in &events {
-        applied.push(apply(&db, event).await);
+        applied.push(apply(db.pool(), event).await);
     }
     applied
 }
 
 /// Nothing, and nothing is changed, when a confirmation does not find its seats: why, only a look at it alone can tell.
-async fn apply_together(db: &PgPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
-    let mut tx = database::begin(db).await?;
-    let mut entered = enter_all(&mut tx, events).await?;
+async fn apply_together(db: &DeskPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
+    let mut tx = db.begin().await?;
+    let mut entered = enter_all(tx.connection()?, events).await?;
     // A message that came twice is in here twice, too.
     let fresh: Vec<bool> = events.iter().map(|event| entered.remove(&event.event_id)).collect();
     let of_type = |types: &'static [BookingEventType]| {
@@ -117,8 +115,9 @@ async fn apply_together(db: &PgPool, events: &[BookingEvent]) -> Result<Option<V
         of_type(&[BookingEventType::Confirmed]).map(|event| (event.reservation_id, seats_of(event))).collect();
     let orders: Vec<_> = confirmed.iter().map(|(owner, seats)| (*owner, seats.as_slice())).collect();
     if !orders.is_empty() {
-        let outcomes = session_seats::confirm_each(&mut tx, &orders).await?;
+        let outcomes = session_seats::confirm_each(tx.connection()?, &orders).await?;
         if outcomes.iter().any(|outcome| *outcome != ChangeOutcome::Done) {
+            tx.rollback().await?;
             return Ok(None);
         }
     }
@@ -128,7 +127,7 @@ async fn apply_together(db: &PgPool, events: &[BookingEvent]) -> Result<Option<V
     ] {
         let pairs: Vec<_> = of_type(types).flat_map(pairs_of).collect();
         if !pairs.is_empty() {
-            session_seats::free(&mut tx, &pairs, given_back).await?;
+            session_seats::free(tx.connection()?, &pairs, given_back).await?;
         }
     }
     crash_point("consumer.applying");

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use service_kit::auth::InternalCaller;
 use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiJson, ApiPath};
 use service_kit::query::ApiQuery;
-use service_kit::{openapi, refusals, traces};
-use shared_contracts::ids::{SessionId, SessionSeatId};
+use service_kit::{layers, openapi, refusals, traces};
+use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
-    Availability, CancelledSessions, CheckAvailabilityRequest, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
-    Pricing, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged,
-    SeatsOfReservation, TimeCursor,
+    Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, LookUpRequest,
+    OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict,
+    SeatPrice, SeatStatus, SeatsChanged, SeatsOfReservation, TimeCursor,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
@@ -53,6 +54,23 @@ pub(crate) async fn check_availability(
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
+    look(&looks, session_id, request).await.map(Json)
+}
+
+/// Look whether seats can be had, for many reservations at a time
+///
+/// Each call is answered as it would be by itself.
+#[utoipa::path(post, path = "/api/internal/seats/check-availability", tag = "6 Internal seat API", security((), ("internal_key" = [])),
+    request_body = Calls<CheckAvailabilityRequest>, responses((status = 200, description = "An answer for each", body = CallAnswers<Availability>), ReleaseRefusals))]
+pub(crate) async fn check_availability_for_many(
+    _: InternalCaller,
+    State(looks): State<Arc<Looks>>,
+    ApiJson(calls): ApiJson<Calls<CheckAvailabilityRequest>>,
+) -> Result<Json<CallAnswers<Availability>>> {
+    each(calls, "/api/internal/seats/check-availability", |session_id, body| look(&looks, session_id, body)).await
+}
+
+async fn look(looks: &Looks, session_id: SessionId, request: CheckAvailabilityRequest) -> Result<Availability> {
     let wanted = as_set(request.session_seat_ids);
     let looked = traces::step("session_seats.look", looks.look(session_id, wanted.clone())).await?;
     let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
@@ -76,14 +94,14 @@ pub(crate) async fn check_availability(
         currency: sale.currency,
         seats: looks.into_iter().map(|look| look.price).collect(),
     });
-    Ok(Json(Availability {
+    Ok(Availability {
         available: unavailable_seat_ids.is_empty(),
         session_id,
         seats,
         unavailable_seat_ids,
         unknown_seat_ids,
         pricing,
-    }))
+    })
 }
 
 /// Hold seats for a reservation: all or none
@@ -98,6 +116,32 @@ pub(crate) async fn reserve_seats(
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
+    reserve(&desk, &db, &metrics, session_id, request).await.map(Json)
+}
+
+/// Hold seats for many reservations: for each of them all or none
+///
+/// Each call is judged as it would be by itself.
+#[utoipa::path(post, path = "/api/internal/seats/reserve", tag = "6 Internal seat API", security((), ("internal_key" = [])),
+    request_body = Calls<ReserveRequest>, responses((status = 200, description = "An answer for each", body = CallAnswers<SeatsChanged>), ReleaseRefusals))]
+pub(crate) async fn reserve_seats_for_many(
+    _: InternalCaller,
+    State(desk): State<Arc<ReserveDesk>>,
+    State(db): State<PgPool>,
+    State(metrics): State<EventMetrics>,
+    ApiJson(calls): ApiJson<Calls<ReserveRequest>>,
+) -> Result<Json<CallAnswers<SeatsChanged>>> {
+    let work = |session_id, body| reserve(&desk, &db, &metrics, session_id, body);
+    each(calls, "/api/internal/seats/reserve", work).await
+}
+
+async fn reserve(
+    desk: &ReserveDesk,
+    db: &PgPool,
+    metrics: &EventMetrics,
+    session_id: SessionId,
+    request: ReserveRequest,
+) -> Result<SeatsChanged> {
     let ReserveRequest { reservation_id, session_seat_ids, reserved_until } = request;
     let seats = as_set(session_seat_ids);
     let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
@@ -110,6 +154,25 @@ pub(crate) async fn reserve_seats(
         sessions::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
     }
     answer(outcome, reservation_id, seats)
+}
+
+/// Answers each call as if it had come by itself. When the service could do none of them, that is the answer to all.
+async fn each<T, R, F: Future<Output = Result<R>>>(
+    calls: Calls<T>,
+    route: &'static str,
+    work: impl Fn(SessionId, T) -> F,
+) -> Result<Json<CallAnswers<R>>> {
+    let done = calls.calls.into_iter().map(|call| {
+        let Call { session_id, request_id, traceparent, body } = call;
+        layers::on_behalf_of(request_id, traceparent, route, work(session_id, body))
+    });
+    let done = join_all(done).await;
+    let failed = |done: &std::result::Result<R, Problem>| matches!(done, Err(problem) if problem.status >= 500);
+    if let Some(Err(problem)) = done.iter().find(|_| done.iter().all(failed)) {
+        return Err(problem.clone().into());
+    }
+    let answers = done.into_iter().map(|done| done.map_or_else(CallAnswer::Refused, CallAnswer::Done)).collect();
+    Ok(Json(CallAnswers { answers }))
 }
 
 /// Free what a reservation holds
@@ -141,16 +204,16 @@ pub(crate) async fn confirm_seats(
 ) -> Result<Json<SeatsChanged>> {
     let seats = as_set(request.session_seat_ids);
     let outcome = session_seats::confirm(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
-    answer(outcome, request.reservation_id, seats)
+    answer(outcome, request.reservation_id, seats).map(Json)
 }
 
 fn answer(
     outcome: ChangeOutcome,
-    reservation_id: shared_contracts::ids::ReservationId,
+    reservation_id: ReservationId,
     session_seat_ids: Vec<SessionSeatId>,
-) -> Result<Json<SeatsChanged>> {
+) -> Result<SeatsChanged> {
     match outcome {
-        ChangeOutcome::Done => Ok(Json(SeatsChanged { reservation_id, session_seat_ids })),
+        ChangeOutcome::Done => Ok(SeatsChanged { reservation_id, session_seat_ids }),
         ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
     }
 }

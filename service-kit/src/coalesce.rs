@@ -107,6 +107,14 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
     }
 }
 
+/// Each call's own part of what was looked up for all of them, or the error for each.
+pub fn own_parts<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T) -> R) -> Vec<Result<R>> {
+    match looked {
+        Ok(looked) => calls.iter().map(|call| Ok(own(&looked, call))).collect(),
+        Err(error) => calls.iter().map(|_| Err(error.for_another())).collect(),
+    }
+}
+
 /// Does calls together by `work`, which gives one answer a call in their order, or `None` if they can't be done together. Then, or when
 /// the database refuses one of them, each is done by itself: nothing of the batch has had an effect, and none may spoil it for the others.
 /// After any other error nobody knows whether they had their effects, and all hear of it.

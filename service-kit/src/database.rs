@@ -1,5 +1,6 @@
 //! PostgreSQL: one pool with the limits that keep a slow database from becoming a slow service.
 
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgConnection, PgTransaction, Postgres};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::settings::Secret;
 
@@ -112,8 +114,8 @@ const FIXED_PLANS: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
-/// Connections of a [`DeskPool`]: two for each of the desks of a process, and some to spare.
-const DESK_CONNECTIONS_MAX: u32 = 10;
+/// Connections of a [`DeskPool`]: two for each of the six desks of the Booking Service, and one for the relay.
+const DESK_CONNECTIONS_MAX: u32 = 13;
 
 /// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up by its key. They
 /// do not queue with others for connections, either.
@@ -123,6 +125,9 @@ const DESK_CONNECTIONS_MAX: u32 = 10;
 #[derive(Debug, Clone)]
 pub struct DeskPool {
     pool: PgPool,
+    /// One for each connection that is in use. Who waits, waits for one of these and not for the pool, which would not hear of a connection
+    /// that is only kept.
+    places: Arc<Semaphore>,
     kept: Arc<Mutex<Kept>>,
 }
 
@@ -145,32 +150,46 @@ impl DeskPool {
         let kept = Kept { connections: Vec::new(), gave_back_at: Instant::now() };
         Ok(Self {
             pool: pool_options(DESK_CONNECTIONS_MAX).connect_lazy_with(options),
+            places: Arc::new(Semaphore::new(DESK_CONNECTIONS_MAX as usize)),
             kept: Arc::new(Mutex::new(kept)),
         })
     }
 
-    /// The library's pool behind it; for transactions, by [`begin`].
+    /// The library's pool behind it.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Begins a transaction on a connection that is kept again after its commit.
+    ///
+    /// # Errors
+    /// As [`Self::take`], or the server does not answer.
+    pub async fn begin(&self) -> Result<DeskTransaction, sqlx::Error> {
+        let mut transaction = DeskTransaction { desks: self.clone(), connection: Some(self.take().await?) };
+        transaction.execute("BEGIN").await?;
+        Ok(transaction)
     }
 
     /// A connection. Who has its answer gives it to [`Self::keep`]; dropped, it goes back to the pool, which has a look at it.
     ///
     /// # Errors
     /// None can be had in time.
-    pub async fn take(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    pub async fn take(&self) -> Result<DeskConnection, sqlx::Error> {
+        let place = tokio::time::timeout(ACQUIRE_TIME_MAX, Arc::clone(&self.places).acquire_owned()).await;
+        let place = place.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
         // What has rested too long is looked at by the pool.
         while let Some((connection, used_at)) = self.kept().connections.pop() {
             if used_at.elapsed() <= TRUSTED_IDLE_MAX {
-                return Ok(connection);
+                return Ok(DeskConnection { connection, place });
             }
         }
-        self.pool.acquire().await
+        Ok(DeskConnection { connection: self.pool.acquire().await?, place })
     }
 
     /// Keeps a connection, outside of any transaction, for the next use.
-    pub fn keep(&self, connection: PoolConnection<Postgres>) {
+    pub fn keep(&self, used: DeskConnection) {
+        let DeskConnection { connection, place } = used;
         let mut kept = self.kept();
         // Now and then the pool gets one, as it knows when one has become too old.
         if kept.gave_back_at.elapsed() > GIVE_BACK_INTERVAL {
@@ -178,6 +197,7 @@ impl DeskPool {
         } else {
             kept.connections.push((connection, Instant::now()));
         }
+        drop((kept, place));
     }
 
     /// How many are kept.
@@ -187,6 +207,82 @@ impl DeskPool {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection of a [`DeskPool`] in use.
+#[derive(Debug)]
+pub struct DeskConnection {
+    connection: PoolConnection<Postgres>,
+    place: OwnedSemaphorePermit,
+}
+
+impl Deref for DeskConnection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for DeskConnection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+/// A transaction of a desk. Dropped, its connection is closed, and the server rolls it back: so whoever stops waiting, even for its
+/// beginning, leaves nothing open for others.
+#[derive(Debug)]
+pub struct DeskTransaction {
+    desks: DeskPool,
+    /// There until the end.
+    connection: Option<DeskConnection>,
+}
+
+impl DeskTransaction {
+    /// The connection, for statements.
+    ///
+    /// # Errors
+    /// None before the end.
+    pub fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        self.connection.as_deref_mut().ok_or(sqlx::Error::WorkerCrashed)
+    }
+
+    async fn execute(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(statement).execute(self.connection()?).await.map(drop)
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    /// No answer: it may be committed or not.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.end("COMMIT").await
+    }
+
+    /// Rolls back, for whom the connection is worth keeping.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.end("ROLLBACK").await
+    }
+
+    async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
+        self.execute(statement).await?;
+        if let Some(connection) = self.connection.take() {
+            self.desks.keep(connection);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DeskTransaction {
+    fn drop(&mut self) {
+        if let Some(open) = &mut self.connection {
+            open.connection.close_on_drop();
+        }
     }
 }
 
@@ -280,5 +376,38 @@ mod tests {
         tokio::time::sleep(2 * TRUSTED_IDLE_MAX).await;
         let mut connection = desks.take().await.unwrap();
         assert_ne!(backend(&mut connection).await, first);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_connection_gets_one_as_soon_as_it_is_kept() {
+        let desks = DeskPool::new(&Secret::from(server("TEST_POSTGRES_URL").as_str()), "test").unwrap();
+        let crowd = (0..3 * DESK_CONNECTIONS_MAX).map(|_| async {
+            let mut connection = desks.take().await.unwrap();
+            sqlx::query("select pg_sleep(0.01)").execute(&mut *connection).await.unwrap();
+            desks.keep(connection);
+        });
+        futures::future::join_all(crowd).await;
+    }
+
+    #[tokio::test]
+    async fn a_desks_transaction_keeps_its_connection_and_one_that_is_dropped_leaves_nothing_open() {
+        let desks = DeskPool::new(&Secret::from(server("TEST_POSTGRES_URL").as_str()), "test").unwrap();
+        let key = i64::from(uuid::Uuid::new_v4().as_fields().0);
+        let lock = async |tx: &mut DeskTransaction| -> i32 {
+            let sql = "select pg_backend_pid() from (select pg_advisory_xact_lock($1)) locked";
+            sqlx::query_scalar(sql).bind(key).fetch_one(tx.connection().unwrap()).await.unwrap()
+        };
+        let mut ended = desks.begin().await.unwrap();
+        let first = lock(&mut ended).await;
+        ended.commit().await.unwrap();
+        let mut ended = desks.begin().await.unwrap();
+        assert_eq!((lock(&mut ended).await, desks.kept_count()), (first, 0));
+        ended.rollback().await.unwrap();
+        let mut dropped = desks.begin().await.unwrap();
+        assert_eq!(lock(&mut dropped).await, first);
+        drop(dropped);
+        // Waits until the server has let go of it.
+        let mut next = desks.begin().await.unwrap();
+        assert_ne!(lock(&mut next).await, first);
     }
 }

@@ -71,7 +71,7 @@ impl Error {
         }
     }
 
-    fn into_problem(self) -> (Problem, Option<anyhow::Error>) {
+    pub(crate) fn into_problem(self) -> (Problem, Option<anyhow::Error>) {
         match self {
             Self::Refused(problem) => (*problem, None),
             Self::Unavailable { problem, cause } => (*problem, Some(cause)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
@@ -191,8 +191,37 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     });
 
     trace.answered(response.status());
-    span.in_scope(|| log(&response));
+    let cause = response.extensions().get::<Cause>().map(|cause| &*cause.0);
+    span.in_scope(|| log(response.status().as_u16(), cause));
     finish(response, &request_id, audience)
+}
+
+/// Does one of many calls that came in one body as if it had come by itself: for the request and in the trace that it names.
+///
+/// # Errors
+/// The problem to answer it with; what caused it is in the log.
+pub async fn on_behalf_of<T>(
+    request_id: Option<String>,
+    traceparent: Option<String>,
+    route: &'static str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Problem> {
+    let trace = traces::Incoming::of(traceparent, &Method::POST, route);
+    let request_id = request_id.unwrap_or_else(|| Uuid::now_v7().to_string());
+    let trace_id = trace.traceparent.as_deref().and_then(traces::trace_id);
+    let span = tracing::error_span!("request", method = %Method::POST, route, request_id, trace_id);
+    let context = RequestContext { request_id, traceparent: trace.traceparent.clone() };
+    let done = traces::within(trace.context(), CONTEXT.scope(context, work)).instrument(span.clone()).await;
+    let (status, answer, cause) = match done {
+        Ok(answer) => (200, Ok(answer), None),
+        Err(error) => {
+            let (problem, cause) = error.into_problem();
+            (problem.status, Err(problem), cause)
+        }
+    };
+    trace.answered(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+    span.in_scope(|| log(status, cause.as_ref()));
+    answer
 }
 
 fn finish(mut response: Response, request_id: &str, audience: Audience) -> Response {
@@ -327,9 +356,8 @@ async fn caught(answer: impl Future<Output = Response>) -> Response {
 }
 
 /// The one log line of a request; causes are written here and nowhere else.
-fn log(response: &Response) {
-    let status = response.status().as_u16();
-    let cause = response.extensions().get::<Cause>().map(|cause| format!("{:#}", cause.0));
+fn log(status: u16, cause: Option<&anyhow::Error>) {
+    let cause = cause.map(|cause| format!("{cause:#}"));
     match status {
         503 => tracing::warn!(status, cause, "Request turned away"),
         500.. => tracing::error!(status, cause, "Request failed"),

@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use opentelemetry_otlp::{Compression, SpanExporter, WithExportConfig, WithHttpCo
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error};
 use crate::layers;
 use crate::settings::{Secret, SettingsReader};
 
@@ -193,11 +194,14 @@ fn begin_here(name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Option<Cont
 }
 
 /// A call of another service; `work` may pass [`traceparent`] on.
-pub async fn call<T>(
+///
+/// # Errors
+/// Those of `work`.
+pub async fn call<T, E: Display>(
     method: &Method,
     url: &str,
-    work: impl Future<Output = anyhow::Result<(StatusCode, T)>>,
-) -> anyhow::Result<(StatusCode, T)> {
+    work: impl Future<Output = Result<(StatusCode, T), E>>,
+) -> Result<(StatusCode, T), E> {
     let Some(context) = begin_here(method.to_string(), SpanKind::Client) else { return work.await };
     let outcome = work.with_context(context.clone()).await;
     let span = context.span();
@@ -220,7 +224,7 @@ pub async fn call<T>(
 ///
 /// # Errors
 /// Those of `work`.
-pub async fn step<T>(name: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub async fn step<T>(name: &'static str, work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
     let Some(context) = begin_here(name, SpanKind::Internal) else { return work.await };
     finish(&context, work.with_context(context.clone()).await)
 }
@@ -229,14 +233,14 @@ pub async fn step<T>(name: &'static str, work: impl Future<Output = Result<T>>) 
 ///
 /// # Errors
 /// Those of `work`.
-pub async fn root<T>(name: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub async fn root<T>(name: &'static str, work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
     let Some(tracer) = TRACER.get() else { return work.await };
     let context = Context::new();
     let context = context.with_span(tracer.build_with_context(SpanBuilder::from_name(name), &context));
     finish(&context, work.with_context(context.clone()).await)
 }
 
-fn finish<T>(context: &Context, outcome: Result<T>) -> Result<T> {
+fn finish<T>(context: &Context, outcome: error::Result<T>) -> error::Result<T> {
     let span = context.span();
     match &outcome {
         Ok(_) => {}

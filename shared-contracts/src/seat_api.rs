@@ -1,6 +1,7 @@
 //! Bodies of the internal REST calls: the Booking Service asks, the Event Service answers.
 //!
-//! All of them take sets of session seats of one session, at most [`SEATS_PER_CALL_MAX`], and all are harmless when repeated.
+//! All of them take sets of session seats of one session, at most [`SEATS_PER_CALL_MAX`], and all are harmless when repeated. Those that
+//! every booking makes can be sent many at a time ([`Calls`]): in the minute of an on-sale an exchange costs more than what it asks for.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,9 +11,13 @@ use uuid::Uuid;
 use crate::ids::{ReservationId, SessionId, SessionSeatId};
 use crate::label::Label;
 use crate::money::{Currency, Money};
+use crate::problem::Problem;
 
 /// The most session seats that one internal call may name: far above any reservation, far below a slow statement.
 pub const SEATS_PER_CALL_MAX: usize = 500;
+
+/// The most calls of one body of [`Calls`]. So many with a hundred seats each stay below the 256 KiB that a body may have.
+pub const CALLS_MAX: usize = 32;
 
 /// Who has a session seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
@@ -128,6 +133,48 @@ pub struct SeatConflict {
     /// On internal calls only: the reservation that holds the seat past its time and may be settled on the spot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue_reservation_id: Option<ReservationId>,
+}
+
+/// A call among others, with what it would have in its path and its header fields.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Call<T> {
+    /// The session.
+    pub session_id: SessionId,
+    /// The id of the request that it belongs to, as in `X-Request-Id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 128, pattern = "^[ -~]*$")]
+    pub request_id: Option<String>,
+    /// The trace that it belongs to, as in the header field of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 128, pattern = "^[ -~]*$")]
+    pub traceparent: Option<String>,
+    /// What the call alone would have as its body.
+    pub body: T,
+}
+
+/// Calls of one kind, of any sessions. Each is judged for itself.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Calls<T> {
+    /// The calls.
+    #[schema(min_items = 1, max_items = 32)]
+    pub calls: Vec<Call<T>>,
+}
+
+/// What became of one call among others.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CallAnswer<T> {
+    /// The body of its `200`.
+    Done(T),
+    /// The problem that it would have been answered with.
+    Refused(Problem),
+}
+
+/// Answers to [`Calls`].
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CallAnswers<T> {
+    /// One a call, in their order.
+    pub answers: Vec<CallAnswer<T>>,
 }
 
 /// Answer of `pricing`.

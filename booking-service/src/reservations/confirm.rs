@@ -131,9 +131,10 @@ async fn pay(
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
     let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
-    let Some(amount) = app.metrics.step(Step::Lease, app.paid.lease(order)).await? else {
+    let Some(reservation) = app.metrics.step(Step::Lease, app.paid.lease(order)).await? else {
         return paid_before(app, owner, id).await;
     };
+    let amount = reservation.total_amount;
     crash_point("confirm.leased");
     // An error is an unknown outcome too: the charge may have been made.
     let charging = async { app.payments.charge(key, amount, payment_id).await.map_err(Error::Internal) };
@@ -144,9 +145,12 @@ async fn pay(
     });
     app.metrics.charged(outcome);
     crash_point("confirm.charged");
-    let concluded = conclude(app, id, key, outcome)
-        .await
-        .map_err(|error| Error::Unavailable { problem: Box::new(unknown_charge()), cause: error.into() })?;
+    let concluded = match outcome {
+        ChargeOutcome::Captured => complete(app, reservation, key).await,
+        _ => conclude(app, id, key, outcome).await,
+    };
+    let concluded =
+        concluded.map_err(|error| Error::Unavailable { problem: Box::new(unknown_charge()), cause: error.into() })?;
     match concluded {
         Concluded::Paid(paid) => Ok(answer(paid.reservation, key, paid.tickets)),
         Concluded::NotCharged => Err(declined()),
@@ -225,7 +229,7 @@ pub(crate) async fn conclude(
         ChargeOutcome::Unknown => Ok(Concluded::Unknown),
         ChargeOutcome::Declined => give_lease_back(app, id, key, PaymentState::Declined).await,
         ChargeOutcome::Processing => give_lease_back(app, id, key, PaymentState::Processing).await,
-        ChargeOutcome::Captured => complete(app, id, key).await,
+        ChargeOutcome::Captured => complete(app, find(&app.db, id, None).await?, key).await,
     }
 }
 
@@ -248,8 +252,9 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
 }
 
 /// `active | confirming → confirmed`: the provider has the money.
-pub(super) async fn complete(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
-    match app.metrics.step(Step::Complete, app.paid.complete(id, key)).await? {
+pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId) -> Result<Concluded> {
+    let id = reservation.id;
+    match app.metrics.step(Step::Complete, app.paid.complete(reservation, key)).await? {
         Completion::Paid(paid) => {
             announce_end(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))
@@ -270,7 +275,7 @@ async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result
          owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
          update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
          where id = $1 and status || '' in ('active', 'confirming') and exists (select from lost)
-         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+         returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
     )
     .bind(id)
     .bind(key)

@@ -126,9 +126,7 @@ async fn book(
     crash_point("booking.locked");
     let booked = look_hold_and_write(app, &draft, claim).await;
     crash_point("booking.written");
-    if booked.is_ok() {
-        app.locks.extend(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time).await;
-    } else {
+    if booked.is_err() {
         app.locks.release(draft.session_id, &held_by(draft.id, &draft.seat_ids)).await;
     }
     booked
@@ -212,19 +210,20 @@ impl Draft {
 
 /// Step 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
-    let outcome = app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await;
+    let acquire = || app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time);
+    let outcome = acquire().await;
     app.metrics.locked(&outcome);
     let LockOutcome::Busy(busy) = outcome else {
         return Ok(());
     };
     // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
-    // because it was paid. Such a lock is taken down, so that it does not cost a sale.
+    // because it was paid, or because its process died. Such a lock is taken down, so that it does not cost a sale.
     let owners: Vec<ReservationId> = busy.iter().map(|(_, owner)| *owner).collect();
     if app.lock_owners.have_all_ended(owners.clone()).await? {
         for owner in owners {
             app.locks.release(draft.session_id, &held_by(owner, &draft.seat_ids)).await;
         }
-        if !matches!(app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id).await, LockOutcome::Busy(_)) {
+        if !matches!(acquire().await, LockOutcome::Busy(_)) {
             return Ok(());
         }
     }

@@ -38,7 +38,6 @@ pub(super) struct Changed {
     pub(super) sequence: i64,
     /// The database's time of the change.
     pub(super) changed_at: DateTime<Utc>,
-    pub(super) seats_count: i32,
     pub(super) total_amount: Money,
     pub(super) currency: Currency,
 }
@@ -64,7 +63,7 @@ pub(crate) async fn cancel_reservation(
         "update reservations set status = 'cancelled', sequence = sequence + 1, updated_at = now()
              where id = $1 and status || '' = 'active' and expiry_time > clock_timestamp() and ",
         owned!(),
-        " returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency"
+        " returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency"
     ))
     .bind(id)
     .bind(caller.confined_to())
@@ -132,7 +131,7 @@ async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<Book
          )
          update reservations r set status = 'expired', sequence = sequence + 1, updated_at = now()
          from due where r.id = due.id and r.status || '' = 'active' and r.expiry_time <= clock_timestamp()
-         returning r.id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+         returning r.id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
     )
     .bind(ids)
     .fetch_all(&mut *tx)
@@ -205,7 +204,7 @@ pub(super) async fn give_back(tx: &mut PgConnection, refunded: &[Ticket]) -> Res
         "update reservations r set sequence = sequence + 1, updated_at = now(),
              status = case when exists (select from tickets where reservation_id = r.id and status <> 'refunded') then 'confirmed' else 'refunded' end
          where id = any($1) and status || '' = 'confirmed'
-         returning id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+         returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
     )
     .bind(&owners)
     .fetch_all(&mut *tx)

@@ -70,7 +70,7 @@ async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
         // The request that charges has not heard the answer yet.
         (PaymentState::Pending, _) => conclude(app, payment.reservation_id, id, outcome).await,
         (PaymentState::Processing, ReservationState::Active) => match outcome {
-            ChargeOutcome::Captured => complete(app, payment.reservation_id, id).await,
+            ChargeOutcome::Captured => conclude(app, payment.reservation_id, id, outcome).await,
             ChargeOutcome::Declined => decline(app, id).await,
             ChargeOutcome::Processing | ChargeOutcome::Unknown => Ok(Concluded::Processing),
         },
@@ -100,7 +100,8 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     }
     // Booked again by an attempt that died before it could confirm.
     if let Some(again) = payment.rebooked_as
-        && matches!(find(&app.db, again, Some(payment.user_id)).await, Ok(found) if found.time_remaining_seconds > 0)
+        && let Ok(again) = find(&app.db, again, Some(payment.user_id)).await
+        && again.time_remaining_seconds > 0
     {
         return complete(app, again, payment.id).await;
     }
@@ -110,8 +111,8 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     }
     let ended = find(&app.db, payment.reservation_id, Some(payment.user_id)).await?;
     match book_again(app, again, ended).await {
-        Ok(_) => {
-            tracing::info!(payment_id = %payment.id, expired = %payment.reservation_id, %again, "A payment came too late and its seats were still free");
+        Ok(again) => {
+            tracing::info!(payment_id = %payment.id, expired = %payment.reservation_id, again = %again.id, "A payment came too late and its seats were still free");
             crash_point("late_payment.booked_again");
             complete(app, again, payment.id).await
         }

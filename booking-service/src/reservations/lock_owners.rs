@@ -4,11 +4,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use service_kit::coalesce::{Coalescer, Lanes};
+use chrono::{DateTime, TimeDelta, Utc};
+use service_kit::coalesce::{Coalescer, Lanes, own_parts};
 use service_kit::database::DeskPool;
-use service_kit::error::{Error, Result};
+use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;
+
+use super::create::BOOKING_TIME_MAX;
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
@@ -25,7 +28,7 @@ impl LockOwners {
     }
 
     /// Whether the reservations of all these owners have ended, so that their locks have outlived them. A booking that has not written
-    /// its reservation yet has not.
+    /// its reservation yet has not, unless it is so old that it never will.
     ///
     /// # Errors
     /// The database failed.
@@ -36,25 +39,32 @@ impl LockOwners {
 
 async fn look_for_all(db: DeskPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<bool>> {
     let owners: HashSet<ReservationId> = asked.iter().flatten().copied().collect();
-    match look(&db, owners.into_iter().collect()).await {
-        Ok(ended) => asked.iter().map(|owners| Ok(owners.iter().all(|owner| ended.contains(owner)))).collect(),
-        Err(error) => {
-            let error = Error::from(error);
-            asked.iter().map(|_| Err(error.for_another())).collect()
-        }
-    }
+    let ended = look(&db, owners.into_iter().collect()).await;
+    own_parts(&asked, ended, |ended, owners| owners.iter().all(|owner| ended.contains(owner)))
 }
 
 /// Those that have ended.
-async fn look(db: &DeskPool, owners: Vec<ReservationId>) -> sqlx::Result<HashSet<ReservationId>> {
+async fn look(db: &DeskPool, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
     let mut connection = db.take().await?;
+    // When each was made, by its id: a clock of ours, which need not be the database's. Should it be wrong, a lock is taken down too
+    // early or too late; who gets the seat is decided elsewhere.
+    let made_at: Vec<Option<DateTime<Utc>>> = owners.iter().map(made_at).collect();
     let ended: Vec<ReservationId> = sqlx::query_scalar(
-        "select id from reservations
-         where id = any($1) and status || '' <> 'confirming' and (status || '' <> 'active' or expiry_time <= now())",
+        "select owner.id from unnest($1::uuid[], $2::timestamptz[]) as owner (id, made_at) left join reservations r using (id)
+         where case when r.id is null then made_at < now() - $3
+                    else status <> 'confirming' and (status <> 'active' or expiry_time <= now()) end",
     )
     .bind(owners)
+    .bind(made_at)
+    .bind(TimeDelta::from_std(2 * BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
     .fetch_all(&mut *connection)
     .await?;
     db.keep(connection);
     Ok(ended.into_iter().collect())
+}
+
+/// None for an id that another made, of another kind.
+fn made_at(owner: &ReservationId) -> Option<DateTime<Utc>> {
+    let (seconds, nanos) = owner.as_uuid().get_timestamp()?.to_unix();
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
 }

@@ -51,7 +51,7 @@ use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{FromRow, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -93,6 +93,7 @@ pub struct Reservation {
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct ReservationItem {
     /// Its id.
+    #[sqlx(rename = "item_id")]
     pub id: ReservationItemId,
     /// The seat.
     pub session_seat_id: SessionSeatId,
@@ -134,6 +135,31 @@ const COLUMNS: &str = "id, user_id, session_id, booking_time, expiry_time, seats
     case when status in ('active', 'confirming') then greatest(0, floor(extract(epoch from expiry_time - now())))::int8 else 0 end
         as time_remaining_seconds";
 
+/// The columns of [`Line`], out of `own` with those of [`COLUMNS`] and of the items beside it.
+const LINES: &str = "own.*, item.id as item_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
+    from own join reservation_items item on item.reservation_id = own.id";
+
+/// One of a reservation's items, beside it.
+#[derive(Debug, FromRow)]
+struct Line {
+    #[sqlx(flatten)]
+    reservation: Reservation,
+    #[sqlx(flatten)]
+    item: ReservationItem,
+}
+
+/// Reservations out of their lines, in which those of one follow each other.
+fn gather(lines: Vec<Line>) -> Vec<Reservation> {
+    let mut gathered: Vec<Reservation> = Vec::new();
+    for Line { reservation, item } in lines {
+        if gathered.last().is_none_or(|last| last.id != reservation.id) {
+            gathered.push(reservation);
+        }
+        gathered.last_mut().into_iter().for_each(|last| last.items.push(item.clone()));
+    }
+    gathered
+}
+
 /// Which reservations to list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -165,62 +191,31 @@ pub(crate) async fn list_reservations(
     caller: Caller,
     ApiQuery(page, filter): ApiQuery<PageQuery, ReservationFilter>,
 ) -> Result<Json<Page<Reservation>>> {
-    let mut connection = app.db.acquire().await?;
     let sql = format!(
-        "select * from (select {COLUMNS} from reservations where user_id = $1 and id < $2) own
-         where $4::text is null or status = $4 order by id desc limit $3"
+        "with own as (
+             select * from (select {COLUMNS} from reservations where user_id = $1 and id < $2) all_own
+             where $4::text is null or status = $4 order by id desc limit $3
+         )
+         select {LINES} order by own.id desc, item.id"
     );
-    let rows: Vec<Reservation> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+    let lines: Vec<Line> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(caller.user_id)
         .bind(page.cursor.unwrap_or(Uuid::max()))
         .bind(page.rows_to_read())
         .bind(filter.status)
-        .fetch_all(&mut *connection)
+        .fetch_all(&app.db)
         .await?;
-    let mut page = Page::from_rows(rows, &page, |row| row.id.as_uuid());
-    add_items(&mut connection, &mut page.items).await?;
-    Ok(Json(page))
+    Ok(Json(Page::from_rows(gather(lines), &page, |row| row.id.as_uuid())))
 }
 
 /// The reservation, if it is this owner's; anyone's, when none is given.
 pub(crate) async fn find(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Reservation> {
-    let found = find_all(&mut *db.acquire().await?, vec![id], owner).await?;
-    found.into_iter().next().ok_or_else(|| not_found(id))
-}
-
-/// Those that there are of these reservations, and are this owner's; anyone's, when none is given.
-async fn find_all(
-    connection: &mut PgConnection,
-    ids: Vec<ReservationId>,
-    owner: Option<UserId>,
-) -> Result<Vec<Reservation>> {
-    let sql = format!("select {COLUMNS} from reservations where id = any($1) and {}", owned!());
-    let mut found: Vec<Reservation> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(ids).bind(owner).fetch_all(&mut *connection).await?;
-    add_items(connection, &mut found).await?;
-    Ok(found)
-}
-
-#[derive(FromRow)]
-struct OwnedItem {
-    reservation_id: ReservationId,
-    #[sqlx(flatten)]
-    item: ReservationItem,
-}
-
-async fn add_items(connection: &mut PgConnection, reservations: &mut [Reservation]) -> Result<()> {
-    let ids: Vec<ReservationId> = reservations.iter().map(|reservation| reservation.id).collect();
-    let items: Vec<OwnedItem> =
-        sqlx::query_as("select * from reservation_items where reservation_id = any($1) order by id")
-            .bind(&ids)
-            .fetch_all(connection)
-            .await?;
-    for owned in items {
-        if let Some(reservation) = reservations.iter_mut().find(|reservation| reservation.id == owned.reservation_id) {
-            reservation.items.push(owned.item);
-        }
-    }
-    Ok(())
+    let sql = format!(
+        "with own as (select {COLUMNS} from reservations where id = $1 and {}) select {LINES} order by item.id",
+        owned!()
+    );
+    let lines: Vec<Line> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).bind(owner).fetch_all(db).await?;
+    gather(lines).pop().ok_or_else(|| not_found(id))
 }
 
 /// The answer for an id that is unknown or another user's: the two can't be told apart.

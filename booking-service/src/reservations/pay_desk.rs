@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
 use service_kit::crash::crash_point;
 use service_kit::database::{self, DeskPool};
@@ -12,12 +13,11 @@ use service_kit::lifecycle::Lifecycle;
 use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
-use shared_contracts::money::Money;
 use sqlx::FromRow;
 
 use super::confirm::LEASE_SECONDS;
 use super::finish::Changed;
-use super::{Reservation, find_all};
+use super::{COLUMNS, LINES, Line, Reservation, ReservationStatus, gather};
 use crate::outbox;
 use crate::tickets::{self, Ticket};
 
@@ -38,7 +38,8 @@ pub(super) struct Order {
 /// A charge that the provider has captured.
 #[derive(Debug, Clone)]
 struct Captured {
-    id: ReservationId,
+    /// As it was when its payment began, or later.
+    reservation: Reservation,
     key: PaymentId,
     /// The trace that its event goes on with: the work is done for many at once, in a task that belongs to none.
     traceparent: Option<String>,
@@ -66,7 +67,7 @@ pub(super) enum Completion {
 /// The desk; one a process.
 #[derive(Debug)]
 pub(crate) struct PayDesk {
-    orders: Coalescer<Order, Option<Money>>,
+    orders: Coalescer<Order, Option<Reservation>>,
     captured: Coalescer<Captured, Completion>,
 }
 
@@ -80,12 +81,12 @@ impl PayDesk {
         }
     }
 
-    /// `active → confirming`, with the payment's row, so that a crash from here on is settled by asking the provider. The amount to be
-    /// charged; `None` when the reservation is not that owner's, not active, out of time, or has a payment that the provider works on.
+    /// `active → confirming`, with the payment's row, so that a crash from here on is settled by asking the provider. The reservation, whose
+    /// total is to be charged; `None` when it is not that owner's, not active, out of time, or has a payment that the provider works on.
     ///
     /// # Errors
     /// The database failed: the lease may have been taken.
-    pub(super) async fn lease(&self, order: Order) -> Result<Option<Money>> {
+    pub(super) async fn lease(&self, order: Order) -> Result<Option<Reservation>> {
         self.orders.call(order).await
     }
 
@@ -93,20 +94,28 @@ impl PayDesk {
     ///
     /// # Errors
     /// The database failed: it may be paid.
-    pub(super) async fn complete(&self, id: ReservationId, key: PaymentId) -> Result<Completion> {
-        self.captured.call(Captured { id, key, traceparent: traces::traceparent() }).await
+    pub(super) async fn complete(&self, reservation: Reservation, key: PaymentId) -> Result<Completion> {
+        self.captured.call(Captured { reservation, key, traceparent: traces::traceparent() }).await
     }
 }
 
-async fn lease_all(db: DeskPool, orders: Vec<Order>) -> Vec<Result<Option<Money>>> {
+async fn lease_all(db: DeskPool, orders: Vec<Order>) -> Vec<Result<Option<Reservation>>> {
     let db = &db;
     together_or_alone(orders, |orders| async move { lease(db, &orders).await.map(Some) }).await
 }
 
+/// A line of a reservation, and the payment that got its lease.
+#[derive(FromRow)]
+struct LeasedLine {
+    key: PaymentId,
+    #[sqlx(flatten)]
+    line: Line,
+}
+
 /// Of two payments for the same reservation one gets the lease: a row is changed once in a statement.
-async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Money>>>> {
+async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Reservation>>>> {
     let mut connection = db.take().await?;
-    let leased: Vec<(PaymentId, Money)> = sqlx::query_as(
+    let sql = format!(
         "with given as materialized (
              select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) as given (id, owner, key, payment_id)
          ),
@@ -118,22 +127,29 @@ async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Mone
              from given join locked using (id)
              where r.id = given.id and r.status || '' = 'active' and r.expiry_time > clock_timestamp()
                and not exists (select from payments where reservation_id = r.id and status = 'processing')
-             returning r.id, total_amount, currency, key, payment_id
-         )
-         insert into payments (id, reservation_id, payment_id, amount, currency, status)
-         select key, id, payment_id, total_amount, currency, 'pending' from leased
-         returning id, amount",
-    )
-    .bind(orders.iter().map(|order| order.id).collect::<Vec<_>>())
-    .bind(orders.iter().map(|order| order.owner).collect::<Vec<_>>())
-    .bind(orders.iter().map(|order| order.key).collect::<Vec<_>>())
-    .bind(orders.iter().map(|order| order.payment_id.as_deref()).collect::<Vec<_>>())
-    .bind(LEASE_SECONDS)
-    .fetch_all(&mut *connection)
-    .await?;
+             returning r.*, key, payment_id
+         ),
+         asked as (
+             insert into payments (id, reservation_id, payment_id, amount, currency, status)
+             select key, id, payment_id, total_amount, currency, 'pending' from leased
+         ),
+         own as (select {COLUMNS}, key from leased)
+         select {LINES} order by own.id, item.id"
+    );
+    let lines: Vec<LeasedLine> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(orders.iter().map(|order| order.id).collect::<Vec<_>>())
+        .bind(orders.iter().map(|order| order.owner).collect::<Vec<_>>())
+        .bind(orders.iter().map(|order| order.key).collect::<Vec<_>>())
+        .bind(orders.iter().map(|order| order.payment_id.as_deref()).collect::<Vec<_>>())
+        .bind(LEASE_SECONDS)
+        .fetch_all(&mut *connection)
+        .await?;
     db.keep(connection);
-    let leased: HashMap<PaymentId, Money> = leased.into_iter().collect();
-    Ok(orders.iter().map(|order| Ok(leased.get(&order.key).copied())).collect())
+    let owners: HashMap<PaymentId, ReservationId> =
+        lines.iter().map(|leased| (leased.key, leased.line.reservation.id)).collect();
+    let leased = gather(lines.into_iter().map(|leased| leased.line).collect()).into_iter();
+    let mut leased: HashMap<ReservationId, Reservation> = leased.map(|leased| (leased.id, leased)).collect();
+    Ok(orders.iter().map(|order| Ok(owners.get(&order.key).and_then(|id| leased.remove(id)))).collect())
 }
 
 async fn complete_all(db: DeskPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
@@ -144,14 +160,16 @@ async fn complete_all(db: DeskPool, captured: Vec<Captured>) -> Vec<Result<Compl
 /// A reservation that was changed, and how many payments of the batch were.
 #[derive(FromRow)]
 struct PaidRow {
-    #[sqlx(flatten)]
-    changed: Changed,
+    id: ReservationId,
+    sequence: i64,
+    /// The transaction's time.
+    changed_at: DateTime<Utc>,
     payments: i64,
 }
 
 async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
-    let mut tx = database::begin(db.pool()).await?;
-    let rows: Vec<PaidRow> = sqlx::query_as(
+    let mut tx = db.begin().await?;
+    let paid: Vec<PaidRow> = sqlx::query_as(
         "with given as materialized (select * from unnest($1::uuid[], $2::uuid[]) as given (id, key)),
          locked as materialized (select p.id from payments p join given on p.id = given.key order by p.id for no key update of p),
          paid as materialized (
@@ -163,23 +181,26 @@ async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Res
          owners as materialized (select r.id from reservations r join paid using (id) order by r.id for no key update of r)
          update reservations r set status = 'confirmed', confirming_until = null, sequence = sequence + 1, updated_at = now()
          from owners where r.id = owners.id and r.status || '' in ('active', 'confirming')
-         returning r.id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency,
-             (select count(*) from paid) as payments",
+         returning r.id, sequence, now() as changed_at, (select count(*) from paid) as payments",
     )
-    .bind(captured.iter().map(|captured| captured.id).collect::<Vec<_>>())
+    .bind(captured.iter().map(|captured| captured.reservation.id).collect::<Vec<_>>())
     .bind(captured.iter().map(|captured| captured.key).collect::<Vec<_>>())
-    .fetch_all(&mut *tx)
+    .fetch_all(tx.connection()?)
     .await?;
     // A payment without its reservation must not be committed, nor the others be rolled back with it.
-    if rows.first().is_some_and(|row| row.payments != rows.len() as i64) {
+    if paid.first().is_some_and(|row| row.payments != paid.len() as i64) {
+        tx.rollback().await?;
         return Ok(None);
     }
-    if rows.is_empty() {
+    let Some(now) = paid.first().map(|row| row.changed_at) else {
+        tx.rollback().await?;
         return Ok(Some(captured.iter().map(|_| Ok(Completion::ByOthers)).collect()));
-    }
-    let changed: Vec<Changed> = rows.into_iter().map(|row| row.changed).collect();
-    let seats: Vec<_> = changed.iter().map(|changed| (changed.id, changed.seats_count)).collect();
-    let mut issued = match tickets::issue(&mut tx, &seats).await {
+    };
+    let sequences: HashMap<ReservationId, i64> = paid.into_iter().map(|row| (row.id, row.sequence)).collect();
+    let reservations = captured.iter().map(|captured| &captured.reservation);
+    let reservations: Vec<&Reservation> =
+        reservations.filter(|reservation| sequences.contains_key(&reservation.id)).collect();
+    let tickets = match tickets::issue(tx.connection()?, &reservations, now).await {
         Err(error)
             if captured.len() == 1 && database::broken_constraint(&error) == Some("tickets_one_live_per_seat") =>
         {
@@ -187,43 +208,53 @@ async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Res
         }
         issued => issued?,
     };
-    let events: Vec<BookingEvent> = changed
-        .iter()
-        .map(|changed| {
-            let own = || issued.get(&changed.id).into_iter().flatten();
-            BookingEvent {
-                session_seat_ids: own().map(|ticket| ticket.session_seat_id).collect(),
-                ticket_ids: own().map(|ticket| ticket.id).collect(),
-                amount: Some(changed.total_amount),
-                currency: Some(changed.currency.clone()),
-                ..changed.event(BookingEventType::Confirmed)
-            }
-        })
-        .collect();
-    let causes: HashMap<ReservationId, &Captured> = captured.iter().map(|captured| (captured.id, captured)).collect();
+    let completed = |captured: &Captured| {
+        let sequence = *sequences.get(&captured.reservation.id)?;
+        Some(captured.paid(sequence, now, &tickets))
+    };
+    let completed: Vec<Option<Paid>> = captured.iter().map(completed).collect();
+    let events: Vec<BookingEvent> = completed.iter().flatten().map(|paid| paid.event.clone()).collect();
+    let causes: HashMap<ReservationId, &Captured> =
+        captured.iter().map(|captured| (captured.reservation.id, captured)).collect();
     let cause = |event: &BookingEvent| causes.get(&event.reservation_id)?.traceparent.clone();
-    outbox::append_caused_by(&mut tx, &events, cause).await?;
-    let reservations = find_all(&mut tx, changed.iter().map(|changed| changed.id).collect(), None).await?;
+    outbox::append_caused_by(tx.connection()?, &events, cause).await?;
     crash_point("confirm.completing");
     tx.commit().await?;
     crash_point("confirm.completed");
-    let mut events: HashMap<ReservationId, BookingEvent> =
-        events.into_iter().map(|event| (event.reservation_id, event)).collect();
-    let mut reservations: HashMap<ReservationId, Reservation> =
-        reservations.into_iter().map(|reservation| (reservation.id, reservation)).collect();
-    let completion = |id: &ReservationId| match (reservations.remove(id), issued.remove(id), events.remove(id)) {
-        (Some(reservation), Some(tickets), Some(event)) => {
-            Completion::Paid(Box::new(Paid { reservation, tickets, event }))
-        }
-        _ => Completion::ByOthers,
-    };
-    Ok(Some(captured.iter().map(|captured| &captured.id).map(completion).map(Ok).collect()))
+    let completion = |paid: Option<Paid>| paid.map_or(Completion::ByOthers, |paid| Completion::Paid(Box::new(paid)));
+    Ok(Some(completed.into_iter().map(completion).map(Ok).collect()))
+}
+
+impl Captured {
+    /// What it came to.
+    fn paid(&self, sequence: i64, now: DateTime<Utc>, issued: &[Ticket]) -> Paid {
+        let reservation = Reservation {
+            status: ReservationStatus::Confirmed,
+            updated_at: now,
+            time_remaining_seconds: 0,
+            ..self.reservation.clone()
+        };
+        let tickets: Vec<Ticket> =
+            issued.iter().filter(|ticket| ticket.reservation_id == reservation.id).cloned().collect();
+        let Reservation { id, user_id, session_id, total_amount, .. } = reservation;
+        let currency = reservation.currency.clone();
+        let changed = Changed { id, user_id, session_id, sequence, changed_at: now, total_amount, currency };
+        let event = BookingEvent {
+            session_seat_ids: tickets.iter().map(|ticket| ticket.session_seat_id).collect(),
+            ticket_ids: tickets.iter().map(|ticket| ticket.id).collect(),
+            amount: Some(total_amount),
+            currency: Some(reservation.currency.clone()),
+            ..changed.event(BookingEventType::Confirmed)
+        };
+        Paid { reservation, tickets, event }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::app::MIGRATIONS;
+    use crate::reservations::find;
 
     /// Between the look at a reservation and its payment's completion it may have expired.
     #[tokio::test]
@@ -251,8 +282,12 @@ mod tests {
             .await
             .unwrap();
         }
-        let captured = |(id, key)| Captured { id, key, traceparent: None };
-        let completed = complete_all(db.clone(), [ended, alive].map(captured).to_vec()).await;
+        let mut captured = Vec::new();
+        for (id, key) in [ended, alive] {
+            let reservation = find(db.pool(), id, None).await.unwrap();
+            captured.push(Captured { reservation, key, traceparent: None });
+        }
+        let completed = complete_all(db.clone(), captured).await;
         assert!(matches!(completed[..], [Ok(Completion::ByOthers), Ok(Completion::Paid(_))]), "{completed:?}");
         let payments: Vec<(PaymentId, String)> =
             sqlx::query_as("select id, status from payments order by id").fetch_all(db.pool()).await.unwrap();

@@ -43,7 +43,7 @@ async fn cancel_active(app: &App, session_id: SessionId, limit: i64) -> Result<u
          )
          update reservations r set status = 'cancelled', sequence = sequence + 1, updated_at = now()
          from live where r.id = live.id
-         returning r.id, user_id, session_id, sequence, now() as changed_at, seats_count, total_amount, currency",
+         returning r.id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
     )
     .bind(session_id)
     .bind(limit)

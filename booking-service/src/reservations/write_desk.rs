@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use axum::http::StatusCode;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
-use service_kit::database::{self, DeskPool, broken_constraint};
+use service_kit::database::{DeskPool, broken_constraint};
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
@@ -81,10 +81,10 @@ async fn write_together(db: &DeskPool, rules: Rules, orders: &[(NewReservation, 
         db.keep(connection);
         return Ok(written);
     }
-    let mut tx = database::begin(db.pool()).await?;
-    let written = insert(&mut tx, rules, orders).await?;
+    let mut tx = db.begin().await?;
+    let written = insert(tx.connection()?, rules, orders).await?;
     let answers = orders.iter().zip(&written).filter_map(|((_, claim), written)| Some((claim, written.as_ref().ok()?)));
-    Claim::finish_all(&mut tx, StatusCode::CREATED, answers).await?;
+    Claim::finish_all(tx.connection()?, StatusCode::CREATED, answers).await?;
     tx.commit().await?;
     Ok(written)
 }

@@ -58,7 +58,10 @@ async fn reservations_that_expire_together_take_their_own_locks_away_and_no_othe
     let (session, seat) = (sales[0].session.parse().unwrap(), sales[0].seats[2].parse().unwrap());
     let buyer = Uuid::now_v7().into();
     system.app.locks.release(session, &[(seat, system.lock_owner(&sales[0], 2).await.unwrap().parse().unwrap())]).await;
-    assert_eq!(system.app.locks.acquire(session, &[seat], buyer).await, LockOutcome::Acquired);
+    assert_eq!(
+        system.app.locks.acquire(session, &[seat], buyer, system.settings.rules.hold_time).await,
+        LockOutcome::Acquired
+    );
     let_time_pass(&system).await;
     assert_eq!(expire_due(&system.app, 100).await.unwrap(), 3);
     for (sale, seat) in [(0, 0), (0, 1), (1, 0)] {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use booking_service::seat_locks::LockOutcome;
 use futures::future::join_all;
 use serde_json::json;
 use service_kit::settings::Secret;
@@ -87,6 +88,23 @@ async fn a_stale_lock_is_taken_down_by_who_meets_it() {
     assert_eq!(system.lock_owner(&sale, 0).await, Some(id), "the lock is stale, as this test needs it");
     wait_until("Redis is used again", SOON, async || system.app.locks.ping().await.is_ok()).await;
     system.reserved(&sale, &[0]).await;
+    system.finish().await;
+}
+
+/// A process that dies after it has locked and before it holds anything leaves a lock that no reservation will ever end.
+#[tokio::test]
+async fn the_lock_of_a_booking_that_died_is_taken_down_and_that_of_one_under_way_is_not() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    let now = u64::try_from(chrono::Utc::now().timestamp()).unwrap();
+    for (seat, age) in [(0, 60), (1, 0)] {
+        let owner = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, now - age, 0));
+        let (session, seat) = (sale.session.parse().unwrap(), sale.seats[seat].parse().unwrap());
+        let locked = system.app.locks.acquire(session, &[seat], owner.into(), system.settings.rules.hold_time).await;
+        assert_eq!(locked, LockOutcome::Acquired);
+    }
+    system.reserved(&sale, &[0]).await;
+    assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[1], 409).await["code"], "seat_unavailable");
     system.finish().await;
 }
 

@@ -23,7 +23,7 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     system.confirm(&id, user, None, 200).await;
     let url = service_kit::settings::Secret::from(server("TEST_RABBITMQ_URL").as_str());
     let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere"), trust: Trust::default() }, "test");
-    assert_eq!(relay_batch(&system.app.db, &nowhere).await.unwrap(), Relayed { published: 0, left: 1 });
+    assert_eq!(relay_batch(&system.app.desk_db, &nowhere).await.unwrap(), Relayed { published: 0, left: 1 });
     assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
     system.to_broker.heal();
     system.seats_become(&sale, &["sold"]).await;
@@ -40,7 +40,7 @@ async fn two_relays_share_the_work_and_publish_everything() {
     }
     sqlx::query("update outbox set published_at = null").execute(&system.app.db).await.unwrap();
     let relays = (0..3).map(|_| {
-        let db = system.app.db.clone();
+        let db = system.app.desk_db.clone();
         let publisher = Arc::new(Publisher::new(system.settings.broker.clone(), "test"));
         async move { while relay_batch(&db, &publisher).await.unwrap() != Relayed::default() {} }
     });

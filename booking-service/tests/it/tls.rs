@@ -6,6 +6,7 @@ use booking_service::event_client::EventClient;
 use booking_service::seat_locks::SeatLocks;
 use booking_service::settings::Settings;
 use service_kit::amqp::Publisher;
+use service_kit::lifecycle::Lifecycle;
 use service_kit::settings::{Common, SettingsReader};
 use service_kit::testing::tls::{Pair, TestCa, TlsProxy};
 use service_kit::testing::wires::authority;
@@ -74,7 +75,7 @@ async fn the_event_service_is_spoken_to_only_when_its_certificate_is_right() {
     let system = System::start().await;
     try_link("EVENT_SERVICE_URL", &system.event_base, async |settings: Settings| {
         let Common { auth, trust, .. } = &settings.common;
-        EventClient::new(&settings.event_service_url, &auth.internal_keys, trust)?.ping().await
+        EventClient::new(&settings.event_service_url, &auth.internal_keys, trust, &Lifecycle::new())?.ping().await
     })
     .await;
     system.finish().await;

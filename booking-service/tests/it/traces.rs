@@ -8,6 +8,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::routing::post;
+use futures::future::join_all;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
@@ -72,7 +73,7 @@ async fn end(process: Process) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     let system = System::start().await;
-    let sale = system.sale(2).await;
+    let sale = system.sale(10).await;
     // Processes take the place of the services in here, on the same databases and the same queue; those here can't reach the broker.
     system.to_broker.cut();
     system.lifecycle.stop();
@@ -92,6 +93,10 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     let booking = processes::start(traced(processes::booking(&settings, "serve", free_port().await))).await;
     buy(&system, &sale, 0, &booking.base, &event.base, SAMPLED).await;
     buy(&system, &sale, 1, &booking.base, &event.base, NOT_SAMPLED).await;
+    // At the same time, so that their calls of the Event Service leave together.
+    let crowd: Vec<String> = (2..10).map(|seat| SAMPLED.replace("4bf92f35", &format!("{seat:08x}"))).collect();
+    let buying = (2..10).zip(&crowd).map(|(seat, trace)| buy(&system, &sale, seat, &booking.base, &event.base, trace));
+    join_all(buying).await;
     let (booking_log, event_log) = (end(booking).await, end(event).await);
 
     let received = std::mem::take(&mut *received.lock().unwrap());
@@ -101,18 +106,19 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     };
     assert_eq!(of_trace(NOT_SAMPLED), [], "what the caller does not sample is not sampled here");
     let spans = of_trace(SAMPLED);
-    let names: HashMap<Vec<u8>, String> =
-        spans.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone())).collect();
-    let caller = (hex::decode(&SAMPLED[36..52]).unwrap(), "the caller".to_owned());
-    let names: HashMap<Vec<u8>, String> = names.into_iter().chain([caller]).collect();
-    let mut tree: Vec<String> = spans
-        .iter()
-        .map(|(service, span)| {
+    let tree_of = |spans: &[(String, Span)]| {
+        let caller = (hex::decode(&SAMPLED[36..52]).unwrap(), "the caller".to_owned());
+        let names = spans.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone()));
+        let names: HashMap<Vec<u8>, String> = names.chain([caller]).collect();
+        let described = |(service, span): &(String, Span)| {
             let parent = names.get(&span.parent_span_id).map_or("nothing", String::as_str);
             format!("{service}: {} {} < {parent}", span.name, kind(span))
-        })
-        .collect();
-    tree.sort();
+        };
+        let mut tree: Vec<String> = spans.iter().map(described).collect();
+        tree.sort();
+        tree
+    };
+    let tree = tree_of(&spans);
     assert_eq!(
         tree,
         [
@@ -137,6 +143,15 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
             "event-service: session_seats.reserve Internal < POST /api/internal/sessions/{session_id}/seats/reserve",
         ]
     );
+    let trees: Vec<Vec<String>> = crowd.iter().map(|trace| tree_of(&of_trace(trace))).collect();
+    let together = trees.iter().flatten().filter(|step| step.contains("/api/internal/seats/reserve Server")).count();
+    assert!(together > 1, "no two holds left together: {trees:#?}");
+    for together in trees {
+        let alone = |step: String| step.replace("/api/internal/seats/", "/api/internal/sessions/{session_id}/seats/");
+        let mut as_alone: Vec<String> = together.into_iter().map(alone).collect();
+        as_alone.sort();
+        assert_eq!(as_alone, tree);
+    }
     assert!(spans.iter().all(|(_, span)| span.end_time_unix_nano >= span.start_time_unix_nano));
     for (log, line) in [(&booking_log, "Published event"), (&event_log, "Received message")] {
         for trace in [SAMPLED, NOT_SAMPLED] {

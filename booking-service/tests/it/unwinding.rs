@@ -50,13 +50,12 @@ const BOOKING: [(Link, &str); 8] = [
 ];
 
 /// What a payment sends, in this order.
-const PAYMENT: [(Link, &str); 8] = [
+const PAYMENT: [(Link, &str); 7] = [
     (Database, "insert into payments"),
     (Database, "insert into mock_provider_charges"),
     (Database, "select p.id from payments"),
     (Database, "insert into tickets"),
     (Database, "insert into outbox"),
-    (Database, "from reservations where id = any"),
     (Database, "COMMIT"),
     (Redis, "booking:lock"),
 ];
@@ -258,14 +257,23 @@ async fn every_step_and_every_undo_may_be_repeated() {
     let (first, second) = (Uuid::now_v7().into(), Uuid::now_v7().into());
     use booking_service::seat_locks::{LockOutcome, held_by};
     for _ in 0..2 {
-        assert_eq!(app.locks.acquire(session, &seats, first).await, LockOutcome::Acquired);
-        assert_eq!(app.locks.acquire(session, &seats, second).await, LockOutcome::Busy(vec![(seats[0], first)]));
+        assert_eq!(
+            app.locks.acquire(session, &seats, first, system.settings.rules.hold_time).await,
+            LockOutcome::Acquired
+        );
+        assert_eq!(
+            app.locks.acquire(session, &seats, second, system.settings.rules.hold_time).await,
+            LockOutcome::Busy(vec![(seats[0], first)])
+        );
         app.locks.release(session, &held_by(second, &seats)).await;
     }
     for _ in 0..2 {
         app.locks.release(session, &held_by(first, &seats)).await;
     }
-    assert_eq!(app.locks.acquire(session, &seats, second).await, LockOutcome::Acquired);
+    assert_eq!(
+        app.locks.acquire(session, &seats, second, system.settings.rules.hold_time).await,
+        LockOutcome::Acquired
+    );
     app.locks.release(session, &held_by(second, &seats)).await;
 
     // Payment and refund twice each, and every round of healing twice.

@@ -54,6 +54,8 @@ const NEEDS: &[(&str, Need)] = &[
     ("GET /api/internal/sessions/cancelled", Service),
     ("GET /api/internal/seats/owned", Service),
     ("POST /api/internal/seats/look-up", Service),
+    ("POST /api/internal/seats/check-availability", Service),
+    ("POST /api/internal/seats/reserve", Service),
     ("GET /api/internal/health", Service),
     ("POST /api/internal/health", Service),
     ("GET /metrics", Nothing),

@@ -52,6 +52,63 @@ async fn unknown_sessions_and_seats_are_told_apart() {
 }
 
 #[tokio::test]
+async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
+    let app = TestApp::spawn().await;
+    let ((session, seats), (other, others)) = (app.session(3).await, app.session(1).await);
+    let nowhere = Uuid::now_v7().to_string();
+    let [first, rival, second] = [(); 3].map(|()| Uuid::now_v7());
+    let call = |session: &str, body: Value| json!({ "session_id": session, "body": body });
+    let calls = json!({ "calls": [
+        call(&session, hold(first, &seats[..2], LATER)),
+        call(&session, hold(rival, &seats[1..], LATER)),
+        call(&other, hold(second, &others, LATER)),
+        call(&other, hold(rival, &seats[2..], LATER)),
+    ] });
+    let held = app.post("/api/internal/seats/reserve", &calls, 200).await;
+    let held = held["answers"].as_array().unwrap();
+    assert_eq!(held.len(), 4);
+    assert_eq!(held[0]["done"]["session_seat_ids"], json!(seats[..2]));
+    assert_eq!(
+        (&held[1]["refused"]["code"], &held[1]["refused"]["seats"]),
+        (&json!("seat_unavailable"), &json!([{ "session_seat_id": seats[1], "status": "reserved" }]))
+    );
+    assert_eq!(held[2]["done"]["reservation_id"], json!(second));
+    assert_eq!(held[3]["refused"]["code"], "seat_not_found", "a seat of another session");
+    assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "available"]);
+    assert_eq!(app.post("/api/internal/seats/reserve", &calls, 200).await["answers"], json!(held), "repeated");
+
+    let look = |seats: &[String]| json!({ "session_seat_ids": seats, "with_prices": true });
+    let calls = json!({ "calls": [
+        call(&session, look(&seats)), call(&nowhere, look(&seats)), call(&other, look(&others)), call(&session, look(&seats[2..])),
+    ] });
+    let looked = app.post("/api/internal/seats/check-availability", &calls, 200).await;
+    let looked = looked["answers"].as_array().unwrap();
+    assert_eq!(looked.len(), 4);
+    for (answer, session, seats, free) in
+        [(0, &session, &seats[..], false), (2, &other, &others, false), (3, &session, &seats[2..], true)]
+    {
+        let alone = format!("/api/internal/sessions/{session}/seats/check-availability");
+        let mut alone = app.post(&alone, &look(seats), 200).await;
+        let mut together = looked[answer]["done"].clone();
+        // In no order.
+        for answer in [&mut alone, &mut together] {
+            answer["seats"].as_array_mut().unwrap().sort_by_key(|seat| seat["session_seat_id"].to_string());
+            answer["pricing"]["seats"].as_array_mut().unwrap().sort_by_key(|seat| seat["session_seat_id"].to_string());
+            answer["unavailable_seat_ids"].as_array_mut().unwrap().sort_by_key(Value::to_string);
+        }
+        assert_eq!((&together, &together["available"]), (&alone, &json!(free)));
+    }
+    assert_eq!(looked[1]["refused"]["code"], "session_not_found");
+    for bad in [
+        json!({ "calls": [] }),
+        json!({ "calls": vec![call(&session, look(&seats)); 33] }),
+        json!({ "calls": [{ "body": look(&seats) }] }),
+    ] {
+        app.post("/api/internal/seats/check-availability", &bad, 422).await;
+    }
+}
+
+#[tokio::test]
 async fn prices_come_with_labels_for_all_seats_or_some() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(3).await;
