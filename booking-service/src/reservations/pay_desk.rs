@@ -125,7 +125,8 @@ async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Rese
          leased as (
              update reservations r set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
              from given join locked using (id)
-             where r.id = given.id and r.status || '' = 'active' and r.expiry_time > clock_timestamp()
+             where r.id = given.id and (given.owner is null or r.user_id = given.owner)
+               and r.status || '' = 'active' and r.expiry_time > clock_timestamp()
                and not exists (select from payments where reservation_id = r.id and status = 'processing')
              returning r.*, key, payment_id
          ),
@@ -256,6 +257,41 @@ mod tests {
     use crate::app::MIGRATIONS;
     use crate::reservations::find;
 
+    /// A reservation of this state and of one seat.
+    async fn reservation(db: &DeskPool, id: ReservationId, user: UserId, status: &str) {
+        sqlx::query(
+            "with made as (
+                 insert into reservations (id, user_id, session_id, status, confirming_until, booking_time, expiry_time, seats_count, total_amount, currency)
+                 values ($1, $2, gen_random_uuid(), $3, case $3 when 'confirming' then now() end, now(), now() + interval '1 hour', 1, 100, 'USD')
+             )
+             insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+             values (gen_random_uuid(), $1, gen_random_uuid(), gen_random_uuid(), '1', '1', 100, 0, 100)",
+        )
+        .bind(id)
+        .bind(user)
+        .bind(status)
+        .execute(db.pool())
+        .await
+        .unwrap();
+    }
+
+    /// Strangers ask before and after the owner, at the same moment.
+    #[tokio::test]
+    async fn a_lease_is_its_owners_whoever_else_asks_for_it() {
+        let url = service_kit::testing::database("booking", &MIGRATIONS).await;
+        let db = DeskPool::new(&url, "test").unwrap();
+        let (id, owner) = (ReservationId::new(), UserId::new());
+        reservation(&db, id, owner, "active").await;
+        let order = |owner| Order { id, owner: Some(owner), key: PaymentId::new(), payment_id: None };
+        let orders = [UserId::new(), owner, UserId::new()].map(order).to_vec();
+        let key = orders[1].key;
+        let leased: Vec<_> = lease_all(db.clone(), orders).await.into_iter().map(Result::unwrap).collect();
+        assert!(matches!(&leased[..], [None, Some(leased), None] if leased.user_id == owner), "{leased:?}");
+        let payments: Vec<PaymentId> =
+            sqlx::query_scalar("select id from payments").fetch_all(db.pool()).await.unwrap();
+        assert_eq!(payments, [key]);
+    }
+
     /// Between the look at a reservation and its payment's completion it may have expired.
     #[tokio::test]
     async fn a_payment_whose_reservation_has_ended_is_left_as_it_is_and_spoils_no_other() {
@@ -263,24 +299,10 @@ mod tests {
         let db = DeskPool::new(&url, "test").unwrap();
         let [alive, ended] = [(); 2].map(|()| (ReservationId::new(), PaymentId::new()));
         for ((id, key), reservation, payment) in [(alive, "confirming", "pending"), (ended, "expired", "processing")] {
-            sqlx::query(
-                "with made as (
-                     insert into reservations (id, user_id, session_id, status, confirming_until, booking_time, expiry_time, seats_count, total_amount, currency)
-                     values ($1, gen_random_uuid(), gen_random_uuid(), $3, case $3 when 'confirming' then now() end, now(), now() + interval '1 hour', 1, 100, 'USD')
-                 ),
-                 line as (
-                     insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-                     values (gen_random_uuid(), $1, gen_random_uuid(), gen_random_uuid(), '1', '1', 100, 0, 100)
-                 )
-                 insert into payments (id, reservation_id, amount, currency, status) values ($2, $1, 100, 'USD', $4)",
-            )
-            .bind(id)
-            .bind(key)
-            .bind(reservation)
-            .bind(payment)
-            .execute(db.pool())
-            .await
-            .unwrap();
+            self::reservation(&db, id, UserId::new(), reservation).await;
+            let charged =
+                "insert into payments (id, reservation_id, amount, currency, status) values ($1, $2, 100, 'USD', $3)";
+            sqlx::query(charged).bind(key).bind(id).bind(payment).execute(db.pool()).await.unwrap();
         }
         let mut captured = Vec::new();
         for (id, key) in [ended, alive] {
