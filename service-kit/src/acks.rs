@@ -13,11 +13,13 @@ use lapin::options::BasicAckOptions;
 pub(crate) struct Acks {
     channel: Channel,
     tags: Mutex<Tags>,
+    /// One frame after the other: a later one that covers more must not overtake what it covers.
+    sending: tokio::sync::Mutex<()>,
 }
 
 impl Acks {
     pub(crate) fn of(channel: &Channel) -> Self {
-        Self { channel: channel.clone(), tags: Mutex::default() }
+        Self { channel: channel.clone(), tags: Mutex::default(), sending: tokio::sync::Mutex::default() }
     }
 
     /// Takes note of a message that has arrived.
@@ -31,6 +33,7 @@ impl Acks {
             return Ok(());
         }
         tokio::task::yield_now().await;
+        let _turn = self.sending.lock().await;
         let (through, others) = self.tags().settled();
         if let Some(tag) = through {
             self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
