@@ -188,7 +188,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let applier = Applier::start(desk_db.clone(), metrics.clone(), lifecycle);
+    let applier = Applier::start(desk_db.clone(), db.clone(), metrics.clone(), lifecycle);
     let stopping = lifecycle.token().clone();
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await

@@ -32,8 +32,9 @@ pub struct Applier {
 impl Applier {
     /// Starts it; it ends when nobody has messages for it any more.
     #[must_use]
-    pub fn start(db: DeskPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
-        Self { events: Coalescer::start(lifecycle, LANES, move |events| apply_batch(db.clone(), events)), metrics }
+    pub fn start(desk_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
+        let work = move |events| apply_batch(desk_db.clone(), db.clone(), events);
+        Self { events: Coalescer::start(lifecycle, LANES, work), metrics }
     }
 
     /// Applies one message and says what became of it.
@@ -89,14 +90,14 @@ pub enum Applied {
 }
 
 /// Applies what came at the same time in one transaction if nothing is unusual about any of it, and one by one otherwise.
-async fn apply_batch(db: DeskPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
-    if let Ok(Some(applied)) = apply_together(&db, &events).await {
+async fn apply_batch(desk_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
+    if let Ok(Some(applied)) = apply_together(&desk_db, &events).await {
         return applied.into_iter().map(Ok).collect();
     }
     // In their order: what is said of one reservation may stand on what was said before.
     let mut applied = Vec::with_capacity(events.len());
     for event in &events {
-        applied.push(apply(db.pool(), event).await);
+        applied.push(apply(&db, event).await);
     }
     applied
 }
@@ -164,12 +165,10 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
                 tracing::info!(reservation_id = %event.reservation_id, seats = conflicts.len(), "Confirmation came after what followed it");
                 confirm_the_rest(&mut tx, event, &seats, &conflicts).await?
             }
-            ChangeOutcome::Refused(conflicts) => {
-                return Ok(Applied::Conflict(format!(
-                    "reservation {} is confirmed but does not hold {conflicts:?}",
-                    event.reservation_id
-                )));
-            }
+            ChangeOutcome::Refused(conflicts) => Applied::Conflict(format!(
+                "reservation {} is confirmed but does not hold {conflicts:?}",
+                event.reservation_id
+            )),
         },
         BookingEventType::Expired | BookingEventType::Cancelled => {
             session_seats::free(&mut tx, &pairs_of(event), GivenBack::Held).await?;
@@ -180,6 +179,10 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
             Applied::Changed
         }
     };
+    if matches!(applied, Applied::Conflict(_)) {
+        // Without its inbox row, so that it is applied when someone has looked and sends it again.
+        return Ok(applied);
+    }
     crash_point("consumer.applying");
     tx.commit().await?;
     crash_point("consumer.applied");
