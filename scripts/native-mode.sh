@@ -172,7 +172,7 @@ native_start() {
 
     step 'Starting the servers'
     # Settings for many connections and a small machine; what a commit has promised is on disk.
-    local postgres_settings=(max_connections=400 shared_buffers=128MB fsync=on synchronous_commit=on)
+    local postgres_settings=(max_connections=450 shared_buffers=128MB fsync=on synchronous_commit=on)
     start_postgres event-db "$EVENT_DB_PORT" "${postgres_settings[@]}"
     start_postgres booking-db "$BOOKING_DB_PORT" "${postgres_settings[@]}"
     ensure_database "$EVENT_DB_PORT" event_service postgres "$POSTGRES_PASSWORD"

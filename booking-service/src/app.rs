@@ -170,7 +170,7 @@ impl Shared {
                 lifecycle,
             )?,
             locks: SeatLocks::new(&settings.redis_url, &settings.common.trust)?,
-            payments: PaymentProvider::mock(desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
+            payments: PaymentProvider::mock(db.clone(), desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
             publisher: Publisher::new(settings.broker.clone(), name),
             outbox_nudge: Notify::new(),
             rules: settings.rules,

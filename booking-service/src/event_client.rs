@@ -14,8 +14,9 @@ use chrono::{DateTime, Utc};
 use futures::future::join_all;
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
 use service_kit::circuit::Circuit;
 use service_kit::coalesce::{Coalescer, Lanes};
@@ -27,9 +28,9 @@ use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{
-    Availability, CALLS_MAX, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest,
-    LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReserveRequest, SeatConflict, SeatsChanged,
-    SeatsOfReservation, TimeCursor,
+    Availability, CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, CheckAvailabilityRequest, LookUpRequest,
+    OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReserveRequest, SeatConflict, SeatsChanged, SeatsOfReservation,
+    TimeCursor,
 };
 use uuid::Uuid;
 
@@ -49,8 +50,8 @@ const LANES: Lanes = Lanes {
     patience: Duration::from_millis(20),
     batch_max: CALLS_MAX,
     waiting_max: 1024,
-    // Three tries and their pauses.
-    time_max: Duration::from_secs(5),
+    // Three tries with their pauses, and those of calls that are made by themselves after all.
+    time_max: Duration::from_secs(8),
 };
 const CHECK_AVAILABILITY: &str = "check-availability";
 const RESERVE: &str = "reserve";
@@ -87,6 +88,12 @@ pub enum ChangeOutcome {
 enum Answer<T> {
     Success(T),
     Refused(Box<Problem>),
+}
+
+/// [`CallAnswers`](shared_contracts::seat_api::CallAnswers) that are still to be read.
+#[derive(Debug, Deserialize)]
+struct Several {
+    answers: Vec<Box<RawValue>>,
 }
 
 /// The request that a call is made for.
@@ -309,7 +316,12 @@ impl EventClient {
         let url = self.wire.url_of(&alone(session_id, kind));
         let answered = traces::call(&Method::POST, &url, async {
             let Origin { request_id, traceparent } = Origin::here();
-            let answer = company.call(Call { session_id, request_id, traceparent, body }).await?;
+            let answer = company.call(Call { session_id, request_id, traceparent, body }).await;
+            let answer = answer.map_err(|error| match error {
+                // The call was given up, or the process stops.
+                Error::Database(error) => unavailable(error.into()),
+                other => other,
+            })?;
             Ok::<_, Error>((answer.status(), answer))
         });
         Ok(answered.await?.1)
@@ -365,10 +377,20 @@ impl Wire {
             return join_all(calls.calls.iter().map(by_itself)).await;
         }
         let (path, nobody) = (format!("seats/{kind}"), Origin::default());
-        let try_once = || self.try_once::<CallAnswers<R>>(Method::POST, &path, Some(&nobody), Some(&calls));
+        // Each answer is read by itself: one that has a newer form must not cost the others theirs.
+        let try_once = || self.try_once::<Several>(Method::POST, &path, Some(&nobody), Some(&calls));
         let error = match self.circuit.call(TRIES, try_once).await {
-            Ok(Answer::Success(CallAnswers { answers })) if answers.len() == count => {
-                return answers.into_iter().map(one_of_many).collect();
+            Ok(Answer::Success(Several { answers })) if answers.len() == count => {
+                let each = calls.calls.iter().zip(answers).map(async |(call, answer)| {
+                    match serde_json::from_str(answer.get()) {
+                        Ok(CallAnswer::Done(done)) => Ok(Answer::Success(done)),
+                        // What failed for this one alone may go well now.
+                        Ok(CallAnswer::Refused(problem)) if problem.status >= 500 => by_itself(call).await,
+                        Ok(CallAnswer::Refused(problem)) => Ok(Answer::Refused(Box::new(problem))),
+                        Err(error) => Err(unavailable(anyhow!("the answer has another form than agreed: {error}"))),
+                    }
+                });
+                return join_all(each).await;
             }
             Ok(Answer::Success(_)) => Error::Internal(anyhow!("the Event Service answered another number of calls")),
             Ok(Answer::Refused(_)) => return join_all(calls.calls.iter().map(by_itself)).await,
@@ -424,14 +446,6 @@ impl Wire {
             anyhow::bail!("the Event Service answered {status}");
         }
         Ok(Answer::Refused(Box::new(serde_json::from_slice(&bytes).context("the refusal is not a problem document")?)))
-    }
-}
-
-fn one_of_many<R>(answer: CallAnswer<R>) -> Result<Answer<R>, Error> {
-    match answer {
-        CallAnswer::Done(done) => Ok(Answer::Success(done)),
-        CallAnswer::Refused(problem) if problem.status < 500 => Ok(Answer::Refused(Box::new(problem))),
-        CallAnswer::Refused(problem) => Err(unavailable(anyhow!("the Event Service answered with {}", problem.code))),
     }
 }
 

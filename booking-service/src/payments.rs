@@ -15,6 +15,7 @@ use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
+use sqlx::PgPool;
 use uuid::Uuid;
 
 /// A `payment_id` that begins so is always declined.
@@ -45,7 +46,7 @@ type Charge = (PaymentId, Money, &'static str);
 /// The provider.
 #[derive(Debug)]
 pub struct PaymentProvider {
-    ledger: DeskPool,
+    ledger: PgPool,
     /// Charges that come at the same time are written together: the mock is to cost as little of this database as it can.
     charges: Coalescer<Charge, ChargeOutcome>,
     success_rate: f64,
@@ -54,11 +55,10 @@ pub struct PaymentProvider {
 const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
 
 impl PaymentProvider {
-    /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own.
+    /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own, to which there are two ways.
     #[must_use]
-    pub fn mock(ledger: DeskPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
-        let own = ledger.clone();
-        let charges = Coalescer::start(lifecycle, LANES, move |charges| remember_all(own.clone(), charges));
+    pub fn mock(ledger: PgPool, desk_ledger: DeskPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
+        let charges = Coalescer::start(lifecycle, LANES, move |charges| remember_all(desk_ledger.clone(), charges));
         Self { ledger, charges, success_rate }
     }
 
@@ -94,7 +94,7 @@ impl PaymentProvider {
         let state: Option<String> =
             sqlx::query_scalar("select state from mock_provider_charges where idempotency_key = $1")
                 .bind(key)
-                .fetch_optional(self.ledger.pool())
+                .fetch_optional(&self.ledger)
                 .await
                 .context("the mock provider's ledger can't be read")?;
         Ok(state.map_or(ChargeOutcome::Unknown, |state| outcome_of(&state)))
@@ -132,7 +132,7 @@ impl PaymentProvider {
         sqlx::query("update mock_provider_charges set state = $2 where idempotency_key = $1 and state = 'processing'")
             .bind(key)
             .bind(state)
-            .execute(self.ledger.pool())
+            .execute(&self.ledger)
             .await
             .context("the mock provider's ledger can't be written")?;
         Ok(())
@@ -147,7 +147,7 @@ impl PaymentProvider {
             .bind(key)
             .bind(charge)
             .bind(amount)
-            .execute(self.ledger.pool())
+            .execute(&self.ledger)
             .await
             .context("the mock provider's ledger can't be written")?;
         Ok(())

@@ -1,6 +1,7 @@
 //! The internal seat API, for the Booking Service: bodies in, [`session_seats`] called, answers out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -31,6 +32,9 @@ use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
 use crate::session_seats::{self, ChangeOutcome, Wish};
 use crate::sessions;
+
+/// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
+const CALL_TIME_MAX: Duration = Duration::from_millis(700);
 
 /// Rows of a page of holds or cancelled sessions, when the caller does not say.
 const WALK_ROWS_DEFAULT: u16 = 500;
@@ -156,6 +160,11 @@ async fn reserve(
     answer(outcome, reservation_id, seats)
 }
 
+fn took_too_long() -> Error {
+    let detail = "This call took longer than the others with it may wait. It may have had its effect.";
+    Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(1))
+}
+
 /// Answers each call as if it had come by itself. When the service could do none of them, that is the answer to all.
 async fn each<T, R, F: Future<Output = Result<R>>>(
     calls: Calls<T>,
@@ -164,11 +173,15 @@ async fn each<T, R, F: Future<Output = Result<R>>>(
 ) -> Result<Json<CallAnswers<R>>> {
     let done = calls.calls.into_iter().map(|call| {
         let Call { session_id, request_id, traceparent, body } = call;
-        layers::on_behalf_of(request_id, traceparent, route, work(session_id, body))
+        let work = tokio::time::timeout(CALL_TIME_MAX, work(session_id, body));
+        let work = async { work.await.unwrap_or_else(|_| Err(took_too_long())) };
+        layers::on_behalf_of(request_id, traceparent, route, work)
     });
     let done = join_all(done).await;
     let failed = |done: &std::result::Result<R, Problem>| matches!(done, Err(problem) if problem.status >= 500);
-    if let Some(Err(problem)) = done.iter().find(|_| done.iter().all(failed)) {
+    if done.iter().all(failed)
+        && let Some(Err(problem)) = done.first()
+    {
         return Err(problem.clone().into());
     }
     let answers = done.into_iter().map(|done| done.map_or_else(CallAnswer::Refused, CallAnswer::Done)).collect();

@@ -155,7 +155,7 @@ impl DeskPool {
         })
     }
 
-    /// The library's pool behind it.
+    /// The library's pool behind it, to be looked at: who takes connections from there would wait for what is only kept.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool

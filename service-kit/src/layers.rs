@@ -1,5 +1,6 @@
 //! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and its compression.
 
+use std::any::Any;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -211,8 +212,9 @@ pub async fn on_behalf_of<T>(
     let trace_id = trace.traceparent.as_deref().and_then(traces::trace_id);
     let span = tracing::error_span!("request", method = %Method::POST, route, request_id, trace_id);
     let context = RequestContext { request_id, traceparent: trace.traceparent.clone() };
-    let done = traces::within(trace.context(), CONTEXT.scope(context, work)).instrument(span.clone()).await;
-    let (status, answer, cause) = match done {
+    let work = traces::within(trace.context(), CONTEXT.scope(context, work)).instrument(span.clone());
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    let (status, answer, cause) = match done.unwrap_or_else(|panic| Err(panicked(&*panic))) {
         Ok(answer) => (200, Ok(answer), None),
         Err(error) => {
             let (problem, cause) = error.into_problem();
@@ -346,13 +348,13 @@ fn patience_of(request: &Request) -> Option<Duration> {
 }
 
 async fn caught(answer: impl Future<Output = Response>) -> Response {
-    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        Error::Internal(anyhow::anyhow!("panic: {}", said.unwrap_or_default())).into_response()
-    })
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic).into_response())
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let said =
+        panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    Error::Internal(anyhow::anyhow!("panic: {}", said.unwrap_or_default()))
 }
 
 /// The one log line of a request; causes are written here and nowhere else.
