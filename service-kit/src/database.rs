@@ -392,7 +392,7 @@ mod tests {
     #[tokio::test]
     async fn a_desks_transaction_keeps_its_connection_and_one_that_is_dropped_leaves_nothing_open() {
         let desks = DeskPool::new(&Secret::from(server("TEST_POSTGRES_URL").as_str()), "test").unwrap();
-        let key = i64::from(uuid::Uuid::new_v4().as_fields().0);
+        let key = i64::from(std::process::id());
         let lock = async |tx: &mut DeskTransaction| -> i32 {
             let sql = "select pg_backend_pid() from (select pg_advisory_xact_lock($1)) locked";
             sqlx::query_scalar(sql).bind(key).fetch_one(tx.connection().unwrap()).await.unwrap()

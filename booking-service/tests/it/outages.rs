@@ -96,7 +96,7 @@ async fn a_stale_lock_is_taken_down_by_who_meets_it() {
 async fn the_lock_of_a_booking_that_died_is_taken_down_and_that_of_one_under_way_is_not() {
     let system = System::start().await;
     let sale = system.sale(2).await;
-    let now = u64::try_from(chrono::Utc::now().timestamp()).unwrap();
+    let now = u64::try_from(system.count("select extract(epoch from now())::int8").await).unwrap();
     for (seat, age) in [(0, 60), (1, 0)] {
         let owner = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, now - age, 0));
         let (session, seat) = (sale.session.parse().unwrap(), sale.seats[seat].parse().unwrap());

@@ -106,18 +106,6 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     };
     assert_eq!(of_trace(NOT_SAMPLED), [], "what the caller does not sample is not sampled here");
     let spans = of_trace(SAMPLED);
-    let tree_of = |spans: &[(String, Span)]| {
-        let caller = (hex::decode(&SAMPLED[36..52]).unwrap(), "the caller".to_owned());
-        let names = spans.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone()));
-        let names: HashMap<Vec<u8>, String> = names.chain([caller]).collect();
-        let described = |(service, span): &(String, Span)| {
-            let parent = names.get(&span.parent_span_id).map_or("nothing", String::as_str);
-            format!("{service}: {} {} < {parent}", span.name, kind(span))
-        };
-        let mut tree: Vec<String> = spans.iter().map(described).collect();
-        tree.sort();
-        tree
-    };
     let tree = tree_of(&spans);
     assert_eq!(
         tree,
@@ -143,21 +131,39 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
             "event-service: session_seats.reserve Internal < POST /api/internal/sessions/{session_id}/seats/reserve",
         ]
     );
-    let trees: Vec<Vec<String>> = crowd.iter().map(|trace| tree_of(&of_trace(trace))).collect();
-    let together = trees.iter().flatten().filter(|step| step.contains("/api/internal/seats/reserve Server")).count();
-    assert!(together > 1, "no two holds left together: {trees:#?}");
-    for together in trees {
-        let alone = |step: String| step.replace("/api/internal/seats/", "/api/internal/sessions/{session_id}/seats/");
-        let mut as_alone: Vec<String> = together.into_iter().map(alone).collect();
-        as_alone.sort();
-        assert_eq!(as_alone, tree);
-    }
+    let trees = crowd.iter().map(|trace| tree_of(&of_trace(trace))).collect();
+    must_be_alike_but_for_their_company(trees, &tree);
     assert!(spans.iter().all(|(_, span)| span.end_time_unix_nano >= span.start_time_unix_nano));
     for (log, line) in [(&booking_log, "Published event"), (&event_log, "Received message")] {
         for trace in [SAMPLED, NOT_SAMPLED] {
             let found = log.lines().any(|shown| shown.contains(line) && shown.contains(&trace[3..35]));
             assert!(found, "no line {line:?} has the trace's id in:\n{log}");
         }
+    }
+}
+
+/// Each step, below what caused it.
+fn tree_of(spans: &[(String, Span)]) -> Vec<String> {
+    let caller = (hex::decode(&SAMPLED[36..52]).unwrap(), "the caller".to_owned());
+    let names = spans.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone()));
+    let names: HashMap<Vec<u8>, String> = names.chain([caller]).collect();
+    let described = |(service, span): &(String, Span)| {
+        let parent = names.get(&span.parent_span_id).map_or("nothing", String::as_str);
+        format!("{service}: {} {} < {parent}", span.name, kind(span))
+    };
+    let mut tree: Vec<String> = spans.iter().map(described).collect();
+    tree.sort();
+    tree
+}
+
+fn must_be_alike_but_for_their_company(trees: Vec<Vec<String>>, expected: &[String]) {
+    let together = trees.iter().flatten().filter(|step| step.contains("/api/internal/seats/reserve Server")).count();
+    assert!(together > 1, "no two holds left together: {trees:#?}");
+    for together in trees {
+        let alone = |step: String| step.replace("/api/internal/seats/", "/api/internal/sessions/{session_id}/seats/");
+        let mut as_alone: Vec<String> = together.into_iter().map(alone).collect();
+        as_alone.sort();
+        assert_eq!(as_alone, expected);
     }
 }
 
