@@ -383,11 +383,11 @@ impl Wire {
             Ok(Answer::Success(Several { answers })) if answers.len() == count => {
                 let each = calls.calls.iter().zip(answers).map(async |(call, answer)| {
                     match serde_json::from_str(answer.get()) {
-                        Ok(CallAnswer::Done(done)) => Ok(Answer::Success(done)),
+                        Ok(CallAnswer { done: Some(done), .. }) => Ok(Answer::Success(done)),
                         // What failed for this one alone may go well now.
-                        Ok(CallAnswer::Refused(problem)) if problem.status >= 500 => by_itself(call).await,
-                        Ok(CallAnswer::Refused(problem)) => Ok(Answer::Refused(Box::new(problem))),
-                        Err(error) => Err(unavailable(anyhow!("the answer has another form than agreed: {error}"))),
+                        Ok(CallAnswer { refused: Some(problem), .. }) if problem.status >= 500 => by_itself(call).await,
+                        Ok(CallAnswer { refused: Some(problem), .. }) => Ok(Answer::Refused(Box::new(problem))),
+                        _ => Err(unavailable(anyhow!("the answer has another form than agreed: {answer}"))),
                     }
                 });
                 return join_all(each).await;

@@ -184,7 +184,7 @@ async fn each<T, R, F: Future<Output = Result<R>>>(
     {
         return Err(problem.clone().into());
     }
-    let answers = done.into_iter().map(|done| done.map_or_else(CallAnswer::Refused, CallAnswer::Done)).collect();
+    let answers = done.into_iter().map(CallAnswer::from).collect();
     Ok(Json(CallAnswers { answers }))
 }
 

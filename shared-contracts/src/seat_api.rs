@@ -160,14 +160,24 @@ pub struct Calls<T> {
     pub calls: Vec<Call<T>>,
 }
 
-/// What became of one call among others.
+/// What became of one call among others: one of the two.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CallAnswer<T> {
+pub struct CallAnswer<T> {
     /// The body of its `200`.
-    Done(T),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<T>,
     /// The problem that it would have been answered with.
-    Refused(Problem),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Problem>,
+}
+
+impl<T> From<Result<T, Problem>> for CallAnswer<T> {
+    fn from(answer: Result<T, Problem>) -> Self {
+        match answer {
+            Ok(done) => Self { done: Some(done), refused: None },
+            Err(problem) => Self { done: None, refused: Some(problem) },
+        }
+    }
 }
 
 /// Answers to [`Calls`].

@@ -72,12 +72,12 @@ async fn each_of_many_gets_its_own_answer_and_what_failed_alone_is_asked_for_aga
     let each = async |State(counted): State<Counted>, Json(calls): Json<Calls<CheckAvailabilityRequest>>| {
         counted[1].fetch_add(1, Ordering::Relaxed);
         let answer = |(place, session): (usize, SessionId)| match place % 3 {
-            0 => CallAnswer::Done(available(session)),
-            1 => CallAnswer::Refused(Problem::new(Code::SessionNotFound, session.to_string())),
-            _ => CallAnswer::Refused(Problem::new(Code::DatabaseUnavailable, "Come again.")),
+            0 => Ok(available(session)),
+            1 => Err(Problem::new(Code::SessionNotFound, session.to_string())),
+            _ => Err(Problem::new(Code::DatabaseUnavailable, "Come again.")),
         };
         let sessions = calls.calls.iter().map(|call| call.session_id);
-        Json(CallAnswers { answers: sessions.enumerate().map(answer).collect() })
+        Json(CallAnswers { answers: sessions.enumerate().map(answer).map(CallAnswer::from).collect() })
     };
     let (answers, [alone, together]) =
         ask(Router::new().route("/api/internal/seats/check-availability", post(each))).await;
@@ -108,7 +108,7 @@ async fn an_answer_that_can_not_be_read_costs_the_others_nothing() {
 #[tokio::test]
 async fn fewer_answers_than_calls_are_no_answer() {
     let one = async |Json(calls): Json<Calls<CheckAvailabilityRequest>>| {
-        Json(CallAnswers { answers: vec![CallAnswer::Done(available(calls.calls[0].session_id))] })
+        Json(CallAnswers { answers: vec![CallAnswer::from(Ok(available(calls.calls[0].session_id)))] })
     };
     let (answers, _) = ask(Router::new().route("/api/internal/seats/check-availability", post(one))).await;
     let failed = answers.iter().filter(|(_, answer)| matches!(answer, Err(Error::Internal(_)))).count();
