@@ -71,13 +71,15 @@ async fn an_event_service_that_takes_one_call_at_a_time_is_asked_for_each_by_its
 async fn each_of_many_gets_its_own_answer_and_what_failed_alone_is_asked_for_again() {
     let each = async |State(counted): State<Counted>, Json(calls): Json<Calls<CheckAvailabilityRequest>>| {
         counted[1].fetch_add(1, Ordering::Relaxed);
-        let answer = |(place, session): (usize, SessionId)| match place % 3 {
-            0 => Ok(available(session)),
-            1 => Err(Problem::new(Code::SessionNotFound, session.to_string())),
-            _ => Err(Problem::new(Code::DatabaseUnavailable, "Come again.")),
+        let answer = |(place, session): (usize, SessionId)| {
+            CallAnswer::from(match place % 3 {
+                0 => Ok(available(session)),
+                1 => Err(Problem::new(Code::SessionNotFound, session.to_string())),
+                _ => Err(Problem::new(Code::DatabaseUnavailable, "Come again.")),
+            })
         };
         let sessions = calls.calls.iter().map(|call| call.session_id);
-        Json(CallAnswers { answers: sessions.enumerate().map(answer).map(CallAnswer::from).collect() })
+        Json(CallAnswers { answers: sessions.enumerate().map(answer).collect() })
     };
     let (answers, [alone, together]) =
         ask(Router::new().route("/api/internal/seats/check-availability", post(each))).await;
