@@ -55,7 +55,8 @@ pub struct PaymentProvider {
 const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
 
 impl PaymentProvider {
-    /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own, to which there are two ways.
+    /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own. Charges go by `desk_ledger`, as they
+    /// come by the thousand, and the rest by `ledger`.
     #[must_use]
     pub fn mock(ledger: PgPool, desk_ledger: DeskPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
         let charges = Coalescer::start(lifecycle, LANES, move |charges| remember_all(desk_ledger.clone(), charges));

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(150);
 /// How often a Redis that was away is asked whether it is back.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Locks taken away by one script, during which Redis answers nobody else: a millisecond.
 const RELEASED_PER_CALL: usize = 1000;
 

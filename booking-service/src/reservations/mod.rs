@@ -152,10 +152,10 @@ struct Line {
 fn gather(lines: Vec<Line>) -> Vec<Reservation> {
     let mut gathered: Vec<Reservation> = Vec::new();
     for Line { reservation, item } in lines {
-        if gathered.last().is_none_or(|last| last.id != reservation.id) {
-            gathered.push(reservation);
+        match gathered.last_mut() {
+            Some(last) if last.id == reservation.id => last.items.push(item),
+            _ => gathered.push(Reservation { items: vec![item], ..reservation }),
         }
-        gathered.last_mut().into_iter().for_each(|last| last.items.push(item.clone()));
     }
     gathered
 }

@@ -120,13 +120,12 @@ async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Rese
              select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) as given (id, owner, key, payment_id)
          ),
          locked as materialized (
-             select r.id from reservations r join given using (id) where given.owner is null or r.user_id = given.owner order by r.id for no key update of r
+             select r.id, key from reservations r join given using (id) where given.owner is null or r.user_id = given.owner order by r.id for no key update of r
          ),
          leased as (
              update reservations r set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
-             from given join locked using (id)
-             where r.id = given.id and (given.owner is null or r.user_id = given.owner)
-               and r.status || '' = 'active' and r.expiry_time > clock_timestamp()
+             from given join locked using (id, key)
+             where r.id = given.id and r.status || '' = 'active' and r.expiry_time > clock_timestamp()
                and not exists (select from payments where reservation_id = r.id and status = 'processing')
              returning r.*, key, payment_id
          ),
