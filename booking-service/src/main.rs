@@ -101,6 +101,7 @@ fn token(user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<Str
 #[tokio::main]
 async fn main() -> ExitCode {
     tls::install_crypto_provider();
+    lifecycle::avoid_huge_pages();
     lifecycle::exit_code(run(Arguments::parse().command).await)
 }
 

@@ -86,6 +86,7 @@ async fn deal_with(letters: DeadLetters, settings: &Settings) -> anyhow::Result<
 #[tokio::main]
 async fn main() -> ExitCode {
     tls::install_crypto_provider();
+    lifecycle::avoid_huge_pages();
     lifecycle::exit_code(run(Arguments::parse().command).await)
 }
 

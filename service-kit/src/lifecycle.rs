@@ -17,6 +17,14 @@ use tokio_util::task::TaskTracker;
 /// How long a stop waits for requests and messages in hand.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 
+/// Has the kernel give ordinary pages only. The allocator asks for huge ones, each of which stays for the sake of its last few bytes: with
+/// them the Event Service kept 104 MB after a full load, without them 70 MB, and was as fast (measured). Where it can't be had, nothing is
+/// lost but memory.
+pub fn avoid_huge_pages() {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_thp_disable(true);
+}
+
 /// What a process exits with: a fault that ended it is said in one line, causes included.
 pub fn exit_code(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
