@@ -4,7 +4,7 @@
 //! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means "unknown":
 //! a `reserve` without an answer may have taken the seats.
 //!
-//! The two calls of every booking, the look and the hold, leave together with those of other bookings that come at the same time.
+//! The call of every booking leaves together with those of other bookings that come at the same time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,8 @@ use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{
-    Availability, CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, CheckAvailabilityRequest, LookUpRequest,
-    OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReserveRequest, SeatConflict, SeatsChanged, SeatsOfReservation,
+    CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
+    ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatConflict, SeatsChanged, SeatsFreed, SeatsOfReservation,
     TimeCursor,
 };
 use uuid::Uuid;
@@ -43,7 +43,7 @@ const TRIES: usize = 3;
 /// Idle connections kept for the next booking.
 const IDLE_CONNECTIONS_MAX: usize = 64;
 
-/// Looks, and holds, that leave together. A service that has fallen silent is found out by ten of them, one every 20 ms; there is one on
+/// Holds that leave together. A service that has fallen silent is found out by ten of them, one every 20 ms; there is one on
 /// its way otherwise.
 const LANES: Lanes = Lanes {
     count: 16,
@@ -53,14 +53,11 @@ const LANES: Lanes = Lanes {
     // Three tries with their pauses, and those of calls that are made by themselves after all.
     time_max: Duration::from_secs(8),
 };
-const CHECK_AVAILABILITY: &str = "check-availability";
-const RESERVE: &str = "reserve";
 
 /// The way to the Event Service.
 #[derive(Debug, Clone)]
 pub struct EventClient {
     wire: Wire,
-    looks: Arc<Coalescer<Call<CheckAvailabilityRequest>, Answer<Availability>>>,
     holds: Arc<Coalescer<Call<ReserveRequest>, Answer<SeatsChanged>>>,
 }
 
@@ -78,7 +75,7 @@ struct Wire {
 #[derive(Debug)]
 pub enum ChangeOutcome {
     /// All seats are as asked for.
-    Done,
+    Done(SeatsChanged),
     /// Nothing was changed, because of these.
     Refused(Vec<SeatConflict>),
 }
@@ -143,66 +140,18 @@ impl EventClient {
         });
         let circuit = Arc::new(Circuit::new("the Event Service"));
         let wire = Wire { http, base: base.trim_end_matches('/').to_owned(), key, circuit };
-        let (look, hold) = (wire.clone(), wire.clone());
-        let look = move |calls| look.clone().together(CHECK_AVAILABILITY, calls);
-        let hold = move |calls| hold.clone().together(RESERVE, calls);
-        Ok(Self {
-            wire,
-            looks: Arc::new(Coalescer::start(lifecycle, LANES, look)),
-            holds: Arc::new(Coalescer::start(lifecycle, LANES, hold)),
-        })
+        let own = wire.clone();
+        let hold = move |calls| own.clone().together(calls);
+        Ok(Self { wire, holds: Arc::new(Coalescer::start(lifecycle, LANES, hold)) })
     }
 
-    /// Looks whether seats can be had.
+    /// Holds all seats for the reservation, or none; with their prices if they are asked for.
     ///
     /// # Errors
-    /// There is no such session, it is not on sale, or the Event Service does not answer.
-    pub async fn check_availability(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Availability, Error> {
-        let request = CheckAvailabilityRequest { session_seat_ids: seats.to_vec(), with_prices: true };
-        match self.in_company(&self.looks, CHECK_AVAILABILITY, session, request).await? {
-            Answer::Success(availability) => Ok(availability),
-            // These are the client's to hear of, in the words of who knows the session.
-            Answer::Refused(problem)
-                if matches!(
-                    problem.code,
-                    Code::SessionNotFound | Code::SessionCancelled | Code::SalesNotStarted | Code::SalesEnded
-                ) =>
-            {
-                Err(Error::Refused(problem))
-            }
-            Answer::Refused(problem) => Err(unexpected(&problem)),
-        }
-    }
-
-    /// Prices and labels of seats.
-    ///
-    /// # Errors
-    /// The Event Service does not answer.
-    pub async fn pricing(&self, session: SessionId, seats: &[SessionSeatId]) -> Result<Pricing, Error> {
-        let list = seats.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let answer = self
-            .wire
-            .call::<Pricing>(Method::GET, &format!("sessions/{session}/pricing?session_seat_ids={list}"), None::<&()>)
-            .await;
-        match answer.map_err(unavailable)? {
-            Answer::Success(pricing) => Ok(pricing),
-            Answer::Refused(problem) => Err(unexpected(&problem)),
-        }
-    }
-
-    /// Holds all seats for the reservation, or none.
-    ///
-    /// # Errors
-    /// The Event Service does not answer: the seats may be held.
-    pub async fn reserve(
-        &self,
-        session: SessionId,
-        reservation_id: ReservationId,
-        seats: &[SessionSeatId],
-        reserved_until: DateTime<Utc>,
-    ) -> Result<ChangeOutcome, Error> {
-        let request = ReserveRequest { reservation_id, session_seat_ids: seats.to_vec(), reserved_until };
-        changed(self.in_company(&self.holds, RESERVE, session, request).await?)
+    /// There is no such session or it is not on sale, both when prices are asked for; it is cancelled; or the Event Service does not
+    /// answer: the seats may be held.
+    pub async fn reserve(&self, session: SessionId, request: ReserveRequest) -> Result<ChangeOutcome, Error> {
+        changed(self.in_company(session, request).await?)
     }
 
     /// Frees what the reservation holds of the seats.
@@ -217,6 +166,22 @@ impl EventClient {
     ) -> Result<(), Error> {
         let request = SeatsOfReservation { reservation_id, session_seat_ids: seats.to_vec() };
         self.change(&format!("sessions/{session}/seats/release"), &request).await.map(drop)
+    }
+
+    /// Frees those of the seats that their reservations hold, of any sessions.
+    ///
+    /// # Errors
+    /// The Event Service does not answer, or is one that does not know this call: some of them may be free.
+    pub async fn release_all(&self, holds: &[Hold]) -> Result<(), Error> {
+        for holds in holds.chunks(SEATS_PER_CALL_MAX) {
+            let request = ReleaseRequest { holds: holds.to_vec() };
+            match self.wire.call::<SeatsFreed>(Method::POST, "seats/release", Some(&request)).await {
+                Ok(Answer::Success(_)) => {}
+                Ok(Answer::Refused(problem)) => return Err(unexpected(&problem)),
+                Err(failure) => return Err(unavailable(failure)),
+            }
+        }
+        Ok(())
     }
 
     /// Sells to the reservation the seats that it holds.
@@ -305,18 +270,12 @@ impl EventClient {
         changed(self.wire.call(Method::POST, path, Some(request)).await.map_err(unavailable)?)
     }
 
-    /// Makes a call together with those that come at the same time. Its step in the trace has the wait for them in it.
-    async fn in_company<B: Send + 'static, R: Send + 'static>(
-        &self,
-        company: &Coalescer<Call<B>, Answer<R>>,
-        kind: &str,
-        session_id: SessionId,
-        body: B,
-    ) -> Result<Answer<R>, Error> {
-        let url = self.wire.url_of(&alone(session_id, kind));
+    /// Asks for a hold together with those who come at the same time. Its step in the trace has the wait for them in it.
+    async fn in_company(&self, session_id: SessionId, body: ReserveRequest) -> Result<Answer<SeatsChanged>, Error> {
+        let url = self.wire.url_of(&alone(session_id));
         let answered = traces::call(&Method::POST, &url, async {
             let Origin { request_id, traceparent } = Origin::here();
-            let answer = company.call(Call { session_id, request_id, traceparent, body }).await;
+            let answer = self.holds.call(Call { session_id, request_id, traceparent, body }).await;
             let answer = answer.map_err(|error| match error {
                 // The call was given up, or the process stops.
                 Error::Database(error) => unavailable(error.into()),
@@ -328,19 +287,26 @@ impl EventClient {
     }
 }
 
-/// Where one such call goes by itself.
-fn alone(session: SessionId, kind: &str) -> String {
-    format!("sessions/{session}/seats/{kind}")
+/// Where a hold is asked for by itself.
+fn alone(session: SessionId) -> String {
+    format!("sessions/{session}/seats/reserve")
 }
 
 fn changed(answer: Answer<SeatsChanged>) -> Result<ChangeOutcome, Error> {
     match answer {
-        Answer::Success(_) => Ok(ChangeOutcome::Done),
+        Answer::Success(changed) => Ok(ChangeOutcome::Done(changed)),
         Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
             Ok(ChangeOutcome::Refused(problem.seats))
         }
-        // Cancelled since the look at it: the client's to hear of.
-        Answer::Refused(problem) if problem.code == Code::SessionCancelled => Err(Error::Refused(problem)),
+        // These are the client's to hear of, in the words of who knows the session.
+        Answer::Refused(problem)
+            if matches!(
+                problem.code,
+                Code::SessionNotFound | Code::SessionCancelled | Code::SalesNotStarted | Code::SalesEnded
+            ) =>
+        {
+            Err(Error::Refused(problem))
+        }
         Answer::Refused(problem) => Err(unexpected(&problem)),
     }
 }
@@ -360,25 +326,21 @@ impl Wire {
 
     /// Makes calls in one exchange. An Event Service that does not take them so (an older one) is asked for each by itself, and so it is
     /// when there is only one.
-    async fn together<B: Serialize, R: DeserializeOwned>(
-        self,
-        kind: &'static str,
-        calls: Vec<Call<B>>,
-    ) -> Vec<Result<Answer<R>, Error>> {
+    async fn together(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<Answer<SeatsChanged>, Error>> {
         let calls = Calls { calls };
         let count = calls.calls.len();
-        let by_itself = async |call: &Call<B>| {
+        let by_itself = async |call: &Call<ReserveRequest>| {
             let origin = Origin { request_id: call.request_id.clone(), traceparent: call.traceparent.clone() };
-            let path = alone(call.session_id, kind);
+            let path = alone(call.session_id);
             let try_once = || self.try_once(Method::POST, &path, Some(&origin), Some(&call.body));
             self.circuit.call(TRIES, try_once).await.map_err(unavailable)
         };
         if count == 1 {
             return join_all(calls.calls.iter().map(by_itself)).await;
         }
-        let (path, nobody) = (format!("seats/{kind}"), Origin::default());
+        let nobody = Origin::default();
         // Each answer is read by itself: one that has a newer form must not cost the others theirs.
-        let try_once = || self.try_once::<Several>(Method::POST, &path, Some(&nobody), Some(&calls));
+        let try_once = || self.try_once::<Several>(Method::POST, "seats/reserve", Some(&nobody), Some(&calls));
         let error = match self.circuit.call(TRIES, try_once).await {
             Ok(Answer::Success(Several { answers })) if answers.len() == count => {
                 let each = calls.calls.iter().zip(answers).map(async |(call, answer)| {

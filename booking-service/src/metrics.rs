@@ -22,9 +22,7 @@ pub(crate) enum Step {
     Tiers,
     /// The gate in Redis.
     Lock,
-    /// Availability and prices, from the Event Service.
-    Look,
-    /// The hold, by the Event Service.
+    /// Availability, prices and the hold, by the Event Service.
     Reserve,
     /// The reservation's row.
     Write,
@@ -41,7 +39,6 @@ impl Step {
         match self {
             Self::Tiers => "reservation.tiers",
             Self::Lock => "reservation.lock",
-            Self::Look => "reservation.look",
             Self::Reserve => "reservation.reserve",
             Self::Write => "reservation.write",
             Self::Lease => "payment.lease",

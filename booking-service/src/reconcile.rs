@@ -3,7 +3,7 @@
 //! Everything works from what the databases say now and takes no other input, so the path after a crash is the everyday path.
 //! Holds are read from the Event Service and judged by the reservations here: that is the only authority on them.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -11,7 +11,7 @@ use service_kit::crash::crash_point;
 use service_kit::error::Result;
 use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{OverdueHold, TimeCursor};
+use shared_contracts::seat_api::{Hold, OverdueHold, TimeCursor};
 use shared_contracts::transitions::ReservationState;
 use uuid::Uuid;
 
@@ -20,7 +20,6 @@ use crate::event_client::ChangeOutcome;
 use crate::payment_webhook;
 use crate::reservations::create::BOOKING_TIME_MAX;
 use crate::reservations::{confirm, finish, late_payment, session_cancelled};
-use crate::seat_locks::held_by;
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
@@ -192,33 +191,34 @@ pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
     .collect();
 
     let mut healed = Healed::default();
+    let mut free: BTreeMap<SessionId, Vec<(SessionSeatId, ReservationId)>> = BTreeMap::new();
     for owner in owners {
         let own = holds.iter().filter(|hold| hold.reservation_id == owner);
-        let (sold, mut free): (Vec<_>, Vec<_>) =
-            own.partition(|hold| ticketed.contains(&(owner, hold.session_seat_id)));
+        let (sold, others): (Vec<_>, Vec<_>) = own.partition(|hold| ticketed.contains(&(owner, hold.session_seat_id)));
+        healed.confirmed += sell(app, owner, &sold).await?;
         if states.get(&owner).is_some_and(|state| state.is_under_way()) {
-            healed.left += free.len();
-            free.clear();
+            healed.left += others.len();
+            continue;
         }
-        healed.confirmed += tell(app, owner, &sold, true).await?;
-        healed.released += tell(app, owner, &free, false).await?;
+        healed.released += others.len();
+        others.iter().for_each(|hold| free.entry(hold.session_id).or_default().push((hold.session_seat_id, owner)));
+    }
+    let hold = |(seat, owner): &(SessionSeatId, ReservationId)| Hold { reservation_id: *owner, session_seat_id: *seat };
+    app.event_service.release_all(&free.values().flatten().map(hold).collect::<Vec<_>>()).await?;
+    for (session_id, held) in free {
+        app.locks.release(session_id, &held).await;
     }
     Ok(healed)
 }
 
-async fn tell(app: &App, owner: ReservationId, holds: &[&HeldSeat], sold: bool) -> Result<usize> {
+async fn sell(app: &App, owner: ReservationId, holds: &[&HeldSeat]) -> Result<usize> {
     let Some(session_id) = holds.first().map(|hold| hold.session_id) else {
         return Ok(0);
     };
     let seats: Vec<SessionSeatId> = holds.iter().map(|hold| hold.session_seat_id).collect();
-    if sold {
-        if let ChangeOutcome::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
-            tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
-            return Ok(0);
-        }
-    } else {
-        app.event_service.release(session_id, owner, &seats).await?;
-        app.locks.release(session_id, &held_by(owner, &seats)).await;
+    if let ChangeOutcome::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
+        tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
+        return Ok(0);
     }
     Ok(seats.len())
 }

@@ -114,10 +114,10 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
         .split_for_parts();
     let (internal_routes, internal_document) = OpenApiRouter::new()
         .routes(routes!(internal_api::check_availability))
-        .routes(routes!(internal_api::check_availability_for_many))
         .routes(routes!(internal_api::reserve_seats))
         .routes(routes!(internal_api::reserve_seats_for_many))
         .routes(routes!(internal_api::release_seats))
+        .routes(routes!(internal_api::release_seats_of_many))
         .routes(routes!(internal_api::confirm_seats))
         .routes(routes!(internal_api::get_pricing))
         .routes(routes!(internal_api::list_overdue_holds))

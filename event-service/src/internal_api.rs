@@ -20,18 +20,18 @@ use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
     Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, LookUpRequest,
-    OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability, SeatConflict,
-    SeatPrice, SeatStatus, SeatsChanged, SeatsOfReservation, TimeCursor,
+    OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability,
+    SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::availability::Looks;
+use crate::availability::{Looks, SeatLook};
 use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
-use crate::session_seats::{self, ChangeOutcome, Wish};
-use crate::sessions;
+use crate::session_seats::{self, ChangeOutcome, GivenBack, Wish};
+use crate::sessions::{self, Sale};
 
 /// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
 const CALL_TIME_MAX: Duration = Duration::from_millis(700);
@@ -41,7 +41,7 @@ const WALK_ROWS_DEFAULT: u16 = 500;
 
 refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
 refusals!(ChangeRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable]);
-refusals!(ReserveRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable, Code::SessionCancelled]);
+refusals!(ReserveRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable, Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
 refusals!(ReleaseRefusals: openapi::BODY);
 refusals!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
@@ -58,27 +58,8 @@ pub(crate) async fn check_availability(
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
-    look(&looks, session_id, request).await.map(Json)
-}
-
-/// Look whether seats can be had, for many reservations at a time
-///
-/// Each call is answered as it would be by itself.
-#[utoipa::path(post, path = "/api/internal/seats/check-availability", tag = "6 Internal seat API", security((), ("internal_key" = [])),
-    request_body = Calls<CheckAvailabilityRequest>, responses((status = 200, description = "An answer for each", body = CallAnswers<Availability>), ReleaseRefusals))]
-pub(crate) async fn check_availability_for_many(
-    _: InternalCaller,
-    State(looks): State<Arc<Looks>>,
-    ApiJson(calls): ApiJson<Calls<CheckAvailabilityRequest>>,
-) -> Result<Json<CallAnswers<Availability>>> {
-    each(calls, "/api/internal/seats/check-availability", |session_id, body| look(&looks, session_id, body)).await
-}
-
-async fn look(looks: &Looks, session_id: SessionId, request: CheckAvailabilityRequest) -> Result<Availability> {
     let wanted = as_set(request.session_seat_ids);
-    let looked = traces::step("session_seats.look", looks.look(session_id, wanted.clone())).await?;
-    let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
-    sale.must_be_open()?;
+    let (_, looks) = look(&looks, session_id, wanted.clone()).await?;
     let seats: Vec<_> = looks
         .iter()
         .map(|look| SeatAvailability {
@@ -92,35 +73,34 @@ async fn look(looks: &Looks, session_id: SessionId, request: CheckAvailabilityRe
     let unknown_seat_ids: Vec<_> = wanted.into_iter().filter(|id| !is_known(id)).collect();
     let taken = seats.iter().filter(|seat| !seat.available).map(|seat| seat.session_seat_id);
     let unavailable_seat_ids: Vec<_> = taken.chain(unknown_seat_ids.iter().copied()).collect();
-    let pricing = request.with_prices.then(|| Pricing {
-        session_id,
-        base_price: sale.base_price,
-        currency: sale.currency,
-        seats: looks.into_iter().map(|look| look.price).collect(),
-    });
-    Ok(Availability {
-        available: unavailable_seat_ids.is_empty(),
-        session_id,
-        seats,
-        unavailable_seat_ids,
-        unknown_seat_ids,
-        pricing,
-    })
+    let available = unavailable_seat_ids.is_empty();
+    Ok(Json(Availability { available, session_id, seats, unavailable_seat_ids, unknown_seat_ids }))
+}
+
+/// A session that is on sale, and those of the wanted seats that are its own.
+async fn look(looks: &Looks, session_id: SessionId, wanted: Vec<SessionSeatId>) -> Result<(Sale, Vec<SeatLook>)> {
+    let looked = traces::step("session_seats.look", looks.look(session_id, wanted)).await?;
+    let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
+    sale.must_be_open()?;
+    Ok((sale, looks))
 }
 
 /// Hold seats for a reservation: all or none
+///
+/// With `with_prices` it is looked first whether the session is on sale, and the answer has the prices.
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]
 pub(crate) async fn reserve_seats(
     _: InternalCaller,
+    State(looks): State<Arc<Looks>>,
     State(desk): State<Arc<ReserveDesk>>,
     State(db): State<PgPool>,
     State(metrics): State<EventMetrics>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
-    reserve(&desk, &db, &metrics, session_id, request).await.map(Json)
+    reserve(&looks, &desk, &db, &metrics, session_id, request).await.map(Json)
 }
 
 /// Hold seats for many reservations: for each of them all or none
@@ -130,24 +110,34 @@ pub(crate) async fn reserve_seats(
     request_body = Calls<ReserveRequest>, responses((status = 200, description = "An answer for each", body = CallAnswers<SeatsChanged>), ReleaseRefusals))]
 pub(crate) async fn reserve_seats_for_many(
     _: InternalCaller,
+    State(looks): State<Arc<Looks>>,
     State(desk): State<Arc<ReserveDesk>>,
     State(db): State<PgPool>,
     State(metrics): State<EventMetrics>,
     ApiJson(calls): ApiJson<Calls<ReserveRequest>>,
 ) -> Result<Json<CallAnswers<SeatsChanged>>> {
-    let work = |session_id, body| reserve(&desk, &db, &metrics, session_id, body);
+    let work = |session_id, body| reserve(&looks, &desk, &db, &metrics, session_id, body);
     each(calls, "/api/internal/seats/reserve", work).await
 }
 
 async fn reserve(
+    looks: &Looks,
     desk: &ReserveDesk,
     db: &PgPool,
     metrics: &EventMetrics,
     session_id: SessionId,
     request: ReserveRequest,
 ) -> Result<SeatsChanged> {
-    let ReserveRequest { reservation_id, session_seat_ids, reserved_until } = request;
+    let ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices } = request;
     let seats = as_set(session_seat_ids);
+    // Which of them are taken is for the hold to say: it alone knows a repeat.
+    let looked = if with_prices { Some(look(looks, session_id, seats.clone()).await?) } else { None };
+    let pricing = looked.map(|(sale, looks)| Pricing {
+        session_id,
+        base_price: sale.base_price,
+        currency: sale.currency,
+        seats: looks.into_iter().map(|look| look.price).collect(),
+    });
     let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
     let outcome = traces::step("session_seats.reserve", desk.reserve(wish)).await;
     metrics.held(&outcome);
@@ -157,7 +147,7 @@ async fn reserve(
         // A session that was cancelled between the look and this call says so.
         sessions::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
     }
-    answer(outcome, reservation_id, seats)
+    Ok(SeatsChanged { pricing, ..answer(outcome, reservation_id, seats)? })
 }
 
 fn took_too_long() -> Error {
@@ -202,7 +192,22 @@ pub(crate) async fn release_seats(
 ) -> Result<Json<SeatsChanged>> {
     let seats = as_set(request.session_seat_ids);
     let session_seat_ids = session_seats::release(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
-    Ok(Json(SeatsChanged { reservation_id: request.reservation_id, session_seat_ids }))
+    Ok(Json(SeatsChanged { reservation_id: request.reservation_id, session_seat_ids, pricing: None }))
+}
+
+/// Free what many reservations hold
+///
+/// For holds that end together. Each is judged for itself: a seat that another reservation holds by now, or that is sold, is left alone.
+#[utoipa::path(post, path = "/api/internal/seats/release", tag = "6 Internal seat API", security((), ("internal_key" = [])),
+    request_body = ReleaseRequest, responses((status = 200, description = "The seats that this call freed", body = SeatsFreed), ReleaseRefusals))]
+pub(crate) async fn release_seats_of_many(
+    _: InternalCaller,
+    State(db): State<PgPool>,
+    ApiJson(request): ApiJson<ReleaseRequest>,
+) -> Result<Json<SeatsFreed>> {
+    let holds: Vec<_> = request.holds.iter().map(|hold| (hold.reservation_id, hold.session_seat_id)).collect();
+    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, GivenBack::Held).await?;
+    Ok(Json(SeatsFreed { session_seat_ids }))
 }
 
 /// Sell the seats that a reservation holds: all or none
@@ -226,7 +231,7 @@ fn answer(
     session_seat_ids: Vec<SessionSeatId>,
 ) -> Result<SeatsChanged> {
     match outcome {
-        ChangeOutcome::Done => Ok(SeatsChanged { reservation_id, session_seat_ids }),
+        ChangeOutcome::Done => Ok(SeatsChanged { reservation_id, session_seat_ids, pricing: None }),
         ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
     }
 }

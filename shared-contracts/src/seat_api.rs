@@ -1,7 +1,7 @@
 //! Bodies of the internal REST calls: the Booking Service asks, the Event Service answers.
 //!
-//! All of them take sets of session seats of one session, at most [`SEATS_PER_CALL_MAX`], and all are harmless when repeated. Those that
-//! every booking makes can be sent many at a time ([`Calls`]): in the minute of an on-sale an exchange costs more than what it asks for.
+//! All of them take sets of session seats of one session, at most [`SEATS_PER_CALL_MAX`], and all are harmless when repeated. Holds
+//! can be asked for many at a time ([`Calls`]): in the minute of an on-sale an exchange costs more than what it asks for.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -53,9 +53,6 @@ pub struct CheckAvailabilityRequest {
     /// The seats asked for.
     #[schema(min_items = 1, max_items = 500)]
     pub session_seat_ids: Vec<SessionSeatId>,
-    /// Whether to answer their prices too, which spares a call of `pricing`.
-    #[serde(default)]
-    pub with_prices: bool,
 }
 
 /// Answer of `check-availability`: a look, not a promise; only `reserve` decides.
@@ -72,9 +69,6 @@ pub struct Availability {
     /// Those that do not exist in this session.
     #[serde(default)]
     pub unknown_seat_ids: Vec<SessionSeatId>,
-    /// The prices of `seats`, when they were asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pricing: Option<Pricing>,
 }
 
 /// One seat's availability.
@@ -101,6 +95,10 @@ pub struct ReserveRequest {
     pub session_seat_ids: Vec<SessionSeatId>,
     /// When the reservation ends unless it is confirmed. Passing it frees no seat by itself: the Booking Service says what becomes of the hold.
     pub reserved_until: DateTime<Utc>,
+    /// Whether to look first, as `check-availability` does, and to answer the prices, as `pricing` does: three steps in one exchange.
+    /// Without it, the session need not be on sale.
+    #[serde(default)]
+    pub with_prices: bool,
 }
 
 /// Body of `release` and `confirm`.
@@ -113,6 +111,30 @@ pub struct SeatsOfReservation {
     pub session_seat_ids: Vec<SessionSeatId>,
 }
 
+/// A reservation's hold of one seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Hold {
+    /// Who holds it.
+    pub reservation_id: ReservationId,
+    /// The seat.
+    pub session_seat_id: SessionSeatId,
+}
+
+/// Body of `seats/release`: holds that end together, of any sessions.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseRequest {
+    /// The holds.
+    #[schema(min_items = 1, max_items = 500)]
+    pub holds: Vec<Hold>,
+}
+
+/// Answer of `seats/release`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SeatsFreed {
+    /// The seats that this call freed.
+    pub session_seat_ids: Vec<SessionSeatId>,
+}
+
 /// Answer of `reserve`, `release` and `confirm`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SeatsChanged {
@@ -120,6 +142,9 @@ pub struct SeatsChanged {
     pub reservation_id: ReservationId,
     /// The seats that are now as asked for; for `release`, those that this call freed.
     pub session_seat_ids: Vec<SessionSeatId>,
+    /// What they cost, for a `reserve` that asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pricing: Option<Pricing>,
 }
 
 /// A seat that stopped a `reserve` or `confirm`, in the `seats` member of the `409` problem.

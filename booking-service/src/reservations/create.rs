@@ -4,9 +4,9 @@
 //! | --- | --- | --- |
 //! | 0 price tiers and the clock, read once a second | own database | none needed |
 //! | 1 seat locks, all or none | Redis | unlock |
-//! | 2 availability | Event Service | none needed |
-//! | 3 prices, which came with 2 | Event Service | none needed |
-//! | 4 reserve, all or none | Event Service | release |
+//! | 2 is the session on sale, and are the seats its own | Event Service | none needed |
+//! | 3 prices | Event Service | none needed |
+//! | 4 reserve, all or none; 2 to 4 are one exchange | Event Service | release |
 //! | 5 write the reservation and the kept answer (`write_desk.rs`) | own database | none: it is the end |
 //!
 //! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process that dies
@@ -30,7 +30,7 @@ use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, Sessi
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
-use shared_contracts::seat_api::{Availability, Pricing, SeatConflict, SeatPrice, SeatStatus};
+use shared_contracts::seat_api::{Pricing, ReserveRequest, SeatConflict, SeatPrice, SeatStatus};
 use utoipa::ToSchema;
 
 use super::finish::abandon_unwritten;
@@ -124,7 +124,7 @@ async fn book(
     }
     app.metrics.step(Step::Lock, lock_seats(app, &draft)).await?;
     crash_point("booking.locked");
-    let booked = look_hold_and_write(app, &draft, claim).await;
+    let booked = hold_and_write(app, &draft, claim).await;
     crash_point("booking.written");
     if booked.is_err() {
         app.locks.release(draft.session_id, &held_by(draft.id, &draft.seat_ids)).await;
@@ -230,30 +230,17 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     Err(seats_unavailable(busy.into_iter().map(|(seat, _)| conflict(seat, Some(SeatStatus::Reserved))).collect()))
 }
 
-/// Step 2: a look, which spares everyone the rest when a seat is gone. Seats held past their time are let through: step 4 settles them.
-/// An Event Service that can answers the prices with it.
-async fn check_availability(app: &App, draft: &Draft) -> Result<Option<Pricing>> {
-    let availability = app.event_service.check_availability(draft.session_id, &draft.seat_ids).await?;
-    let Availability { seats, unknown_seat_ids, pricing, .. } = availability;
-    if !unknown_seat_ids.is_empty() {
-        return Err(seats_not_found(unknown_seat_ids));
-    }
-    let taken = seats.iter().filter(|seat| !seat.available && !seat.overdue);
-    let taken: Vec<_> = taken.map(|seat| conflict(seat.session_seat_id, Some(seat.status))).collect();
-    if taken.is_empty() { Ok(pricing) } else { Err(seats_unavailable(taken)) }
-}
-
 /// Steps 2 to 5.
-async fn look_hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
-    let looked = async {
-        match check_availability(app, draft).await? {
-            Some(pricing) => Ok(pricing),
-            None => app.event_service.pricing(draft.session_id, &draft.seat_ids).await,
+async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
+    let pricing = hold(app, draft, true).await?;
+    let priced = pricing.ok_or_else(older_event_service).and_then(|pricing| price(draft, &pricing));
+    match priced {
+        Ok(order) => write(app, draft, order, FairUse::Counted, claim).await,
+        Err(error) => {
+            release(app, draft).await;
+            Err(error)
         }
-    };
-    let pricing = app.metrics.step(Step::Look, looked).await?;
-    let order = price(draft, &pricing)?;
-    reserve_and_write(app, draft, order, FairUse::Counted, claim).await
+    }
 }
 
 /// Steps 4 and 5 for the seats of a reservation that has expired, at their old prices: its payment came too late. The new one has an
@@ -275,19 +262,13 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     };
     let items = ended.items.into_iter().map(|item| ReservationItem { id: ReservationItemId::new(), ..item }).collect();
     let order = PricedOrder { items, total_amount: ended.total_amount, currency: ended.currency };
+    hold(app, &draft, false).await?;
     // It is paid: whatever else its customer has, it is not to be refused.
-    reserve_and_write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
+    write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
 }
 
-async fn reserve_and_write(
-    app: &App,
-    draft: &Draft,
-    order: PricedOrder,
-    use_of: FairUse,
-    claim: &Claim,
-) -> Result<Reservation> {
-    app.metrics.step(Step::Reserve, reserve(app, draft)).await?;
-    crash_point("booking.reserved");
+/// Step 5.
+async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, claim: &Claim) -> Result<Reservation> {
     let writing = app.written.write(draft.priced(order, use_of), claim.clone());
     let error = match app.metrics.step(Step::Write, writing).await {
         Ok(reservation) => return Ok(reservation),
@@ -370,12 +351,17 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     Ok(PricedOrder { items, total_amount, currency: pricing.currency.clone() })
 }
 
-/// Step 4: the Event Service decides. Undo: [`release`].
-///
+/// Steps 2 to 4: the Event Service decides, and tells the prices if it is to. Undo: [`release`].
+async fn hold(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
+    let pricing = app.metrics.step(Step::Reserve, reserve(app, draft, with_prices)).await?;
+    crash_point("booking.reserved");
+    Ok(pricing)
+}
+
 /// A seat that is held past its time is settled on the spot and asked for once more, so that a dead worker costs no sale.
-async fn reserve(app: &App, draft: &Draft) -> Result<()> {
-    let conflicts = match ask_to_reserve(app, draft).await? {
-        ChangeOutcome::Done => return Ok(()),
+async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
+    let conflicts = match ask_to_reserve(app, draft, with_prices).await? {
+        ChangeOutcome::Done(held) => return Ok(held.pricing),
         ChangeOutcome::Refused(conflicts) => conflicts,
     };
     let overdue: Option<Vec<HeldSeat>> = conflicts
@@ -392,19 +378,30 @@ async fn reserve(app: &App, draft: &Draft) -> Result<()> {
         return Err(refusal(conflicts));
     };
     reconcile::settle(app, &overdue).await?;
-    match ask_to_reserve(app, draft).await? {
-        ChangeOutcome::Done => Ok(()),
+    match ask_to_reserve(app, draft, with_prices).await? {
+        ChangeOutcome::Done(held) => Ok(held.pricing),
         ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
     }
 }
 
-async fn ask_to_reserve(app: &App, draft: &Draft) -> Result<ChangeOutcome> {
-    let outcome = app.event_service.reserve(draft.session_id, draft.id, &draft.seat_ids, draft.expiry_time).await;
-    if outcome.is_err() {
+async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<ChangeOutcome> {
+    let Draft { id: reservation_id, session_id, expiry_time: reserved_until, .. } = *draft;
+    let session_seat_ids = draft.seat_ids.clone();
+    let request = ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices };
+    let outcome = app.event_service.reserve(session_id, request).await;
+    match &outcome {
+        // Before a sale opens these come by the thousand. (Should an earlier try have held the seats, and its answer be lost, and the sale
+        // end in between, reconciliation frees them.)
+        Err(Error::Refused(problem)) if problem.code != Code::SessionCancelled => {}
         // No answer means unknown, not "no": the seats may be held.
-        release(app, draft).await;
+        Err(_) => release(app, draft).await,
+        Ok(_) => {}
     }
     outcome
+}
+
+fn older_event_service() -> Error {
+    Error::Internal(anyhow::anyhow!("the Event Service told no prices: it is an older one, and must be replaced first"))
 }
 
 async fn release(app: &App, draft: &Draft) {

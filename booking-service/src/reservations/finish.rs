@@ -18,6 +18,7 @@ use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VER
 use shared_contracts::ids::{MessageId, PaymentId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
+use shared_contracts::seat_api::Hold;
 use shared_contracts::transitions::{ReservationState, ReservationStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
@@ -103,12 +104,25 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
         let events = expire(&mut tx, &ids).await?;
         crash_point("expire.ending");
         tx.commit().await?;
+        crash_point("expire.committed");
+        free_now(app, &events).await;
         Ok(events)
     });
     let events = events.await?;
-    crash_point("expire.committed");
     announce_end(app, &events).await;
     Ok(events.len())
+}
+
+/// Frees the seats of expired reservations. Their events do so in any case; this does it for many at a time, and while the broker is away.
+async fn free_now(app: &App, events: &[BookingEvent]) {
+    let holds_of = |event: &BookingEvent| {
+        let reservation_id = event.reservation_id;
+        event.session_seat_ids.clone().into_iter().map(move |session_seat_id| Hold { reservation_id, session_seat_id })
+    };
+    let holds: Vec<Hold> = events.iter().flat_map(holds_of).collect();
+    if let Err(error) = app.event_service.release_all(&holds).await {
+        tracing::info!(%error, seats = holds.len(), "These seats are freed by their events");
+    }
 }
 
 /// Ends those of `ids` whose time is over, for someone who wants their seats now.

@@ -85,6 +85,7 @@ async fn an_order_that_contradicts_the_seat_map_is_refused() {
     let pointers: Vec<_> = problem["errors"].as_array().unwrap().iter().map(|error| error["pointer"].clone()).collect();
     assert_eq!(pointers, ["/seats/0/seat_number", "/seats/1/row_number"]);
     assert_eq!(system.lock_owner(&sale, 0).await, None, "a refused order left a lock");
+    assert_eq!(system.statuses(&sale.session).await, ["available", "available"], "a refused order left a hold");
 
     assert_eq!(
         system.reserve(&sale, Uuid::now_v7(), &[0, 0], 422).await["errors"][0]["pointer"],

@@ -72,6 +72,41 @@ async fn reservations_that_expire_together_take_their_own_locks_away_and_no_othe
 }
 
 #[tokio::test]
+async fn without_a_broker_expired_seats_are_on_sale_again_all_the_same() {
+    let system = System::start().await;
+    let sales = [system.sale(3).await, system.sale(1).await];
+    system.reserved(&sales[0], &[0, 1]).await;
+    let (id, user) = system.reserved(&sales[0], &[2]).await;
+    system.confirm(&id, user, None, 200).await;
+    system.seats_become(&sales[0], &["reserved", "reserved", "sold"]).await;
+    system.reserved(&sales[1], &[0]).await;
+    system.to_broker.cut();
+    let_time_pass(&system).await;
+    assert_eq!(expire_due(&system.app, 100).await.unwrap(), 2);
+    assert_eq!(system.statuses(&sales[0].session).await, ["available", "available", "sold"]);
+    assert_eq!(system.statuses(&sales[1].session).await, ["available"]);
+    // Whoever buys them meanwhile keeps them when the messages come.
+    let (_, _) = system.reserved(&sales[0], &[1]).await;
+    system.to_broker.heal();
+    system.settle().await;
+    assert_eq!(system.statuses(&sales[0].session).await, ["available", "reserved", "sold"]);
+    system.finish().await;
+}
+
+#[tokio::test]
+async fn without_the_event_service_expired_seats_are_freed_by_their_events() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    system.reserved(&sale, &[0, 1]).await;
+    system.to_event_service.cut();
+    let_time_pass(&system).await;
+    assert_eq!(expire_due(&system.app, 100).await.unwrap(), 1);
+    system.to_event_service.heal();
+    system.seats_become(&sale, &["available", "available"]).await;
+    system.finish().await;
+}
+
+#[tokio::test]
 async fn without_a_worker_a_buyer_who_wants_an_expired_seat_gets_it() {
     let system = System::start().await;
     let sale = system.sale(2).await;

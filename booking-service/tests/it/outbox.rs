@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use booking_service::outbox::{Relayed, relay_batch};
+use booking_service::outbox::{Relayed, Wanted, relay_batch};
+use booking_service::reservations::finish::expire_due;
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::amqp::{Broker, Publisher};
+use service_kit::settings::Secret;
 use service_kit::testing::{server, unique};
 use service_kit::tls::Trust;
 use tokio::process::Command;
@@ -21,12 +23,40 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     system.to_broker.cut(); // So that the service's own relay does not publish it first.
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
-    let url = service_kit::settings::Secret::from(server("TEST_RABBITMQ_URL").as_str());
+    let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
     let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere"), trust: Trust::default() }, "test");
-    assert_eq!(relay_batch(&system.app.desk_db, &nowhere).await.unwrap(), Relayed { published: 0, left: 1 });
+    assert_eq!(
+        relay_batch(&system.app.desk_db, &nowhere, Wanted::All).await.unwrap(),
+        Relayed { published: 0, left: 1 }
+    );
     assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
     system.to_broker.heal();
     system.seats_become(&sale, &["sold"]).await;
+    system.finish().await;
+}
+
+/// A hall's holds end at once, and then somebody pays.
+#[tokio::test]
+async fn what_is_urgent_does_not_wait_behind_expired_reservations() {
+    let system = System::start().await;
+    let sale = system.sale(4).await;
+    system.to_broker.cut(); // So that the service's own relay does not publish them first.
+    for seat in 0..3 {
+        system.reserved(&sale, &[seat]).await;
+    }
+    system.let_reservations_run_out().await;
+    assert_eq!(expire_due(&system.app, 100).await.unwrap(), 3);
+    let (id, user) = system.reserved(&sale, &[3]).await;
+    system.confirm(&id, user, None, 200).await;
+    let waiting = async || system.count("select count(*) from outbox where published_at is null").await;
+    let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
+    let publisher = Publisher::new(Broker { url, ..system.settings.broker.clone() }, "test");
+    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Urgent).await.unwrap().published, 1);
+    assert_eq!(waiting().await, 3);
+    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Urgent).await.unwrap(), Relayed::default());
+    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::All).await.unwrap().published, 3);
+    system.to_broker.heal();
+    system.seats_become(&sale, &["available", "available", "available", "sold"]).await;
     system.finish().await;
 }
 
@@ -42,7 +72,7 @@ async fn two_relays_share_the_work_and_publish_everything() {
     let relays = (0..3).map(|_| {
         let db = system.app.desk_db.clone();
         let publisher = Arc::new(Publisher::new(system.settings.broker.clone(), "test"));
-        async move { while relay_batch(&db, &publisher).await.unwrap() != Relayed::default() {} }
+        async move { while relay_batch(&db, &publisher, Wanted::All).await.unwrap() != Relayed::default() {} }
     });
     join_all(relays).await;
     // Everything was published twice; the inbox makes the second time harmless.

@@ -338,7 +338,7 @@ impl System {
     /// The same without an end.
     pub(crate) async fn settle(&self) {
         wait_until("the outbox is empty", Duration::from_secs(30), async || {
-            let _ = outbox::relay_batch(&self.app.desk_db, &self.app.publisher).await;
+            let _ = outbox::relay_batch(&self.app.desk_db, &self.app.publisher, outbox::Wanted::All).await;
             self.count("select count(*) from outbox where published_at is null").await == 0
         })
         .await;

@@ -112,22 +112,19 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
         [
             "booking-service: POST /api/v1/reservations Server < the caller",
             "booking-service: POST /api/v1/reservations/{id}/confirm Server < the caller",
-            "booking-service: POST Client < reservation.look",
             "booking-service: POST Client < reservation.reserve",
             "booking-service: payment.charge Internal < POST /api/v1/reservations/{id}/confirm",
             "booking-service: payment.complete Internal < POST /api/v1/reservations/{id}/confirm",
             "booking-service: payment.lease Internal < POST /api/v1/reservations/{id}/confirm",
             "booking-service: publish reservation.confirmed Producer < payment.complete",
             "booking-service: reservation.lock Internal < POST /api/v1/reservations",
-            "booking-service: reservation.look Internal < POST /api/v1/reservations",
             "booking-service: reservation.reserve Internal < POST /api/v1/reservations",
             "booking-service: reservation.tiers Internal < POST /api/v1/reservations",
             "booking-service: reservation.write Internal < POST /api/v1/reservations",
-            "event-service: POST /api/internal/sessions/{session_id}/seats/check-availability Server < POST",
             "event-service: POST /api/internal/sessions/{session_id}/seats/reserve Server < POST",
             "event-service: process reservation.confirmed Consumer < publish reservation.confirmed",
             "event-service: session_seats.apply Internal < process reservation.confirmed",
-            "event-service: session_seats.look Internal < POST /api/internal/sessions/{session_id}/seats/check-availability",
+            "event-service: session_seats.look Internal < POST /api/internal/sessions/{session_id}/seats/reserve",
             "event-service: session_seats.reserve Internal < POST /api/internal/sessions/{session_id}/seats/reserve",
         ]
     );

@@ -38,11 +38,10 @@ use Link::{Database, EventService, Redis};
 const EVERY_WAY: [Strike; 3] = [Strike::Before, Strike::After, Strike::Silence];
 
 /// What a booking with an Idempotency-Key sends, in this order.
-const BOOKING: [(Link, &str); 8] = [
+const BOOKING: [(Link, &str); 7] = [
     (Database, "insert into idempotency_keys"),
     (Database, "from price_tiers"),
     (Redis, "booking:lock"),
-    (EventService, "seats/check-availability"),
     (EventService, "seats/reserve"),
     (Database, "made as ("),
     (Database, "update idempotency_keys k set status"),

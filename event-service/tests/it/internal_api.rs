@@ -1,5 +1,6 @@
 //! The internal seat API, as the Booking Service meets it.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -55,7 +56,6 @@ async fn unknown_sessions_and_seats_are_told_apart() {
 async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
     let app = TestApp::spawn().await;
     let ((session, seats), (other, others)) = (app.session(3).await, app.session(1).await);
-    let nowhere = Uuid::now_v7().to_string();
     let [first, rival, second] = [(); 3].map(|()| Uuid::now_v7());
     let call = |session: &str, body: Value| json!({ "session_id": session, "body": body });
     let calls = json!({ "calls": [
@@ -77,34 +77,77 @@ async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
     assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "available"]);
     assert_eq!(app.post("/api/internal/seats/reserve", &calls, 200).await["answers"], json!(held), "repeated");
 
-    let look = |seats: &[String]| json!({ "session_seat_ids": seats, "with_prices": true });
-    let calls = json!({ "calls": [
-        call(&session, look(&seats)), call(&nowhere, look(&seats)), call(&other, look(&others)), call(&session, look(&seats[2..])),
-    ] });
-    let looked = app.post("/api/internal/seats/check-availability", &calls, 200).await;
-    let looked = looked["answers"].as_array().unwrap();
-    assert_eq!(looked.len(), 4);
-    for (answer, session, seats, free) in
-        [(0, &session, &seats[..], false), (2, &other, &others, false), (3, &session, &seats[2..], true)]
-    {
-        let alone = format!("/api/internal/sessions/{session}/seats/check-availability");
-        let mut alone = app.post(&alone, &look(seats), 200).await;
-        let mut together = looked[answer]["done"].clone();
-        // In no order.
-        for answer in [&mut alone, &mut together] {
-            answer["seats"].as_array_mut().unwrap().sort_by_key(|seat| seat["session_seat_id"].to_string());
-            answer["pricing"]["seats"].as_array_mut().unwrap().sort_by_key(|seat| seat["session_seat_id"].to_string());
-            answer["unavailable_seat_ids"].as_array_mut().unwrap().sort_by_key(Value::to_string);
-        }
-        assert_eq!((&together, &together["available"]), (&alone, &json!(free)));
-    }
-    assert_eq!(looked[1]["refused"]["code"], "session_not_found");
     for bad in [
         json!({ "calls": [] }),
-        json!({ "calls": vec![call(&session, look(&seats)); 33] }),
-        json!({ "calls": [{ "body": look(&seats) }] }),
+        json!({ "calls": vec![call(&session, hold(first, &seats, LATER)); 33] }),
+        json!({ "calls": [{ "body": hold(first, &seats, LATER) }] }),
     ] {
-        app.post("/api/internal/seats/check-availability", &bad, 422).await;
+        app.post("/api/internal/seats/reserve", &bad, 422).await;
+    }
+}
+
+/// Look, prices and hold in one exchange, alone and among others.
+#[tokio::test]
+async fn a_hold_with_prices_is_of_a_session_on_sale_and_tells_what_the_seats_cost() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(3).await;
+    let (nowhere, nothing) = (Uuid::now_v7().to_string(), vec![Uuid::now_v7().to_string()]);
+    let priced = |owner: Uuid, seats: &[String]| json!({ "reservation_id": owner, "session_seat_ids": seats, "reserved_until": LATER, "with_prices": true });
+    let path = |session: &str| format!("/api/internal/sessions/{session}/seats/reserve");
+    let [first, second, third] = [(); 3].map(|()| Uuid::now_v7());
+
+    let alone = app.post(&path(&session), &priced(first, &seats[..1]), 200).await;
+    let pricing =
+        app.get(&format!("/api/internal/sessions/{session}/pricing?session_seat_ids={}", seats[0]), 200).await;
+    assert_eq!((&alone["pricing"], &alone["session_seat_ids"]), (&pricing, &json!(seats[..1])));
+    assert_eq!(app.post(&path(&session), &priced(first, &seats[..1]), 200).await, alone, "repeated");
+    let unpriced = app.post(&path(&session), &hold(first, &seats[..1], LATER), 200).await;
+    assert_eq!(unpriced.get("pricing"), None);
+
+    let call = |session: &str, body: Value| json!({ "session_id": session, "body": body });
+    let calls = json!({ "calls": [
+        call(&session, priced(second, &seats[1..2])), call(&nowhere, priced(third, &seats[2..])),
+        call(&session, priced(third, &seats[..1])), call(&session, priced(third, &nothing)),
+    ] });
+    let answers = app.post("/api/internal/seats/reserve", &calls, 200).await["answers"].clone();
+    assert_eq!(answers[0]["done"]["pricing"]["seats"][0]["session_seat_id"], json!(seats[1]));
+    for (place, code) in [(1, "session_not_found"), (2, "seat_unavailable"), (3, "seat_not_found")] {
+        assert_eq!(answers[place]["refused"]["code"], code);
+    }
+    let over = json!({ "sales_end": "2020-01-01T00:00:00Z" });
+    assert_eq!(app.call(Method::PATCH, &format!("/api/v1/sessions/{session}"), Some(&over)).await.status(), 200);
+    assert_eq!(app.post(&path(&session), &priced(third, &seats[2..]), 409).await["code"], "sales_ended");
+    assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "available"]);
+}
+
+#[tokio::test]
+async fn holds_of_any_sessions_end_together_and_only_they() {
+    let app = TestApp::spawn().await;
+    let ((session, seats), (other, others)) = (app.session(4).await, app.session(1).await);
+    let [first, second, third] = [(); 3].map(|()| Uuid::now_v7());
+    let path = |session: &str, call: &str| format!("/api/internal/sessions/{session}/seats/{call}");
+    app.post(&path(&session, "reserve"), &hold(first, &seats[..2], LATER), 200).await;
+    app.post(&path(&session, "reserve"), &hold(second, &seats[2..], LATER), 200).await;
+    app.post(&path(&session, "confirm"), &json!({ "reservation_id": second, "session_seat_ids": seats[2..] }), 200)
+        .await;
+    app.post(&path(&other, "reserve"), &hold(third, &others, LATER), 200).await;
+    let of = |owner: Uuid, seat: &str| json!({ "reservation_id": owner, "session_seat_id": seat });
+    let holds = json!({ "holds": [
+        of(first, &seats[0]), of(first, &seats[0]), of(third, &others[0]),
+        of(third, &seats[1]), of(second, &seats[2]), of(first, &seats[3]), of(first, &Uuid::now_v7().to_string()),
+    ] });
+    let freed = app.post("/api/internal/seats/release", &holds, 200).await;
+    let mut freed: Vec<_> =
+        freed["session_seat_ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    freed.sort_unstable();
+    let mut expected = [seats[0].as_str(), others[0].as_str()];
+    expected.sort_unstable();
+    assert_eq!(freed, expected, "each that its reservation held, once");
+    assert_eq!(app.statuses(&session).await, ["available", "reserved", "sold", "sold"]);
+    assert_eq!(app.statuses(&other).await, ["available"]);
+    assert_eq!(app.post("/api/internal/seats/release", &holds, 200).await["session_seat_ids"], json!([]), "repeated");
+    for bad in [json!({ "holds": [] }), json!({ "holds": vec![of(first, &seats[0]); 501] })] {
+        app.post("/api/internal/seats/release", &bad, 422).await;
     }
 }
 
