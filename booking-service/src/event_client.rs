@@ -417,6 +417,11 @@ fn unavailable(cause: Failure) -> Error {
     Error::Unavailable { problem: Box::new(Problem::new(Code::EventServiceUnavailable, detail).retry_after(2)), cause }
 }
 
+/// The Event Service held seats and told no prices.
+pub(crate) fn older() -> Error {
+    unavailable(anyhow!("the Event Service is older than this one: it must be replaced first"))
+}
+
 fn unexpected(problem: &Problem) -> Error {
     Error::Internal(anyhow::anyhow!("the Event Service refused with {}: {}", problem.code, problem.detail))
 }

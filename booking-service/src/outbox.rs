@@ -2,7 +2,7 @@
 //!
 //! Only this file writes `outbox`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
@@ -11,6 +11,7 @@ use service_kit::database::DeskPool;
 use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use sqlx::{FromRow, PgConnection, PgPool};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -23,10 +24,6 @@ pub const BATCH_MAX: i64 = 100;
 const RELAY_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often the relay looks without being nudged: events of other processes, and of a time without a broker.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How often it takes expired reservations, too. Their seats are on sale again without the message (`finish.rs`), and when a hall of them
-/// ends at once, those who buy need the machine more. Two processes publish a hundred thousand at this pace before the alert for an old
-/// outbox comes.
-const EXPIRED_INTERVAL: Duration = Duration::from_millis(100);
 /// How far a service's clock, which ids are made by, may be ahead of the database's.
 const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(10);
 /// From one batch to the next, so that a broker and a consumer who are busy have fewer and larger ones: a fourteenth of a journey's work
@@ -93,13 +90,14 @@ pub struct Relayed {
     pub left: usize,
 }
 
-/// Which events a relay takes.
+/// Which events a relay takes. Neither kind waits for the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// All. Those of expired reservations come last.
-    All,
-    /// All but those of expired reservations.
+    /// All but those of expired reservations: at once, and full batches one after the other.
     Urgent,
+    /// Those of expired reservations: a batch each [`POLL_INTERVAL`]. Their seats are on sale again without the message (`finish.rs`), and
+    /// when a hall of them ends at once, those who buy need the machine more.
+    Expired,
 }
 
 /// Publishes the oldest pending events and marks those that the broker confirmed.
@@ -115,11 +113,11 @@ pub async fn relay_batch(db: &DeskPool, publisher: &Publisher, wanted: Wanted) -
     let mut tx = db.begin().await?;
     let pending: Vec<Pending> = sqlx::query_as(
         "select id, event_type, payload, traceparent, created_at from outbox
-         where published_at is null and (event_type = 'reservation.expired') <= $2
-         order by (event_type = 'reservation.expired'), coalesce(tried_at, created_at), id limit $1 for update skip locked",
+         where published_at is null and (event_type = 'reservation.expired') = $2
+         order by coalesce(tried_at, created_at), id limit $1 for update skip locked",
     )
     .bind(BATCH_MAX)
-    .bind(wanted == Wanted::All)
+    .bind(wanted == Wanted::Expired)
     .fetch_all(tx.connection()?)
     .await?;
     if pending.is_empty() {
@@ -179,7 +177,7 @@ impl Pending {
 pub struct Backlog {
     /// How many, counted to [`BACKLOG_COUNTED_MAX`].
     pub pending: i64,
-    /// How long the oldest of those counted has waited.
+    /// How long the oldest of those counted has waited; of the urgent ones alone, as a hall of expired reservations takes its time.
     pub oldest_age_seconds: f64,
 }
 
@@ -192,9 +190,11 @@ pub const BACKLOG_COUNTED_MAX: i64 = 10_000;
 /// The database failed.
 pub async fn backlog(db: &PgPool) -> Result<Backlog, sqlx::Error> {
     sqlx::query_as(
-        "select count(*) as pending, coalesce(greatest(0, extract(epoch from now() - min(created_at))), 0)::float8 as oldest_age_seconds
+        "select count(*) as pending,
+                coalesce(greatest(0, extract(epoch from now() - min(created_at) filter (where event_type <> 'reservation.expired'))), 0)::float8
+                    as oldest_age_seconds
          from (
-             select created_at from outbox where published_at is null
+             select created_at, event_type from outbox where published_at is null
              order by (event_type = 'reservation.expired'), coalesce(tried_at, created_at), id limit $1
          ) waiting",
     )
@@ -235,45 +235,51 @@ fn first_id_of(time: DateTime<Utc>) -> Uuid {
     Uuid::from_u128((millis & 0xFFFF_FFFF_FFFF) << 80)
 }
 
-/// Relays until `stopping`: at once when nudged, and every [`POLL_INTERVAL`].
+/// Relays until `stopping`: urgent events at once when nudged, and both kinds every [`POLL_INTERVAL`].
 ///
 /// # Errors
 /// None; faults are logged and tried again.
 pub async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::Result<()> {
     let mut faulty = false;
-    let mut expired_next = Instant::now();
+    // When each kind is looked for next.
+    let mut urgent_at = Instant::now();
+    let mut expired_at = urgent_at;
     while !stopping.is_cancelled() {
-        let wanted = if Instant::now() < expired_next { Wanted::Urgent } else { Wanted::All };
-        if wanted == Wanted::All {
-            expired_next = Instant::now() + EXPIRED_INTERVAL;
+        let mut fault = false;
+        for (wanted, at) in [(Wanted::Urgent, &mut urgent_at), (Wanted::Expired, &mut expired_at)] {
+            if Instant::now() < *at {
+                continue;
+            }
+            let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.desk_db, &app.publisher, wanted)).await;
+            let relayed = relayed.map_err(anyhow::Error::from).flatten();
+            relayed.iter().for_each(|relayed| app.metrics.relayed(*relayed));
+            let pause = match relayed {
+                // What some of the batch could not do, others behind them can.
+                Ok(Relayed { published, left }) if left == 0 || published > 0 => {
+                    let is_full = (published + left) as i64 == BATCH_MAX;
+                    if is_full && wanted == Wanted::Urgent { Duration::ZERO } else { POLL_INTERVAL }
+                }
+                Ok(_) => PAUSE_AFTER_FAULT,
+                Err(error) => {
+                    if !faulty && !fault {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "Events can't be published; they wait in the outbox"
+                        );
+                    }
+                    fault = true;
+                    PAUSE_AFTER_FAULT
+                }
+            };
+            *at = Instant::now() + pause;
         }
-        let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.desk_db, &app.publisher, wanted)).await;
-        let relayed = relayed.map_err(anyhow::Error::from).flatten();
-        relayed.iter().for_each(|relayed| app.metrics.relayed(*relayed));
-        let pause = match relayed {
-            // What some of the batch could not do, others behind them can.
-            Ok(Relayed { published, left }) if left == 0 || published > 0 => {
-                faulty = false;
-                if (published + left) as i64 == BATCH_MAX {
-                    continue;
-                }
-                if wanted == Wanted::All { POLL_INTERVAL } else { EXPIRED_INTERVAL }
-            }
-            Ok(_) => PAUSE_AFTER_FAULT,
-            Err(error) => {
-                if !faulty {
-                    tracing::warn!(error = format!("{error:#}"), "Events can't be published; they wait in the outbox");
-                }
-                faulty = true;
-                PAUSE_AFTER_FAULT
-            }
-        };
+        faulty = fault;
         // Who comes meanwhile leaves together with those after them.
         tokio::time::sleep(GATHER_TIME).await;
         tokio::select! {
             () = stopping.cancelled() => {}
-            () = app.outbox_nudge.notified(), if pause != PAUSE_AFTER_FAULT => {}
-            () = tokio::time::sleep(pause) => {}
+            () = app.outbox_nudge.notified(), if !faulty => urgent_at = Instant::now(),
+            () = tokio::time::sleep_until(urgent_at.min(expired_at)) => {}
         }
     }
     Ok(())

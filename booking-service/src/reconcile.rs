@@ -25,7 +25,7 @@ use crate::reservations::{confirm, finish, late_payment, session_cancelled};
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
 /// How much later than its booking began a hold may appear: a `reserve` whose caller has long given up may still be on its way.
 const LATE_HOLD_MAX: TimeDelta = TimeDelta::seconds(60);
-/// How long past its time a hold is left to the expiry and its event, which are on their way: to do their work as well would make
+/// How long past its time a hold is left to the expiry, which is on its way: to do their work as well would make
 /// the end of a hundred thousand holds at once take twice as long.
 const EXPIRY_TIME_USUAL: Duration = Duration::from_secs(10);
 /// Holds read at a time.

@@ -8,7 +8,7 @@ use service_kit::coalesce::{Coalescer, Lanes};
 use service_kit::database::DeskPool;
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
-use shared_contracts::ids::{SessionId, SessionSeatId};
+use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::seat_api::{SeatPrice, SeatStatus};
@@ -16,11 +16,13 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::sessions::Sale;
 
-/// One seat as `check-availability` sees it.
+/// One seat as a look sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct SeatLook {
     /// Who has it.
     pub(crate) status: SeatStatus,
+    /// Whose it is.
+    pub(crate) reservation_id: Option<ReservationId>,
     /// Held past its time.
     pub(crate) overdue: bool,
     /// Its price and labels.
@@ -34,6 +36,7 @@ struct LookRow {
     /// Absent, as all below it, when none of the seats is the session's.
     session_seat_id: Option<SessionSeatId>,
     status: Option<SeatStatus>,
+    reservation_id: Option<ReservationId>,
     overdue: Option<bool>,
     price: Option<Money>,
     row_number: Option<Label>,
@@ -48,7 +51,8 @@ impl LookRow {
             row_number: self.row_number?,
             seat_number: self.seat_number?,
         };
-        Some(SeatLook { status: self.status?, overdue: self.overdue?, price })
+        let reservation_id = self.reservation_id;
+        Some(SeatLook { status: self.status?, reservation_id, overdue: self.overdue?, price })
     }
 }
 
@@ -107,7 +111,7 @@ async fn look_for_all(db: DeskPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>
 async fn look(connection: &mut PgConnection, session_id: SessionId, seats: &[SessionSeatId]) -> Result<Look> {
     let rows: Vec<LookRow> = sqlx::query_as(
         "select c.status as session_status, sales_start as opens, least(start_time, sales_end) as closes, now() as now, base_price, currency,
-                session_seat_id, s.status, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
+                session_seat_id, s.status, reservation_id, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
                 price, row_number, seat_number
          from sessions c
          left join (select * from session_seats where session_seat_id = any($1) offset 0) s using (session_id)

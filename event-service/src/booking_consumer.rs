@@ -43,18 +43,20 @@ impl Applier {
             Ok(event) => event,
             Err(error) => return Verdict::Poison(error),
         };
-        let (message_id, occurred_at) = (event.event_id, event.occurred_at);
+        let message_id = event.event_id;
+        // The seats of an expired reservation are free before the message, which takes its time.
+        let waited_since = (event.event_type != BookingEventType::Expired).then_some(event.occurred_at);
         match traces::step("session_seats.apply", self.events.call(event)).await {
             Ok(Applied::Changed) => {
-                self.metrics.applied("applied", occurred_at);
+                self.metrics.applied("applied", waited_since);
                 Verdict::Done
             }
             Ok(Applied::Stale) => {
-                self.metrics.applied("stale", occurred_at);
+                self.metrics.applied("stale", waited_since);
                 Verdict::Done
             }
             Ok(Applied::Repeat) => {
-                self.metrics.applied("duplicate", occurred_at);
+                self.metrics.applied("duplicate", waited_since);
                 tracing::info!(%message_id, "Message known already; nothing to do");
                 Verdict::Done
             }

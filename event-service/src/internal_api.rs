@@ -85,6 +85,34 @@ async fn look(looks: &Looks, session_id: SessionId, wanted: Vec<SessionSeatId>) 
     Ok((sale, looks))
 }
 
+/// The prices of seats that can be had, as far as a look can tell: it spares those who come too late the locks of a hold. What is overdue
+/// is for the hold to name; what the reservation has already, by an earlier try, is its own.
+async fn look_and_price(
+    looks: &Looks,
+    session_id: SessionId,
+    reservation_id: ReservationId,
+    wanted: &[SessionSeatId],
+) -> Result<Pricing> {
+    let (sale, looks) = look(looks, session_id, wanted.to_vec()).await?;
+    let is_taken = |look: &&SeatLook| {
+        look.status != SeatStatus::Available && !look.overdue && look.reservation_id != Some(reservation_id)
+    };
+    let conflict = |id: SessionSeatId, status: Option<SeatStatus>| SeatConflict {
+        session_seat_id: id,
+        status,
+        overdue_reservation_id: None,
+    };
+    let is_known = |id: &&SessionSeatId| looks.iter().any(|look| look.price.session_seat_id == **id);
+    let unknown = wanted.iter().filter(|id| !is_known(id)).map(|id| conflict(*id, None));
+    let taken = looks.iter().filter(is_taken).map(|look| conflict(look.price.session_seat_id, Some(look.status)));
+    let conflicts: Vec<SeatConflict> = unknown.chain(taken).collect();
+    if !conflicts.is_empty() {
+        return Err(refusal(conflicts));
+    }
+    let seats = looks.into_iter().map(|look| look.price).collect();
+    Ok(Pricing { session_id, base_price: sale.base_price, currency: sale.currency, seats })
+}
+
 /// Hold seats for a reservation: all or none
 ///
 /// With `with_prices` it is looked first whether the session is on sale, and the answer has the prices.
@@ -130,21 +158,18 @@ async fn reserve(
 ) -> Result<SeatsChanged> {
     let ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices } = request;
     let seats = as_set(session_seat_ids);
-    // Which of them are taken is for the hold to say: it alone knows a repeat.
-    let looked = if with_prices { Some(look(looks, session_id, seats.clone()).await?) } else { None };
-    let pricing = looked.map(|(sale, looks)| Pricing {
-        session_id,
-        base_price: sale.base_price,
-        currency: sale.currency,
-        seats: looks.into_iter().map(|look| look.price).collect(),
-    });
+    let pricing = match with_prices {
+        true => Some(look_and_price(looks, session_id, reservation_id, &seats).await?),
+        false => None,
+    };
     let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
     let outcome = traces::step("session_seats.reserve", desk.reserve(wish)).await;
     metrics.held(&outcome);
     let outcome = outcome?;
     crash_point("seats.reserved");
-    if matches!(outcome, ChangeOutcome::Refused(_)) {
-        // A session that was cancelled between the look and this call says so.
+    let is_blocked = |conflict: &SeatConflict| conflict.status == Some(SeatStatus::Blocked);
+    if matches!(&outcome, ChangeOutcome::Refused(conflicts) if conflicts.iter().any(is_blocked)) {
+        // A session that has just been cancelled says so.
         sessions::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
     }
     Ok(SeatsChanged { pricing, ..answer(outcome, reservation_id, seats)? })

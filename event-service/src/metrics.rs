@@ -109,10 +109,10 @@ impl EventMetrics {
         self.holds.with_label_values(&[outcome]).inc();
     }
 
-    /// A message has had its effect, now or before.
-    pub(crate) fn applied(&self, result: &str, occurred_at: DateTime<Utc>) {
+    /// A message has had its effect, now or before; seats have waited for it since then, if they have.
+    pub(crate) fn applied(&self, result: &str, waited_since: Option<DateTime<Utc>>) {
         self.consumer.messages.with_label_values(&[result]).inc();
-        if result == "applied" {
+        if let Some(occurred_at) = waited_since.filter(|_| result == "applied") {
             let now = DateTime::<Utc>::from(SystemTime::now());
             let lag = (now - occurred_at).as_seconds_f64().max(0.0);
             self.lag.with_label_values::<&str>(&[]).observe(lag);

@@ -1,6 +1,6 @@
 //! Bodies of the internal REST calls: the Booking Service asks, the Event Service answers.
 //!
-//! All of them take sets of session seats of one session, at most [`SEATS_PER_CALL_MAX`], and all are harmless when repeated. Holds
+//! All of them take session seats, at most [`SEATS_PER_CALL_MAX`], those of one session but for [`ReleaseRequest`] and [`LookUpRequest`], and all are harmless when repeated. Holds
 //! can be asked for many at a time ([`Calls`]): in the minute of an on-sale an exchange costs more than what it asks for.
 
 use chrono::{DateTime, Utc};

@@ -21,7 +21,7 @@ use shared_contracts::problem::{Code, Problem};
 use shared_contracts::transitions::{PaymentState, ReservationState};
 use utoipa::ToSchema;
 
-use super::finish::{Changed, announce_all, announce_end, refusal, settle_now};
+use super::finish::{Changed, announce_all, announce_end, free_now, refusal, settle_now};
 use super::pay_desk::{Completion, Order, Paid};
 use super::{Reservation, find, not_found};
 use crate::app::App;
@@ -287,6 +287,7 @@ async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result
     let amount = changed.total_amount;
     let events = announce_all(&mut tx, BookingEventType::Expired, &[changed]).await?;
     tx.commit().await?;
+    free_now(app, &events).await;
     tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket; the money is given back, and someone must look");
     announce_end(app, &events).await;
     settle_now(app, key.as_uuid(), key, amount).await;

@@ -37,7 +37,7 @@ use super::finish::abandon_unwritten;
 use super::write_desk::{FairUse, NewReservation};
 use super::{Reservation, ReservationItem, find};
 use crate::app::App;
-use crate::event_client::ChangeOutcome;
+use crate::event_client::{self, ChangeOutcome};
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::metrics::Step;
 use crate::reconcile::{self, HeldSeat};
@@ -233,7 +233,7 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
 /// Steps 2 to 5.
 async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
     let pricing = hold(app, draft, true).await?;
-    let priced = pricing.ok_or_else(older_event_service).and_then(|pricing| price(draft, &pricing));
+    let priced = pricing.ok_or_else(event_client::older).and_then(|pricing| price(draft, &pricing));
     match priced {
         Ok(order) => write(app, draft, order, FairUse::Counted, claim).await,
         Err(error) => {
@@ -392,16 +392,12 @@ async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<C
     match &outcome {
         // Before a sale opens these come by the thousand. (Should an earlier try have held the seats, and its answer be lost, and the sale
         // end in between, reconciliation frees them.)
-        Err(Error::Refused(problem)) if problem.code != Code::SessionCancelled => {}
+        Err(Error::Refused(_)) => {}
         // No answer means unknown, not "no": the seats may be held.
         Err(_) => release(app, draft).await,
         Ok(_) => {}
     }
     outcome
-}
-
-fn older_event_service() -> Error {
-    Error::Internal(anyhow::anyhow!("the Event Service told no prices: it is an older one, and must be replaced first"))
 }
 
 async fn release(app: &App, draft: &Draft) {

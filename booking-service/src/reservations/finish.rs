@@ -114,7 +114,7 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
 }
 
 /// Frees the seats of expired reservations. Their events do so in any case; this does it for many at a time, and while the broker is away.
-async fn free_now(app: &App, events: &[BookingEvent]) {
+pub(super) async fn free_now(app: &App, events: &[BookingEvent]) {
     let holds_of = |event: &BookingEvent| {
         let reservation_id = event.reservation_id;
         event.session_seat_ids.clone().into_iter().map(move |session_seat_id| Hold { reservation_id, session_seat_id })

@@ -15,7 +15,9 @@ use service_kit::lifecycle::Lifecycle;
 use service_kit::tls::Trust;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::problem::{Code, Problem};
-use shared_contracts::seat_api::{CallAnswer, CallAnswers, Calls, ReserveRequest, SeatsChanged};
+use shared_contracts::seat_api::{
+    CallAnswer, CallAnswers, Calls, Hold, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed,
+};
 use tokio::net::TcpListener;
 
 const CALLS: usize = 8;
@@ -33,16 +35,20 @@ async fn alone(State(counted): State<Counted>, Json(request): Json<ReserveReques
     Json(held(request))
 }
 
-/// The reservations that want holds, and what they are answered, in an Event Service with these routes.
-async fn ask(routes: Router<Counted>) -> (Vec<(ReservationId, Result<SeatsChanged, Error>)>, [usize; 2]) {
-    let counted = Counted::default();
-    let routes = routes.route("/api/internal/sessions/{session}/seats/reserve", post(alone));
-    let routes = routes.with_state(Arc::clone(&counted));
+/// A client of an Event Service with these routes.
+async fn client_of(routes: Router) -> EventClient {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
     tokio::spawn(async move { axum::serve(listener, routes).await });
-    let client = EventClient::new(&base, &InternalKeys::default(), &Trust::default(), &Lifecycle::new()).unwrap();
+    EventClient::new(&base, &InternalKeys::default(), &Trust::default(), &Lifecycle::new()).unwrap()
+}
+
+/// The reservations that want holds, and what they are answered, in an Event Service with these routes.
+async fn ask(routes: Router<Counted>) -> (Vec<(ReservationId, Result<SeatsChanged, Error>)>, [usize; 2]) {
+    let counted = Counted::default();
+    let routes = routes.route("/api/internal/sessions/{session}/seats/reserve", post(alone));
+    let client = client_of(routes.with_state(Arc::clone(&counted))).await;
     let ask = async |reservation_id: ReservationId| {
         let session_seat_ids = vec![SessionSeatId::new()];
         let request = ReserveRequest {
@@ -122,4 +128,21 @@ async fn fewer_answers_than_calls_are_no_answer() {
     let (answers, _) = ask(Router::new().route("/api/internal/seats/reserve", post(one))).await;
     let failed = answers.iter().filter(|(_, answer)| matches!(answer, Err(Error::Internal(_)))).count();
     assert_eq!(failed, CALLS);
+}
+
+#[tokio::test]
+async fn more_holds_than_a_call_takes_end_in_several() {
+    let counted = Counted::default();
+    let release = async |State(counted): State<Counted>, Json(request): Json<ReleaseRequest>| {
+        counted[0].fetch_add(1, Ordering::Relaxed);
+        counted[1].fetch_add(request.holds.len(), Ordering::Relaxed);
+        assert!(request.holds.len() <= SEATS_PER_CALL_MAX);
+        Json(SeatsFreed { session_seat_ids: Vec::new() })
+    };
+    let routes = Router::new().route("/api/internal/seats/release", post(release));
+    let client = client_of(routes.with_state(Arc::clone(&counted))).await;
+    let hold = |_| Hold { reservation_id: ReservationId::new(), session_seat_id: SessionSeatId::new() };
+    client.release_all(&(0..=SEATS_PER_CALL_MAX).map(hold).collect::<Vec<_>>()).await.unwrap();
+    client.release_all(&[]).await.unwrap();
+    assert_eq!([0, 1].map(|which: usize| counted[which].load(Ordering::Relaxed)), [2, SEATS_PER_CALL_MAX + 1]);
 }

@@ -1,6 +1,7 @@
 //! No event is lost, and none that the broker did not take counts as published.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use booking_service::outbox::{Relayed, Wanted, relay_batch};
 use booking_service::reservations::finish::expire_due;
@@ -9,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::amqp::{Broker, Publisher};
 use service_kit::settings::Secret;
-use service_kit::testing::{server, unique};
+use service_kit::testing::{server, unique, wait_until};
 use service_kit::tls::Trust;
 use tokio::process::Command;
 use uuid::Uuid;
@@ -26,7 +27,7 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
     let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere"), trust: Trust::default() }, "test");
     assert_eq!(
-        relay_batch(&system.app.desk_db, &nowhere, Wanted::All).await.unwrap(),
+        relay_batch(&system.app.desk_db, &nowhere, Wanted::Urgent).await.unwrap(),
         Relayed { published: 0, left: 1 }
     );
     assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
@@ -54,9 +55,32 @@ async fn what_is_urgent_does_not_wait_behind_expired_reservations() {
     assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Urgent).await.unwrap().published, 1);
     assert_eq!(waiting().await, 3);
     assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Urgent).await.unwrap(), Relayed::default());
-    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::All).await.unwrap().published, 3);
+    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Expired).await.unwrap().published, 3);
     system.to_broker.heal();
     system.seats_become(&sale, &["available", "available", "available", "sold"]).await;
+    system.finish().await;
+}
+
+/// More than a batch of them, and behind them one event of each kind that a queue takes.
+#[tokio::test]
+async fn events_that_nobody_takes_keep_no_others_back() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    let stuck = "insert into outbox (id, event_type, reservation_id, sequence, payload, created_at)
+                 select gen_random_uuid(), 'nobody.listens', gen_random_uuid(), 1, '{}', now() - interval '1 minute' from generate_series(1, 150)";
+    sqlx::query(stuck).execute(&system.app.db).await.unwrap();
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system.confirm(&id, user, None, 200).await;
+    system.reserved(&sale, &[1]).await;
+    system.let_reservations_run_out().await;
+    assert_eq!(expire_due(&system.app, 100).await.unwrap(), 1);
+    wait_until("both have left", Duration::from_secs(20), async || {
+        let waiting = "select count(*) from outbox where published_at is null and event_type <> 'nobody.listens'";
+        system.count(waiting).await == 0
+    })
+    .await;
+    sqlx::query("delete from outbox where event_type = 'nobody.listens'").execute(&system.app.db).await.unwrap();
+    system.seats_become(&sale, &["sold", "available"]).await;
     system.finish().await;
 }
 
@@ -72,7 +96,7 @@ async fn two_relays_share_the_work_and_publish_everything() {
     let relays = (0..3).map(|_| {
         let db = system.app.desk_db.clone();
         let publisher = Arc::new(Publisher::new(system.settings.broker.clone(), "test"));
-        async move { while relay_batch(&db, &publisher, Wanted::All).await.unwrap() != Relayed::default() {} }
+        async move { while relay_batch(&db, &publisher, Wanted::Urgent).await.unwrap() != Relayed::default() {} }
     });
     join_all(relays).await;
     // Everything was published twice; the inbox makes the second time harmless.

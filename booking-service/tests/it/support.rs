@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use booking_service::app::{self, App};
 use booking_service::audit::{Patience, Report, audit};
-use booking_service::outbox;
+use booking_service::outbox::{self, Wanted};
 use booking_service::settings::{Rules, Settings};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -338,7 +338,9 @@ impl System {
     /// The same without an end.
     pub(crate) async fn settle(&self) {
         wait_until("the outbox is empty", Duration::from_secs(30), async || {
-            let _ = outbox::relay_batch(&self.app.desk_db, &self.app.publisher, outbox::Wanted::All).await;
+            for wanted in [Wanted::Urgent, Wanted::Expired] {
+                let _ = outbox::relay_batch(&self.app.desk_db, &self.app.publisher, wanted).await;
+            }
             self.count("select count(*) from outbox where published_at is null").await == 0
         })
         .await;

@@ -175,6 +175,32 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
     system.finish().await;
 }
 
+/// A buyer contradicts the labels, and the hold that told them can't be given back.
+#[tokio::test]
+async fn a_refused_order_whose_release_fails_is_found_by_reconciliation() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let broken = broken(&system, EventService, "seats/release", Strike::Before, 9).await;
+    let mut order = sale.order(&[0]);
+    order["seats"][0]["row_number"] = "9".into();
+    let request = system.http.post(format!("{}/api/v1/reservations", broken.base)).json(&order);
+    let response = request.header("x-user-id", Uuid::now_v7().to_string()).send().await.unwrap();
+    answer(response, 422).await;
+    assert!(broken.wire.hits() > 0, "nothing was tested");
+    broken.lifecycle.stop();
+    assert_eq!(system.statuses(&sale.session).await, ["reserved"]);
+    // As old as a hold must be to count as abandoned: its age is told by its end.
+    sqlx::query("update session_seats set reserved_until = reserved_until - make_interval(secs => $1)")
+        .bind(ABANDONED_AFTER.as_secs_f64())
+        .execute(&system.event_db)
+        .await
+        .unwrap();
+    assert_eq!(reconcile::reconcile_once(&system.app, &mut Sweep::default()).await.unwrap().released, 1);
+    assert_eq!(system.statuses(&sale.session).await, ["available"]);
+    assert_eq!(system.lock_owner(&sale, 0).await, None);
+    system.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
     let system = System::start().await;

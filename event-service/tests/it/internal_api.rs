@@ -90,34 +90,38 @@ async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
 #[tokio::test]
 async fn a_hold_with_prices_is_of_a_session_on_sale_and_tells_what_the_seats_cost() {
     let app = TestApp::spawn().await;
-    let (session, seats) = app.session(3).await;
+    let (session, seats) = app.session(4).await;
     let (nowhere, nothing) = (Uuid::now_v7().to_string(), vec![Uuid::now_v7().to_string()]);
     let priced = |owner: Uuid, seats: &[String]| json!({ "reservation_id": owner, "session_seat_ids": seats, "reserved_until": LATER, "with_prices": true });
     let path = |session: &str| format!("/api/internal/sessions/{session}/seats/reserve");
-    let [first, second, third] = [(); 3].map(|()| Uuid::now_v7());
+    let [first, second, third, fourth] = [(); 4].map(|()| Uuid::now_v7());
 
     let alone = app.post(&path(&session), &priced(first, &seats[..1]), 200).await;
-    let pricing =
-        app.get(&format!("/api/internal/sessions/{session}/pricing?session_seat_ids={}", seats[0]), 200).await;
-    assert_eq!((&alone["pricing"], &alone["session_seat_ids"]), (&pricing, &json!(seats[..1])));
+    let pricing = async |seat: &str| {
+        app.get(&format!("/api/internal/sessions/{session}/pricing?session_seat_ids={seat}"), 200).await
+    };
+    assert_eq!((&alone["pricing"], &alone["session_seat_ids"]), (&pricing(&seats[0]).await, &json!(seats[..1])));
     assert_eq!(app.post(&path(&session), &priced(first, &seats[..1]), 200).await, alone, "repeated");
     let unpriced = app.post(&path(&session), &hold(first, &seats[..1], LATER), 200).await;
     assert_eq!(unpriced.get("pricing"), None);
 
     let call = |session: &str, body: Value| json!({ "session_id": session, "body": body });
     let calls = json!({ "calls": [
-        call(&session, priced(second, &seats[1..2])), call(&nowhere, priced(third, &seats[2..])),
+        call(&session, priced(second, &seats[1..2])), call(&nowhere, priced(third, &seats[3..])),
         call(&session, priced(third, &seats[..1])), call(&session, priced(third, &nothing)),
+        call(&session, priced(fourth, &seats[2..3])),
     ] });
     let answers = app.post("/api/internal/seats/reserve", &calls, 200).await["answers"].clone();
-    assert_eq!(answers[0]["done"]["pricing"]["seats"][0]["session_seat_id"], json!(seats[1]));
+    for (place, seat) in [(0, &seats[1]), (4, &seats[2])] {
+        assert_eq!(answers[place]["done"]["pricing"], pricing(seat).await, "each its own");
+    }
     for (place, code) in [(1, "session_not_found"), (2, "seat_unavailable"), (3, "seat_not_found")] {
         assert_eq!(answers[place]["refused"]["code"], code);
     }
     let over = json!({ "sales_end": "2020-01-01T00:00:00Z" });
     assert_eq!(app.call(Method::PATCH, &format!("/api/v1/sessions/{session}"), Some(&over)).await.status(), 200);
-    assert_eq!(app.post(&path(&session), &priced(third, &seats[2..]), 409).await["code"], "sales_ended");
-    assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "available"]);
+    assert_eq!(app.post(&path(&session), &priced(third, &seats[3..]), 409).await["code"], "sales_ended");
+    assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "reserved", "available"]);
 }
 
 #[tokio::test]
