@@ -393,9 +393,10 @@ async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<C
         // Before a sale opens these come by the thousand. (Should an earlier try have held the seats, and its answer be lost, and the sale
         // end in between, reconciliation frees them.)
         Err(Error::Refused(_)) => {}
-        // No answer means unknown, not "no": the seats may be held.
-        Err(_) => release(app, draft).await,
-        Ok(_) => {}
+        // No answer means unknown, not "no": the seats may be held. A service that answers nobody is not waited for once more; then
+        // reconciliation frees them.
+        Err(_) if app.event_service.circuit().is_ok() => release(app, draft).await,
+        Err(_) | Ok(_) => {}
     }
     outcome
 }
