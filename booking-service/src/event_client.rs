@@ -324,8 +324,8 @@ impl Wire {
         }
     }
 
-    /// Makes calls in one exchange. An Event Service that does not take them so (an older one) is asked for each by itself, and so it is
-    /// when there is only one.
+    /// Makes calls in one exchange. When there is only one, or the Event Service finds fault with all of them together, it is asked for each
+    /// by itself.
     async fn together(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<Answer<SeatsChanged>, Error>> {
         let calls = Calls { calls };
         let count = calls.calls.len();

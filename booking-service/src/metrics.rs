@@ -126,7 +126,7 @@ impl BookingMetrics {
             )?,
             outbox_age: common.gauges(
                 "booking_outbox_oldest_age_seconds",
-                "How long the oldest of those events has waited; 0 when none does.",
+                "How long the oldest of those events has waited, those of expired reservations aside; 0 when none does.",
                 &[],
             )?,
             audit_violations: common.gauges(

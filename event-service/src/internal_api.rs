@@ -97,14 +97,10 @@ async fn look_and_price(
     let is_taken = |look: &&SeatLook| {
         look.status != SeatStatus::Available && !look.overdue && look.reservation_id != Some(reservation_id)
     };
-    let conflict = |id: SessionSeatId, status: Option<SeatStatus>| SeatConflict {
-        session_seat_id: id,
-        status,
-        overdue_reservation_id: None,
-    };
     let is_known = |id: &&SessionSeatId| looks.iter().any(|look| look.price.session_seat_id == **id);
-    let unknown = wanted.iter().filter(|id| !is_known(id)).map(|id| conflict(*id, None));
-    let taken = looks.iter().filter(is_taken).map(|look| conflict(look.price.session_seat_id, Some(look.status)));
+    let unknown = wanted.iter().filter(|id| !is_known(id)).map(|id| SeatConflict::new(*id, None));
+    let taken =
+        looks.iter().filter(is_taken).map(|look| SeatConflict::new(look.price.session_seat_id, Some(look.status)));
     let conflicts: Vec<SeatConflict> = unknown.chain(taken).collect();
     if !conflicts.is_empty() {
         return Err(refusal(conflicts));
@@ -115,7 +111,7 @@ async fn look_and_price(
 
 /// Hold seats for a reservation: all or none
 ///
-/// With `with_prices` it is looked first whether the session is on sale, and the answer has the prices.
+/// With `with_prices` it is looked first whether the session is on sale and its seats are free, and the answer has the prices.
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]

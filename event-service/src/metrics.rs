@@ -43,7 +43,7 @@ impl EventMetrics {
             consumer: ConsumerMetrics::register(&common, "event_consumer")?,
             lag: common.durations(
                 "event_consumer_lag_seconds",
-                "From a change at the Booking Service to its effect here, by both machines' clocks.",
+                "From a change at the Booking Service to its effect here, by both machines' clocks; expired reservations aside.",
                 &[],
             )?,
             holds: common.counters("event_holds_total", "What became of calls to hold seats.", &["outcome"])?,

@@ -513,7 +513,7 @@ fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep,
         return ChangeOutcome::Done;
     }
     let unknown = seats.iter().filter(|id| !states.iter().any(|state| state.session_seat_id == **id));
-    let unknown = unknown.map(|id| SeatConflict { session_seat_id: *id, status: None, overdue_reservation_id: None });
+    let unknown = unknown.map(|id| SeatConflict::new(*id, None));
     let taken = states.iter().filter(|state| after(state) == Transition::Refused).map(|state| SeatConflict {
         session_seat_id: state.session_seat_id,
         status: Some(state.seat.status),

@@ -1,7 +1,8 @@
 //! Bodies of the internal REST calls: the Booking Service asks, the Event Service answers.
 //!
-//! All of them take session seats, at most [`SEATS_PER_CALL_MAX`], those of one session but for [`ReleaseRequest`] and [`LookUpRequest`], and all are harmless when repeated. Holds
-//! can be asked for many at a time ([`Calls`]): in the minute of an on-sale an exchange costs more than what it asks for.
+//! All of them take session seats, at most [`SEATS_PER_CALL_MAX`], of one session but for [`ReleaseRequest`] and [`LookUpRequest`], and all
+//! are harmless when repeated. Holds can be asked for many at a time ([`Calls`]): in the minute of an on-sale an exchange costs more than
+//! what it asks for.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -158,6 +159,14 @@ pub struct SeatConflict {
     /// On internal calls only: the reservation that holds the seat past its time and may be settled on the spot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue_reservation_id: Option<ReservationId>,
+}
+
+impl SeatConflict {
+    /// A seat in this state, if there is such a seat.
+    #[must_use]
+    pub fn new(session_seat_id: SessionSeatId, status: Option<SeatStatus>) -> Self {
+        Self { session_seat_id, status, overdue_reservation_id: None }
+    }
 }
 
 /// A call among others, with what it would have in its path and its header fields.

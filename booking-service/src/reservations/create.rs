@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | 0 price tiers and the clock, read once a second | own database | none needed |
 //! | 1 seat locks, all or none | Redis | unlock |
-//! | 2 is the session on sale, and are the seats its own | Event Service | none needed |
+//! | 2 is the session on sale, and are the seats free | Event Service | none needed |
 //! | 3 prices | Event Service | none needed |
 //! | 4 reserve, all or none; 2 to 4 are one exchange | Event Service | release |
 //! | 5 write the reservation and the kept answer (`write_desk.rs`) | own database | none: it is the end |
@@ -227,7 +227,9 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
             return Ok(());
         }
     }
-    Err(seats_unavailable(busy.into_iter().map(|(seat, _)| conflict(seat, Some(SeatStatus::Reserved))).collect()))
+    Err(seats_unavailable(
+        busy.into_iter().map(|(seat, _)| SeatConflict::new(seat, Some(SeatStatus::Reserved))).collect(),
+    ))
 }
 
 /// Steps 2 to 5.
@@ -407,16 +409,14 @@ async fn release(app: &App, draft: &Draft) {
     }
 }
 
-fn conflict(session_seat_id: SessionSeatId, status: Option<SeatStatus>) -> SeatConflict {
-    SeatConflict { session_seat_id, status, overdue_reservation_id: None }
-}
-
 fn refusal(conflicts: Vec<SeatConflict>) -> Error {
     let unknown: Vec<_> =
         conflicts.iter().filter(|seat| seat.status.is_none()).map(|seat| seat.session_seat_id).collect();
     if unknown.is_empty() {
         // Whose hold it is stays between the services.
-        seats_unavailable(conflicts.into_iter().map(|seat| conflict(seat.session_seat_id, seat.status)).collect())
+        seats_unavailable(
+            conflicts.into_iter().map(|seat| SeatConflict::new(seat.session_seat_id, seat.status)).collect(),
+        )
     } else {
         seats_not_found(unknown)
     }
@@ -432,7 +432,7 @@ fn seats_unavailable(seats: Vec<SeatConflict>) -> Error {
 }
 
 fn seats_not_found(ids: Vec<SessionSeatId>) -> Error {
-    let seats = ids.into_iter().map(|id| conflict(id, None)).collect();
+    let seats = ids.into_iter().map(|id| SeatConflict::new(id, None)).collect();
     Problem::new(
         Code::SeatNotFound,
         "The seats listed do not exist in this session, so none was reserved. Take the ids from its seat map.",
