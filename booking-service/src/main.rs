@@ -98,11 +98,10 @@ fn token(user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<Str
     tokens::mint(&settings, user, roles, lifetime)
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     tls::install_crypto_provider();
     lifecycle::avoid_huge_pages();
-    lifecycle::exit_code(run(Arguments::parse().command).await)
+    lifecycle::run(run(Arguments::parse().command))
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -97,7 +97,7 @@ impl Settings {
             // So that an expired seat is back on sale within two seconds, whatever the phase.
             expiry_interval: reader.duration("EXPIRY_WORKER_INTERVAL_SECONDS", second, 1.0, 0.1, 3600.0),
             reconcile_interval: reader.duration("RECONCILE_INTERVAL_SECONDS", second, 5.0, 0.1, 3600.0),
-            expiry_batch_size: reader.within("EXPIRY_BATCH_SIZE", 100, 1, 1000),
+            expiry_batch_size: reader.within("EXPIRY_BATCH_SIZE", 500, 1, 1000),
             audit_interval: Some(reader.duration("AUDIT_INTERVAL_MINUTES", minute, 0.0, 0.0, 10080.0))
                 .filter(|interval| !interval.is_zero()),
             mock_payment_success_rate: reader.within("MOCK_PAYMENT_SUCCESS_RATE", 1.0, 0.0, 1.0),

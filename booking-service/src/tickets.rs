@@ -1,5 +1,6 @@
 //! Tickets: made when a reservation is confirmed, given back by a refund. Their QR codes are drawn when someone asks for them.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -111,10 +112,12 @@ enum QrFormat {
 #[expect(dead_code, reason = "only its description is of interest")]
 struct Image(Vec<u8>);
 
-/// Where tickets are asked for by their ids: those that are asked for at the same time are read by one statement. One a process.
+/// Where tickets are asked for, by their ids or by their owners: those that are asked for at the same time are read by one statement. One a
+/// process.
 #[derive(Debug)]
 pub(crate) struct TicketDesk {
-    asked: Coalescer<TicketId, Option<Ticket>>,
+    by_id: Coalescer<TicketId, Option<Ticket>>,
+    by_owner: Coalescer<UserId, Vec<Ticket>>,
 }
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
@@ -122,13 +125,22 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 impl TicketDesk {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
-        Self { asked: Coalescer::start(lifecycle, LANES, move |asked| look_for_all(db.clone(), asked)) }
+        let own = db.clone();
+        Self {
+            by_id: Coalescer::start(lifecycle, LANES, move |ids| look_for_all(own.clone(), ids)),
+            by_owner: Coalescer::start(lifecycle, LANES, move |owners| look_for_owners(db.clone(), owners)),
+        }
     }
 
     /// The ticket, if it is this owner's; anyone's, when none is given.
     async fn find(&self, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
-        let found = self.asked.call(id).await?;
+        let found = self.by_id.call(id).await?;
         found.filter(|ticket| owner.is_none_or(|owner| ticket.user_id == owner)).ok_or_else(|| not_found(id))
+    }
+
+    /// The latest [`LIST_MAX`] of this owner's, newest first.
+    async fn of_owner(&self, owner: UserId) -> Result<Vec<Ticket>> {
+        self.by_owner.call(owner).await
     }
 }
 
@@ -141,6 +153,26 @@ async fn look_for_all(db: DeskPool, asked: Vec<TicketId>) -> Vec<Result<Option<T
         Ok(found)
     };
     own_parts(&asked, looked.await, |found, id| found.iter().find(|ticket| ticket.id == *id).cloned())
+}
+
+async fn look_for_owners(db: DeskPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ticket>>> {
+    let looked = async {
+        let mut connection = db.take().await?;
+        let sql = concat!(
+            "select found.* from (select distinct owner from unnest($1::uuid[]) as asked (owner)) asked
+             cross join lateral (select ",
+            columns!(),
+            " from tickets where user_id = owner order by id desc limit $2) found order by id desc"
+        );
+        let found: Vec<Ticket> = sqlx::query_as(sql).bind(&owners).bind(LIST_MAX).fetch_all(&mut *connection).await?;
+        db.keep(connection);
+        let mut of_owner: HashMap<UserId, Vec<Ticket>> = HashMap::new();
+        for ticket in found {
+            of_owner.entry(ticket.user_id).or_default().push(ticket);
+        }
+        Ok(of_owner)
+    };
+    own_parts(&owners, looked.await, |found, owner| found.get(owner).cloned().unwrap_or_default())
 }
 
 refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
@@ -159,8 +191,7 @@ pub(crate) async fn list_tickets(
     if caller.confined_to().is_some_and(|own| own != user_id) {
         return Err(Error::refused(Code::TicketNotFound, format!("You have no tickets of the user {user_id}.")));
     }
-    let sql = concat!("select ", columns!(), " from tickets where user_id = $1 order by id desc limit $2");
-    let tickets: Vec<Ticket> = sqlx::query_as(sql).bind(user_id).bind(LIST_MAX).fetch_all(&app.db).await?;
+    let tickets = app.tickets.of_owner(user_id).await?;
     tickets.into_iter().map(Ticket::with_qr_code).collect::<Result<_>>().map(Json)
 }
 
@@ -345,4 +376,48 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
     let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels));
     written.map_err(|error| Error::Internal(error.into()))?;
     Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::MIGRATIONS;
+
+    /// A confirmed reservation of that many seats, all with tickets.
+    async fn bought(db: &DeskPool, user: UserId, seats: i32) {
+        sqlx::query(
+            "with made as (
+                 insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+                 values ($1, $2, gen_random_uuid(), 'confirmed', now(), now() + interval '1 hour', $3, 100, 'USD')
+             )
+             insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
+             select gen_random_uuid(), $1, gen_random_uuid(), $2, gen_random_uuid(), gen_random_uuid(), '1', n::text, 100 from generate_series(1, $3) n",
+        )
+        .bind(ReservationId::new())
+        .bind(user)
+        .bind(seats)
+        .execute(db.pool())
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn owners_who_ask_together_get_their_own_newest_first_and_no_more_than_a_list_shows() {
+        let url = service_kit::testing::database("booking", &MIGRATIONS).await;
+        let db = DeskPool::new(&url, "test").unwrap();
+        let [many, few, none] = [(); 3].map(|()| UserId::new());
+        bought(&db, many, LIST_MAX as i32 + 1).await;
+        bought(&db, few, 3).await;
+        let asked = vec![few, many, none, few];
+        let lists: Vec<Vec<Ticket>> =
+            look_for_owners(db.clone(), asked.clone()).await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [3, LIST_MAX as usize, 0, 3]);
+        for (owner, list) in asked.iter().zip(&lists) {
+            assert!(list.iter().all(|ticket| ticket.user_id == *owner), "{list:?}");
+            assert!(list.is_sorted_by(|newer, older| newer.id > older.id), "{list:?}");
+        }
+        let newest = "select id from tickets where user_id = $1 order by id desc limit 1";
+        let newest: TicketId = sqlx::query_scalar(newest).bind(many).fetch_one(db.pool()).await.unwrap();
+        assert_eq!(lists[1].first().map(|ticket| ticket.id), Some(newest));
+    }
 }

@@ -83,11 +83,10 @@ async fn deal_with(letters: DeadLetters, settings: &Settings) -> anyhow::Result<
     Ok(())
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     tls::install_crypto_provider();
     lifecycle::avoid_huge_pages();
-    lifecycle::exit_code(run(Arguments::parse().command).await)
+    lifecycle::run(run(Arguments::parse().command))
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -27,7 +27,7 @@ use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
 use shared_contracts::seat_api::SeatStatus;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
@@ -223,10 +223,7 @@ async fn make(
 ) -> Result<Answers> {
     if let Some((_, known)) = kept.get(&session_id) {
         let mut known = known.lock().await;
-        let mut connection = db.take().await?;
-        let now = Now::look(&mut connection, session_id).await?;
-        if known.follow(&mut connection, now).await? {
-            db.keep(connection);
+        if known.follow(db).await? {
             return known.answers(wanted).await;
         }
     }
@@ -255,6 +252,30 @@ impl Now {
         let sql = "select session_id, version as edition, hall_id, pg_current_snapshot()::text as horizon from sessions where session_id = $1";
         let found = sqlx::query_as(sql).bind(session_id).fetch_optional(connection).await?;
         found.ok_or_else(|| sessions::not_found(session_id))
+    }
+
+    /// A new look, and the seats that have changed since this one. One statement: both are of one snapshot.
+    async fn changes_since(&self, connection: &mut PgConnection) -> Result<(Self, Vec<SeatRow>)> {
+        // Of the conditions for the changes, the first is for the index, the second exact.
+        let rows = sqlx::query(concat!(
+            "select c.session_id, c.version as edition, c.hall_id, pg_current_snapshot()::text as horizon, changed.*
+             from sessions c left join (",
+            seats_of!(),
+            " and change_xid >= pg_snapshot_xmin($2::pg_snapshot) and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)) changed on true
+             where c.session_id = $1"
+        ))
+        .bind(self.session_id)
+        .bind(&self.horizon)
+        .fetch_all(connection)
+        .await?;
+        let now = rows.first().ok_or_else(|| sessions::not_found(self.session_id)).map(Self::from_row)??;
+        let mut changed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            if row.try_get::<Option<SessionSeatId>, _>("session_seat_id")?.is_some() {
+                changed.push(SeatRow::from_row(row)?);
+            }
+        }
+        Ok((now, changed))
     }
 }
 
@@ -322,21 +343,16 @@ impl Known {
     }
 
     /// Brings it up to date; false when it must be read as a whole.
-    async fn follow(&mut self, connection: &mut PgConnection, now: Now) -> Result<bool> {
-        if self.at.edition != now.edition
-            || !self.at.horizon.is_before(&now.horizon)
-            || self.read_at.elapsed() > FOLLOWED_MAX
-        {
+    async fn follow(&mut self, db: &DeskPool) -> Result<bool> {
+        if self.read_at.elapsed() > FOLLOWED_MAX {
             return Ok(false);
         }
-        let changed: Vec<SeatRow> = sqlx::query_as(concat!(
-            seats_of!(),
-            " and change_xid >= pg_snapshot_xmin($2::pg_snapshot) and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)"
-        ))
-        .bind(now.session_id)
-        .bind(&self.at.horizon)
-        .fetch_all(connection)
-        .await?;
+        let mut connection = db.take().await?;
+        let (now, changed) = self.at.changes_since(&mut connection).await?;
+        db.keep(connection);
+        if self.at.edition != now.edition || !self.at.horizon.is_before(&now.horizon) {
+            return Ok(false);
+        }
         let mut of_pieces: BTreeMap<usize, HashMap<usize, Vec<u8>>> = BTreeMap::new();
         for SeatRow { seat, change_seq } in &changed {
             let Ok(index) = self.seats.binary_search(&seat.seat_id) else { return Ok(false) };

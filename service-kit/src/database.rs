@@ -114,8 +114,8 @@ const FIXED_PLANS: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
-/// Connections of a [`DeskPool`]: two for each of the six desks of the Booking Service, and one for the relay.
-const DESK_CONNECTIONS_MAX: u32 = 13;
+/// Connections of a [`DeskPool`]: two for each of the seven desks of the Booking Service, and one for the relay.
+const DESK_CONNECTIONS_MAX: u32 = 15;
 
 /// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up by its key. They
 /// do not queue with others for connections, either.

@@ -3,7 +3,7 @@
 //! Each is one conditional update together with its tickets, payment and event in one transaction; the event is published and
 //! Redis is told afterwards. No call leaves the process between `begin` and `commit`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::Json;
 use axum::extract::State;
@@ -287,11 +287,14 @@ pub(super) async fn announce_all(
     let sql =
         "select reservation_id, session_seat_id from reservation_items where reservation_id = any($1) order by id";
     let ids: Vec<ReservationId> = ended.iter().map(|changed| changed.id).collect();
-    let seats: Vec<(ReservationId, SessionSeatId)> = sqlx::query_as(sql).bind(ids).fetch_all(&mut *tx).await?;
+    let mut seats: HashMap<ReservationId, Vec<SessionSeatId>> = HashMap::new();
+    for (owner, seat) in sqlx::query_as(sql).bind(ids).fetch_all(&mut *tx).await? {
+        seats.entry(owner).or_default().push(seat);
+    }
     let events: Vec<BookingEvent> = ended
         .iter()
         .map(|changed| BookingEvent {
-            session_seat_ids: seats.iter().filter(|(owner, _)| *owner == changed.id).map(|(_, seat)| *seat).collect(),
+            session_seat_ids: seats.remove(&changed.id).unwrap_or_default(),
             ..changed.event(event_type)
         })
         .collect();
