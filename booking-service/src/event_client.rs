@@ -168,20 +168,26 @@ impl EventClient {
         self.change(&format!("sessions/{session}/seats/release"), &request).await.map(drop)
     }
 
-    /// Frees those of the seats that their reservations hold, of any sessions.
+    /// Frees those of the seats that their reservations hold, of any sessions. A call that fails, of a seat that somebody has locked, keeps
+    /// the others from nothing, unless nobody is answered.
     ///
     /// # Errors
     /// The Event Service does not answer, or is one that does not know this call: some of them may be free.
     pub async fn release_all(&self, holds: &[Hold]) -> Result<(), Error> {
+        let mut outcome = Ok(());
         for holds in holds.chunks(SEATS_PER_CALL_MAX) {
             let request = ReleaseRequest { holds: holds.to_vec() };
-            match self.wire.call::<SeatsFreed>(Method::POST, "seats/release", Some(&request)).await {
-                Ok(Answer::Success(_)) => {}
-                Ok(Answer::Refused(problem)) => return Err(unexpected(&problem)),
-                Err(failure) => return Err(unavailable(failure)),
+            let released = match self.wire.call::<SeatsFreed>(Method::POST, "seats/release", Some(&request)).await {
+                Ok(Answer::Success(_)) => Ok(()),
+                Ok(Answer::Refused(problem)) => Err(unexpected(&problem)),
+                Err(failure) => Err(unavailable(failure)),
+            };
+            outcome = outcome.and(released);
+            if !self.wire.circuit.is_closed() {
+                break;
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Sells to the reservation the seats that it holds.

@@ -18,7 +18,7 @@ use service_kit::{database, server, telemetry, tls, traces};
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, UserId};
 
-/// Millions of small buffers a minute, made on one thread and freed on another.
+/// Millions of small buffers a minute.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -274,8 +274,10 @@ pub async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::Result<
             *at = Instant::now() + pause;
         }
         faulty = fault;
-        // Who comes meanwhile leaves together with those after them.
-        tokio::time::sleep(GATHER_TIME).await;
+        // Who comes meanwhile leaves together with those after them. A full batch has company enough.
+        if urgent_at > Instant::now() {
+            tokio::time::sleep(GATHER_TIME).await;
+        }
         tokio::select! {
             () = stopping.cancelled() => {}
             () = app.outbox_nudge.notified(), if !faulty => urgent_at = Instant::now(),

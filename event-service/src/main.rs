@@ -11,7 +11,7 @@ use service_kit::settings::SettingsReader;
 use service_kit::{database, server, telemetry, tls, traces};
 use uuid::Uuid;
 
-/// Millions of small buffers a minute, made on one thread and freed on another.
+/// Millions of small buffers a minute.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -237,7 +237,7 @@ async fn make(
     made
 }
 
-/// A session, and what the look that found it could see. Seats are read after it: a change in between is read again the next time.
+/// A session, and what the look that found it could see. Seats are read after it or with it: a change in between is read again the next time.
 #[derive(Debug, FromRow)]
 struct Now {
     session_id: SessionId,
@@ -254,28 +254,31 @@ impl Now {
         found.ok_or_else(|| sessions::not_found(session_id))
     }
 
-    /// A new look, and the seats that have changed since this one. One statement: both are of one snapshot.
+    /// A new look, and the seats that have changed since this one, unless the session was edited: then all may have. One statement: both are
+    /// of one snapshot.
     async fn changes_since(&self, connection: &mut PgConnection) -> Result<(Self, Vec<SeatRow>)> {
         // Of the conditions for the changes, the first is for the index, the second exact.
-        let rows = sqlx::query(concat!(
+        let mut rows = sqlx::query(concat!(
             "select c.session_id, c.version as edition, c.hall_id, pg_current_snapshot()::text as horizon, changed.*
-             from sessions c left join (",
+             from sessions c left join lateral (",
             seats_of!(),
-            " and change_xid >= pg_snapshot_xmin($2::pg_snapshot) and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)) changed on true
-             where c.session_id = $1"
+            " and change_xid >= pg_snapshot_xmin($2::pg_snapshot) and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot) and c.version = $3)
+             changed on true where c.session_id = $1"
         ))
         .bind(self.session_id)
         .bind(&self.horizon)
-        .fetch_all(connection)
-        .await?;
-        let now = rows.first().ok_or_else(|| sessions::not_found(self.session_id)).map(Self::from_row)??;
-        let mut changed = Vec::with_capacity(rows.len());
-        for row in &rows {
+        .bind(self.edition)
+        .fetch(connection);
+        let (mut now, mut changed) = (None, Vec::new());
+        while let Some(row) = rows.try_next().await? {
+            if now.is_none() {
+                now = Some(Self::from_row(&row)?);
+            }
             if row.try_get::<Option<SessionSeatId>, _>("session_seat_id")?.is_some() {
-                changed.push(SeatRow::from_row(row)?);
+                changed.push(SeatRow::from_row(&row)?);
             }
         }
-        Ok((now, changed))
+        Ok((now.ok_or_else(|| sessions::not_found(self.session_id))?, changed))
     }
 }
 

@@ -23,6 +23,7 @@ use shared_contracts::problem::{Code, FieldError, Problem};
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
+use crate::layers::BODY_BYTES_MAX;
 
 /// The most faults that one answer lists; a list of 100,000 bad seats would help nobody.
 const FAULTS_MAX: usize = 50;
@@ -51,11 +52,19 @@ pub struct ApiPatch(Map<String, Value>);
 #[derive(Debug)]
 pub struct ApiPath<T>(pub T);
 
-impl<T: DeserializeOwned + ToSchema + 'static, S: Send + Sync> FromRequest<S> for ApiJson<T> {
+impl<T: DeserializeOwned + ToSchema + Send + 'static, S: Send + Sync> FromRequest<S> for ApiJson<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        parse(&read_json(request, state).await?).map(Self)
+        let body = read_json(request, state).await?;
+        if body.len() <= BODY_BYTES_MAX {
+            return parse(&body).map(Self);
+        }
+        // A hall of 100,000 seats takes a second, in which others want to book.
+        tokio::task::spawn_blocking(move || parse(&body))
+            .await
+            .map_err(|error| Error::Internal(error.into()))?
+            .map(Self)
     }
 }
 

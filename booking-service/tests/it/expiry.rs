@@ -26,7 +26,7 @@ async fn the_worker_puts_an_unpaid_seat_back_on_sale_within_two_seconds() {
     let system = System::start_with(hold_time).await;
     let schedule = Schedule {
         expiry: system.settings.expiry_interval,
-        expiry_batch_size: 100,
+        expiry_batch_size: system.settings.expiry_batch_size,
         reconcile: Duration::from_secs(60),
     };
     worker::start(&system.app, schedule, &system.lifecycle).await.unwrap();

@@ -54,6 +54,7 @@ pub(crate) fn booking(settings: &Settings, subcommand: &str, port: u16) -> Comma
         .env("RABBITMQ_QUEUE", &settings.queue)
         .env("EVENT_SERVICE_URL", &settings.event_service_url)
         .env("RESERVATION_TIMEOUT_MINUTES", (settings.rules.hold_time.as_secs_f64() / 60.0).to_string())
+        .env("EXPIRY_BATCH_SIZE", settings.expiry_batch_size.to_string())
         .env("PAYMENT_WEBHOOK_SECRET", settings.webhook_secrets[0].reveal());
     command
 }
