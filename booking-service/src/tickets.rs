@@ -394,18 +394,17 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::app::MIGRATIONS;
+    use crate::reservations::pay_desk::tests::reservation;
 
-    /// A confirmed reservation of that many seats, all with tickets.
+    /// A confirmed reservation with that many tickets.
     async fn bought(db: &DeskPool, user: UserId, seats: i32) {
+        let id = ReservationId::new();
+        reservation(db, id, user, "confirmed").await;
         sqlx::query(
-            "with made as (
-                 insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
-                 values ($1, $2, gen_random_uuid(), 'confirmed', now(), now() + interval '1 hour', $3, 100, 'USD')
-             )
-             insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
+            "insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
              select gen_random_uuid(), $1, gen_random_uuid(), $2, gen_random_uuid(), gen_random_uuid(), '1', n::text, 100 from generate_series(1, $3) n",
         )
-        .bind(ReservationId::new())
+        .bind(id)
         .bind(user)
         .bind(seats)
         .execute(db.pool())

@@ -251,13 +251,13 @@ impl Captured {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::app::MIGRATIONS;
     use crate::reservations::find;
 
     /// A reservation of this state and of one seat.
-    async fn reservation(db: &DeskPool, id: ReservationId, user: UserId, status: &str) {
+    pub(crate) async fn reservation(db: &DeskPool, id: ReservationId, user: UserId, status: &str) {
         sqlx::query(
             "with made as (
                  insert into reservations (id, user_id, session_id, status, confirming_until, booking_time, expiry_time, seats_count, total_amount, currency)
