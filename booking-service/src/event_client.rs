@@ -168,8 +168,8 @@ impl EventClient {
         self.change(&format!("sessions/{session}/seats/release"), &request).await.map(drop)
     }
 
-    /// Frees those of the seats that their reservations hold, of any sessions. A call that fails, of a seat that somebody has locked, keeps
-    /// the others from nothing, unless nobody is answered.
+    /// Frees those of the seats that their reservations hold, of any sessions. When one call fails, because somebody has locked a seat,
+    /// the others are made all the same, unless the service answers nobody.
     ///
     /// # Errors
     /// The Event Service does not answer, or is one that does not know this call: some of them may be free.

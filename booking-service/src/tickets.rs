@@ -200,7 +200,7 @@ pub(crate) async fn list_tickets(
     for ticket in tickets {
         shown.push(ticket.with_qr_code()?);
         if shown.len().is_multiple_of(DRAWN_AT_ONCE) {
-            // A thousand codes take some 50 ms, in which others want to pay.
+            // A thousand codes take tens of milliseconds, in which others want to pay.
             tokio::task::yield_now().await;
         }
     }

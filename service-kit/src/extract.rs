@@ -60,7 +60,7 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static, S: Send + Sync> FromReques
         if body.len() <= BODY_BYTES_MAX {
             return parse(&body).map(Self);
         }
-        // A hall of 100,000 seats takes a second, in which others want to book.
+        // A hall of 100,000 seats takes long, and others want to book meanwhile.
         tokio::task::spawn_blocking(move || parse(&body))
             .await
             .map_err(|error| Error::Internal(error.into()))?
