@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use booking_service::event_client::{ChangeOutcome, EventClient};
@@ -145,4 +146,26 @@ async fn more_holds_than_a_call_takes_end_in_several() {
     client.release_all(&(0..=SEATS_PER_CALL_MAX).map(hold).collect::<Vec<_>>()).await.unwrap();
     client.release_all(&[]).await.unwrap();
     assert_eq!([0, 1].map(|which: usize| counted[which].load(Ordering::Relaxed)), [2, SEATS_PER_CALL_MAX + 1]);
+}
+
+/// One of the first call's seats is locked by somebody; those of the second are freed all the same, and the caller hears of the fault.
+#[tokio::test]
+async fn a_release_that_fails_costs_those_behind_it_nothing() {
+    let counted = Counted::default();
+    let locked = SessionSeatId::new();
+    let release = async move |State(counted): State<Counted>, Json(request): Json<ReleaseRequest>| {
+        if request.holds.iter().any(|hold| hold.session_seat_id == locked) {
+            return Err(StatusCode::SERVICE_UNAVAILABLE);
+        }
+        counted[0].fetch_add(request.holds.len(), Ordering::Relaxed);
+        Ok(Json(SeatsFreed { session_seat_ids: Vec::new() }))
+    };
+    let routes = Router::new().route("/api/internal/seats/release", post(release));
+    let client = client_of(routes.with_state(Arc::clone(&counted))).await;
+    let hold = |session_seat_id| Hold { reservation_id: ReservationId::new(), session_seat_id };
+    let mut holds = vec![hold(locked)];
+    holds.extend((0..SEATS_PER_CALL_MAX).map(|_| hold(SessionSeatId::new())));
+    let released = client.release_all(&holds).await;
+    assert!(matches!(released, Err(Error::Unavailable { .. })), "{released:?}");
+    assert_eq!(counted[0].load(Ordering::Relaxed), 1);
 }

@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::json;
+use service_kit::layers::BODY_BYTES_MAX;
 
 use crate::support::{TestApp, id};
 
@@ -126,4 +127,18 @@ async fn a_hundred_thousand_seats_fit_in_one_call() {
         app.post(&format!("/api/v1/halls/{hall}/seats/bulk"), &json!({ "seats": seats }), 201).await["created"],
         100_000
     );
+}
+
+/// A body of this size is read beside the requests; what is wrong with it is told all the same.
+#[tokio::test]
+async fn a_fault_in_a_large_body_is_named_by_its_place() {
+    let app = TestApp::spawn().await;
+    let hall = app.hall(100_000).await;
+    let mut seats: Vec<_> =
+        (0..5000).map(|n| json!({ "row_number": n / 500, "seat_number": n % 500, "seat_type": "regular" })).collect();
+    seats[4321]["seat_type"] = "sofa".into();
+    let body = json!({ "seats": seats });
+    assert!(body.to_string().len() > BODY_BYTES_MAX);
+    let problem = app.post(&format!("/api/v1/halls/{hall}/seats/bulk"), &body, 422).await;
+    assert_eq!(problem["errors"][0]["pointer"], "/seats/4321/seat_type", "{problem}");
 }
