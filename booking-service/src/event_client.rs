@@ -47,6 +47,7 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 /// its way otherwise.
 const LANES: Lanes = Lanes {
     count: 16,
+    gather: Duration::ZERO,
     patience: Duration::from_millis(20),
     batch_max: CALLS_MAX,
     waiting_max: 1024,

@@ -1,8 +1,8 @@
 //! Calls that come at the same time, done together: one statement and one commit for many.
 //!
-//! Nobody waits for company. A lane that is free takes what is there, be it one call; while it works, the next ones gather. So a
-//! quiet service answers as fast as ever, and a busy one does the less for each call the more of them there are. A second lane is for
-//! batches that take long: for the wait for a slow disk, or for somebody's lock, there is another beside it.
+//! Nobody waits for company, where nobody is told to. A lane that is free takes what is there, be it one call; while it works, the next
+//! ones gather. So a quiet service answers as fast as ever, and a busy one does the less for each call the more of them there are. A second
+//! lane is for batches that take long: for the wait for a slow disk, or for somebody's lock, there is another beside it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::join_all;
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
@@ -29,6 +30,8 @@ pub struct Coalescer<T, R> {
 pub struct Lanes {
     /// Batches under way at a time.
     pub count: usize,
+    /// How long the first call of a batch waits for others, unless there are enough of them already.
+    pub gather: Duration,
     /// How long a batch waits for the one before it before it is begun beside it.
     pub patience: Duration,
     /// Calls of a batch.
@@ -45,7 +48,14 @@ impl Lanes {
     /// 64 has most of what there is to save; a longer line than this is shed by the limit on requests in flight.
     #[must_use]
     pub const fn usual(time_max: Duration) -> Self {
-        Self { count: 2, patience: Duration::from_millis(20), batch_max: 64, waiting_max: 1024, time_max }
+        Self {
+            count: 2,
+            gather: Duration::ZERO,
+            patience: Duration::from_millis(20),
+            batch_max: 64,
+            waiting_max: 1024,
+            time_max,
+        }
     }
 }
 
@@ -67,7 +77,11 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
                     if next.recv_many(&mut batch, lanes.batch_max).await == 0 {
                         return;
                     }
+                    let company_until = Instant::now() + lanes.gather;
                     let _turn = tokio::time::timeout(lanes.patience, turn.lock()).await;
+                    if batch.len() < lanes.batch_max {
+                        tokio::time::sleep_until(company_until).await;
+                    }
                     while batch.len() < lanes.batch_max
                         && let Ok(waiting) = next.try_recv()
                     {
@@ -150,6 +164,7 @@ mod tests {
 
     const LANES: Lanes = Lanes {
         count: 1,
+        gather: Duration::ZERO,
         patience: Duration::from_secs(60),
         batch_max: 8,
         waiting_max: 64,
@@ -217,6 +232,22 @@ mod tests {
             assert!(first.is_ok() && later.into_iter().all(|answer| answer.is_ok()));
             assert!(batches.load(Ordering::Relaxed) <= batches_max, "{batches:?} batches");
         }
+    }
+
+    #[tokio::test]
+    async fn who_is_to_wait_for_company_leaves_with_those_who_come_meanwhile_and_at_once_when_there_are_enough() {
+        const GATHER: Duration = Duration::from_secs(1);
+        let (doubling, _, batches) = doubling(Lanes { gather: GATHER, ..LANES });
+        let begun = Instant::now();
+        let enough = join_all((1..=8).map(|call| doubling.call(call))).await;
+        assert!(enough.iter().all(Result::is_ok) && begun.elapsed() < GATHER);
+        let later = async |call| {
+            tokio::time::sleep(GATHER / 20).await;
+            doubling.call(call).await
+        };
+        let (first, second) = tokio::join!(doubling.call(1), later(2));
+        assert!(first.is_ok() && second.is_ok());
+        assert_eq!(batches.load(Ordering::Relaxed), 2, "one of eight, and one of the two others");
     }
 
     #[tokio::test]

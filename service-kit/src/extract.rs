@@ -195,16 +195,22 @@ fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: V
 /// PostgreSQL can't store.
 fn clean(value: &mut Value) -> Vec<FieldError> {
     let mut faults = Vec::new();
-    clean_below(value, &mut String::new(), &mut faults);
+    clean_below(value, &mut faults);
     faults
 }
 
-fn clean_below(value: &mut Value, pointer: &mut String, faults: &mut Vec<FieldError>) {
-    let length = pointer.len();
+fn clean_below(value: &mut Value, faults: &mut Vec<FieldError>) {
+    // The place of a fault is put together only when there is one.
+    let below = |member: &mut Value, faults: &mut Vec<FieldError>, name: &dyn Fn() -> String| {
+        let others = faults.len();
+        clean_below(member, faults);
+        let places = faults[others..].iter_mut().filter_map(|fault| fault.pointer.as_mut());
+        places.for_each(|place| place.insert_str(0, &name()));
+    };
     match value {
         Value::String(text) => {
             if text.contains('\0') {
-                faults.push(FieldError::at(pointer.clone(), "a NUL character is not allowed"));
+                faults.push(FieldError::at(String::new(), "a NUL character is not allowed"));
             }
             if text.trim().len() < text.len() {
                 *text = text.trim().to_owned();
@@ -212,17 +218,12 @@ fn clean_below(value: &mut Value, pointer: &mut String, faults: &mut Vec<FieldEr
         }
         Value::Array(items) => {
             for (index, item) in items.iter_mut().enumerate() {
-                pointer.push_str(&format!("/{index}"));
-                clean_below(item, pointer, faults);
-                pointer.truncate(length);
+                below(item, faults, &|| format!("/{index}"));
             }
         }
         Value::Object(members) => {
             for (name, member) in members {
-                pointer.push('/');
-                pointer.push_str(&escaped(name));
-                clean_below(member, pointer, faults);
-                pointer.truncate(length);
+                below(member, faults, &|| format!("/{}", escaped(name)));
             }
         }
         Value::Number(number) => {
