@@ -52,7 +52,7 @@ pub struct PaymentProvider {
     success_rate: f64,
 }
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
+const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
 
 impl PaymentProvider {
     /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own. Charges go by `desk_ledger`, as they

@@ -124,7 +124,7 @@ pub(crate) struct TicketDesk {
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 /// As many lists as the server can sort in its memory, however long they are.
-const OWNER_LANES: Lanes = Lanes { batch_max: 16, ..LANES };
+const OWNER_LANES: Lanes = Lanes { batch_max: 16, ..LANES.with_company() };
 
 impl TicketDesk {
     /// Opens it. It closes when nobody can ask any more.

@@ -1,8 +1,9 @@
 //! Calls that come at the same time, done together: one statement and one commit for many.
 //!
-//! Nobody waits for company, where nobody is told to. A lane that is free takes what is there, be it one call; while it works, the next
-//! ones gather. So a quiet service answers as fast as ever, and a busy one does the less for each call the more of them there are. A second
-//! lane is for batches that take long: for the wait for a slow disk, or for somebody's lock, there is another beside it.
+//! A lane that is free takes what is there, be it one call; while it works, the next ones gather. So a quiet service answers as fast as
+//! ever, and a busy one does the less for each call the more of them there are. Where there are many steps one after the other, as on the way
+//! of a payment, the calls spread over them and batches stay small: there a batch waits a moment for company before it begins.
+//! A second lane is for batches that take long: for the wait for a slow disk, or for somebody's lock, there is another beside it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::join_all;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::lifecycle::Lifecycle;
@@ -30,7 +30,7 @@ pub struct Coalescer<T, R> {
 pub struct Lanes {
     /// Batches under way at a time.
     pub count: usize,
-    /// How long the first call of a batch waits for others, unless there are enough of them already.
+    /// How long a batch waits for more calls, unless it has enough, when it is its turn.
     pub gather: Duration,
     /// How long a batch waits for the one before it before it is begun beside it.
     pub patience: Duration,
@@ -41,6 +41,9 @@ pub struct Lanes {
     /// The longest a batch may take, so that what never answers costs a lane no more than this.
     pub time_max: Duration,
 }
+
+/// Until the next tick of the runtime's timer, which has one a millisecond.
+const MOMENT: Duration = Duration::from_micros(100);
 
 impl Lanes {
     /// Two: more would make the batches smaller and the work more, and so would a second one that did not wait its turn (measured: a
@@ -56,6 +59,13 @@ impl Lanes {
             waiting_max: 1024,
             time_max,
         }
+    }
+
+    /// These, but each batch waits a moment for company: 0.6 ms on average, and 1.1 at most. Not where seats are held or looked at: with it
+    /// everywhere, a reservation at half of the highest rate took 8 ms instead of 4.5, measured.
+    #[must_use]
+    pub const fn with_company(self) -> Self {
+        Self { gather: MOMENT, ..self }
     }
 }
 
@@ -77,10 +87,9 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
                     if next.recv_many(&mut batch, lanes.batch_max).await == 0 {
                         return;
                     }
-                    let company_until = Instant::now() + lanes.gather;
                     let _turn = tokio::time::timeout(lanes.patience, turn.lock()).await;
-                    if batch.len() < lanes.batch_max {
-                        tokio::time::sleep_until(company_until).await;
+                    if batch.len() < lanes.batch_max && !lanes.gather.is_zero() {
+                        tokio::time::sleep(lanes.gather).await;
                     }
                     while batch.len() < lanes.batch_max
                         && let Ok(waiting) = next.try_recv()
@@ -159,6 +168,7 @@ mod tests {
 
     use futures::future::join_all;
     use tokio::sync::Notify;
+    use tokio::time::Instant;
 
     use super::*;
 

@@ -21,7 +21,7 @@ use super::{COLUMNS, LINES, Line, Reservation, ReservationStatus, gather};
 use crate::outbox;
 use crate::tickets::{self, Ticket};
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(10));
+const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
 
 /// Who wants to pay for what.
 #[derive(Debug, Clone)]
