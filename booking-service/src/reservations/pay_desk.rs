@@ -113,6 +113,9 @@ struct LeasedLine {
 }
 
 /// Of two payments for the same reservation one gets the lease: a row is changed once in a statement.
+///
+/// Whether a payment is `processing` is asked in words that leave only the way by the reservation: plans are kept, and one of a time when
+/// nothing was `processing` reads all that is, for each batch.
 async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Reservation>>>> {
     let mut connection = db.take().await?;
     let sql = format!(
@@ -126,7 +129,9 @@ async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Rese
              update reservations r set status = 'confirming', confirming_until = now() + make_interval(secs => $5), updated_at = now()
              from given join locked using (id, key)
              where r.id = given.id and r.status || '' = 'active' and r.expiry_time > clock_timestamp()
-               and not exists (select from payments where reservation_id = r.id and status = 'processing')
+               and not exists (
+                   select from payments where reservation_id = r.id and status in ('pending', 'processing', 'captured') and status || '' = 'processing' offset 0
+               )
              returning r.*, key, payment_id
          ),
          asked as (
@@ -289,6 +294,34 @@ pub(crate) mod tests {
         let payments: Vec<PaymentId> =
             sqlx::query_scalar("select id from payments").fetch_all(db.pool()).await.unwrap();
         assert_eq!(payments, [key]);
+    }
+
+    /// A provider that takes its time leaves thousands of payments `processing`.
+    #[tokio::test]
+    async fn a_lease_reads_no_payments_of_others_even_by_a_plan_from_before_there_were_any() {
+        let url = service_kit::testing::database("booking", &MIGRATIONS).await;
+        let db = DeskPool::new(&url, "test").unwrap();
+        for is_waited_for in [false, true] {
+            let id = ReservationId::new();
+            reservation(&db, id, UserId::new(), "active").await;
+            if is_waited_for {
+                let processing = "insert into payments (id, reservation_id, amount, currency, status) values (gen_random_uuid(), $1, 100, 'USD', 'processing')";
+                for _ in 0..50 {
+                    let other = ReservationId::new();
+                    reservation(&db, other, UserId::new(), "active").await;
+                    sqlx::query(processing).bind(other).execute(db.pool()).await.unwrap();
+                }
+            }
+            let order = Order { id, owner: None, key: PaymentId::new(), payment_id: None };
+            let leased = lease_all(db.clone(), vec![order]).await;
+            assert!(matches!(&leased[..], [Ok(Some(_))]), "{leased:?}");
+        }
+        // The connection that counted it is the one that is taken first.
+        let mut connection = db.take().await.unwrap();
+        sqlx::query("select pg_stat_force_next_flush()").execute(&mut *connection).await.unwrap();
+        let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'payments_processing'";
+        let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *connection).await.unwrap();
+        assert_eq!(read, 0);
     }
 
     /// Between the look at a reservation and its payment's completion it may have expired.
