@@ -21,8 +21,8 @@ use sqlx::{PgConnection, PgPool};
 use crate::metrics::EventMetrics;
 use crate::session_seats::{self, ChangeOutcome, GivenBack};
 
-/// The relay sends what has gathered, and the broker hands it out in drops. Nobody waits here: a seat that is paid for is its owner's
-/// already, and is shown as sold a moment later (99 % within 200 ms are promised).
+/// The relay sends what has gathered, and the broker hands it out in drops. No buyer waits for this: a seat that is paid for is its owner's
+/// already, and is shown as sold a moment later.
 const LANES: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
 
 /// Where messages that come at the same time are applied together: in the minute of an on-sale the commit is what costs most.

@@ -185,7 +185,7 @@ async fn each<T, R, F: Future<Output = Result<R>>>(
     let done = calls.calls.into_iter().map(|call| {
         let Call { session_id, request_id, traceparent, body } = call;
         let work = tokio::time::timeout(CALL_TIME_MAX, work(session_id, body));
-        // In a box, as it is moved several times on its way from here: with sixty of them a twentieth of the service's work.
+        // In a box, as it is large and is moved several times on its way from here, which was a twentieth of the service's work.
         let work = Box::pin(async { work.await.unwrap_or_else(|_| Err(took_too_long())) });
         layers::on_behalf_of(request_id, traceparent, route, work)
     });

@@ -42,7 +42,7 @@ pub struct Lanes {
     pub time_max: Duration,
 }
 
-/// Until the next tick of the runtime's timer, which has one a millisecond.
+/// Rounded up to the next tick of the runtime's timer, which has one a millisecond.
 const MOMENT: Duration = Duration::from_micros(100);
 
 impl Lanes {

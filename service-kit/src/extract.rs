@@ -380,8 +380,10 @@ mod tests {
     }
 
     #[test]
-    fn a_nul_character_is_refused() {
-        assert_eq!(faults(r#"{"name":"a\u0000b","count":1,"lines":[]}"#), ["/name"]);
+    fn a_nul_character_is_refused_wherever_it_stands() {
+        let line = r#"{"id":"019ac1c0-0000-7000-8000-000000000001","a/b":"\u0000"}"#;
+        let body = format!(r#"{{"name":"a\u0000b","count":1,"lines":[{},{line}]}}"#, line.replace("\\u0000", ""));
+        assert_eq!(faults(&body), ["/lines/1/a~1b", "/name"]);
     }
 
     #[test]
