@@ -194,6 +194,8 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
     lifecycle.spawn("outbox relay", async move { outbox::relay(&relay, stopping).await });
     let (gate, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("redis watch", async move { gate.locks.watch(stopping).await });
+    let (client, stopping) = (Arc::clone(&app), lifecycle.token().clone());
+    lifecycle.spawn("circuit watch", async move { client.event_service.watch(stopping).await });
     Ok(app)
 }
 

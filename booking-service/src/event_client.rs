@@ -32,6 +32,7 @@ use shared_contracts::seat_api::{
     ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatConflict, SeatsChanged, SeatsFreed, SeatsOfReservation,
     TimeCursor,
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// One try. Three of them with their pauses stay well under what a buyer's request may take.
@@ -261,6 +262,15 @@ impl EventClient {
     /// They are not.
     pub fn circuit(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.wire.circuit.is_closed(), "the circuit to the Event Service is open");
+        Ok(())
+    }
+
+    /// Looks, while the circuit is open, whether the Event Service is well again. Ends at `stopping`.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn watch(&self, stopping: CancellationToken) -> anyhow::Result<()> {
+        stopping.run_until_cancelled(self.wire.circuit.keep_probing(|| self.ping())).await;
         Ok(())
     }
 

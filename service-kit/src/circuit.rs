@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::Notify;
 
 /// Failed tries in a row that open the circuit: more than one unlucky call has, few enough that a stampede is turned away at once.
 const FAILURES_MAX: u32 = 10;
@@ -26,6 +27,7 @@ const RETRIES_PER_CALL: f64 = 0.1;
 pub struct Circuit {
     name: &'static str,
     state: Mutex<State>,
+    opened: Notify,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl Circuit {
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         let state = State { failures: 0, open_until: None, probing: false, retries: RETRIES_SAVED_MAX };
-        Self { name, state: Mutex::new(state) }
+        Self { name, state: Mutex::new(state), opened: Notify::new() }
     }
 
     /// Whether calls are let through.
@@ -88,6 +90,18 @@ impl Circuit {
             };
             tracing::debug!(error = format!("{error:#}"), part = self.name, "Asking again");
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Whenever the circuit is open, calls `make` until it is closed, as the probe if nobody else is: without callers, who may stay away
+    /// because of the circuit, nobody would find out that all is well again. Never ends by itself.
+    pub async fn keep_probing<T, F: Future<Output = anyhow::Result<T>>>(&self, make: impl Fn() -> F) {
+        loop {
+            self.opened.notified().await;
+            while !self.is_closed() {
+                tokio::time::sleep(OPEN_TIME).await;
+                drop(self.call(1, &make).await);
+            }
         }
     }
 
@@ -132,6 +146,7 @@ impl Circuit {
             state.open_until = Some(Instant::now() + OPEN_TIME);
             state.probing = false;
             if !was_open {
+                self.opened.notify_one();
                 tracing::warn!(part = self.name, "It does not answer; the circuit is open");
             }
         }

@@ -168,11 +168,15 @@ async fn when_the_event_service_hangs_the_circuit_opens_and_closes_by_itself() {
     }
     assert!(turned_away > 20, "only {turned_away} were turned away at once");
     system.to_event_service.heal();
-    let recovered = wait_until("bookings work again", Duration::from_secs(10), async || {
-        system.try_reserve(&sale, Uuid::now_v7(), &[1]).await.status() == 201
+    // Nobody books meanwhile: who looks at the health first must not be told for ever to stay away.
+    let recovered = wait_until("the circuit closes by itself", Duration::from_secs(10), async || {
+        let health = system.get("/health", Uuid::now_v7(), 200).await;
+        health["checks"]["event_service_circuit"] == "up"
     })
     .await;
-    println!("turned away {turned_away}, the slowest after {slowest:?}; bookings again after {recovered:?}");
+    assert_eq!(system.metric(&system.booking_base, "booking_event_service_circuit_open").await, Some(0.0));
+    system.reserved(&sale, &[1]).await;
+    println!("turned away {turned_away}, the slowest after {slowest:?}; the circuit closed after {recovered:?}");
     system.finish().await;
 }
 
