@@ -13,6 +13,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use service_kit::amqp::{Broker, Outgoing, Publisher};
+use service_kit::testing::wait_until;
 use service_kit::testing::wires::Mode;
 use shared_contracts::booking_event::{BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::ReservationId;
@@ -26,6 +27,11 @@ use crate::support::System;
 
 /// Reservations whose events come again at a time, in no order.
 const REPLAYED: i64 = 30;
+/// In which a circuit must open when nobody answers, close when somebody does, and a crash point be reached: several times what it takes.
+const RARE_TIME_MAX: Duration = Duration::from_secs(15);
+/// Said in the log by a circuit that opens, and by one that closes.
+pub(super) const CIRCUIT_OPEN: &str = "the circuit is open";
+pub(super) const CIRCUIT_CLOSED: &str = "the circuit is closed";
 
 #[derive(Debug, Clone)]
 enum Fault {
@@ -37,6 +43,9 @@ enum Fault {
     Stop { member: usize },
     /// A wire is so for this time.
     Wire { wire: usize, mode: Mode, time: Duration },
+    /// The Event Service answers nobody until a circuit has opened; then nothing else strikes until one has closed, as a process that
+    /// dies in between never closes its own.
+    Hang,
     /// PostgreSQL ends every connection to a database.
     EndConnections { events: bool },
     /// Redis forgets all locks.
@@ -93,6 +102,7 @@ impl Fault {
             Self::Wire { mode: Mode::HalfOpen, .. } => "wire half-open",
             Self::Wire { mode: Mode::Delay(_), .. } => "wire slow",
             Self::Wire { .. } => "wire reset in a message",
+            Self::Hang => "the Event Service hangs",
             Self::EndConnections { .. } => "pg_terminate_backend",
             Self::FlushRedis => "FLUSHALL",
             Self::PauseRedis { .. } => "CLIENT PAUSE",
@@ -148,6 +158,9 @@ impl<'a> Sabotage<'a> {
             self.rest(100..400).await;
             self.strike(&[fault]).await;
         }
+        // Struck by anything else before, they would not get there.
+        let doomed = "the doomed processes come to their crash points";
+        wait_until(doomed, RARE_TIME_MAX, async || self.crashes() >= 2).await;
         while Instant::now() < end {
             self.rest(100..1200).await;
             // Now and then two at once.
@@ -194,6 +207,16 @@ impl<'a> Sabotage<'a> {
                 wire.set(*mode);
                 tokio::time::sleep(*time).await;
                 wire.heal();
+            }
+            Fault::Hang => {
+                let wire = &self.fleet.wires[wires::EVENT_SERVICE].1;
+                let logged = async |words: &str| {
+                    wait_until(words, RARE_TIME_MAX, async || self.fleet.lines_with(words) > 0).await;
+                };
+                wire.set(Mode::Freeze);
+                logged(CIRCUIT_OPEN).await;
+                wire.heal();
+                logged(CIRCUIT_CLOSED).await;
             }
             Fault::EndConnections { events } => {
                 let url = if *events { &self.system.event_database_url } else { &self.system.settings.database_url };
@@ -280,7 +303,7 @@ fn opening() -> [Fault; 7] {
     let (first, last) = (BOOKINGS.start, BOOKINGS.end - 1);
     [
         Fault::Wire { wire: wires::BROKER_OF_BOOKING, mode: Mode::Cut, time: 2 * second },
-        Fault::Wire { wire: wires::EVENT_SERVICE, mode: Mode::Freeze, time: 3 * second },
+        Fault::Hang,
         Fault::Kill { member: first, down_for: second / 2, crash_at: Some("booking.reserved:2".into()) },
         Fault::Poison,
         Fault::Wire { wire: wires::REDIS, mode: Mode::Cut, time: second },
