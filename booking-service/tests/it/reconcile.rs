@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::support::{SOON, System, text_of};
 
 /// A hold as a booking leaves it that died before it wrote its reservation. `age` is how long ago it began.
-async fn orphan(system: &System, session: &str, seat: &str, age: &'static str) -> Uuid {
+pub(crate) async fn orphan(system: &System, session: &str, seat: &str, age: &'static str) -> Uuid {
     let until: chrono::DateTime<chrono::Utc> =
         sqlx::query_scalar("select now() + interval '10 minutes' - $1::text::interval")
             .bind(age)
