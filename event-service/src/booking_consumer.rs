@@ -118,19 +118,21 @@ async fn apply_together(db: &DeskPool, events: &[BookingEvent]) -> Result<Option
     };
     let confirmed: Vec<_> =
         of_type(&[BookingEventType::Confirmed]).map(|event| (event.reservation_id, seats_of(event))).collect();
-    let orders: Vec<_> = confirmed.iter().map(|(owner, seats)| (*owner, seats.as_slice())).collect();
-    if !orders.is_empty() {
+    let ended: Vec<_> = of_type(&[BookingEventType::Expired, BookingEventType::Cancelled]).flat_map(pairs_of).collect();
+    let refunded: Vec<_> = of_type(&[BookingEventType::TicketRefunded]).flat_map(pairs_of).collect();
+    if [confirmed.is_empty(), ended.is_empty(), refunded.is_empty()].iter().filter(|none| !**none).count() > 1 {
+        let seats: Vec<_> = events.iter().flat_map(|event| event.session_seat_ids.iter().copied()).collect();
+        session_seats::lock(tx.connection()?, &seats).await?;
+    }
+    if !confirmed.is_empty() {
+        let orders: Vec<_> = confirmed.iter().map(|(owner, seats)| (*owner, seats.as_slice())).collect();
         let outcomes = session_seats::confirm_each(tx.connection()?, &orders).await?;
         if outcomes.iter().any(|outcome| *outcome != ChangeOutcome::Done) {
             tx.rollback().await?;
             return Ok(None);
         }
     }
-    for (types, given_back) in [
-        (&[BookingEventType::Expired, BookingEventType::Cancelled][..], GivenBack::Held),
-        (&[BookingEventType::TicketRefunded], GivenBack::HeldOrSold),
-    ] {
-        let pairs: Vec<_> = of_type(types).flat_map(pairs_of).collect();
+    for (pairs, given_back) in [(ended, GivenBack::Held), (refunded, GivenBack::HeldOrSold)] {
         if !pairs.is_empty() {
             session_seats::free(tx.connection()?, &pairs, given_back).await?;
         }

@@ -212,9 +212,10 @@ pub(crate) async fn release_seats(
     ApiPath(_session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<SeatsOfReservation>,
 ) -> Result<Json<SeatsChanged>> {
-    let seats = as_set(request.session_seat_ids);
-    let session_seat_ids = session_seats::release(&mut *db.acquire().await?, request.reservation_id, &seats).await?;
-    Ok(Json(SeatsChanged { reservation_id: request.reservation_id, session_seat_ids, pricing: None }))
+    let owner = request.reservation_id;
+    let holds: Vec<_> = as_set(request.session_seat_ids).into_iter().map(|seat| (owner, seat)).collect();
+    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, GivenBack::Held).await?;
+    Ok(Json(SeatsChanged { reservation_id: owner, session_seat_ids, pricing: None }))
 }
 
 /// Free what many reservations hold

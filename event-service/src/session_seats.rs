@@ -4,10 +4,10 @@
 //!             reserve(r)              confirm(r)
 //! available ────────────▶ reserved(r) ──────────▶ sold(r)
 //!     ▲                        │                     │
-//!     └──── release(r) ────────┘                     │
-//!     └──── refund(r) ───────────────────────────────┘
+//!     └──── free(r) ───────────┘                     │
+//!     └──── free(r), refunded ───────────────────────┘
 //!
-//! available ──▶ blocked      block_free: the session is cancelled. What is released or refunded after that is blocked, too.
+//! available ──▶ blocked      block_free: the session is cancelled. What is freed after that is blocked, too.
 //! ```
 //!
 //! Each change is one conditional statement that names the reservation; what it must agree with stands in
@@ -174,20 +174,35 @@ pub enum GivenBack {
     HeldOrSold,
 }
 
-/// Frees what the reservation holds of `seats` and returns those. A sold seat, or another's, is left alone.
+/// The sessions of the seats `$1`, so that none of them is cancelled before the end of the transaction, and then the seats themselves. A
+/// session is locked before its seats wherever both are, and the count sees to it here.
+macro_rules! locked {
+    () => {
+        "shared as materialized (
+             select session_id, status from sessions
+             where session_id in (select session_id from session_seats where session_seat_id = any($1))
+             order by session_id for share
+         ),
+         owned as materialized (
+             select session_seat_id, status, reservation_id from session_seats
+             where session_seat_id = any($1) and (select count(*) from shared) > 0
+             order by session_seat_id for no key update
+         )"
+    };
+}
+
+/// Locks the seats, and their sessions against being cancelled, for a transaction of several changes: each of these locks in this order
+/// what it needs, but only what is locked before them all is in order.
 ///
 /// # Errors
 /// The database failed.
-pub async fn release(
-    connection: &mut PgConnection,
-    reservation_id: ReservationId,
-    seats: &[SessionSeatId],
-) -> Result<Vec<SessionSeatId>> {
-    let pairs: Vec<_> = seats.iter().map(|seat| (reservation_id, *seat)).collect();
-    free(connection, &pairs, GivenBack::Held).await
+pub async fn lock(tx: &mut PgConnection, seats: &[SessionSeatId]) -> Result<()> {
+    sqlx::query(concat!("with ", locked!(), " select count(*) from owned")).bind(seats).execute(tx).await?;
+    Ok(())
 }
 
 /// Frees those of the seats that their reservations give back, and returns them. One that is another's by now is left alone.
+/// While a session is being cancelled this waits, and it the other way round: neither would see what the other has done.
 ///
 /// # Errors
 /// The database failed.
@@ -200,22 +215,20 @@ pub async fn free(
         GivenBack::Held => &["reserved"],
         GivenBack::HeldOrSold => &["reserved", "sold"],
     };
-    let freed = sqlx::query_scalar(
-        "with owned as materialized (
-             select session_seat_id, status, reservation_id from session_seats where session_seat_id = any($2)
-             order by session_seat_id for no key update
-         )
-         update session_seats s
-         set status = case when exists (select from sessions c where c.session_id = s.session_id and c.status = 'cancelled')
+    let freed = sqlx::query_scalar(concat!(
+        "with ",
+        locked!(),
+        " update session_seats s
+         set status = case when s.session_id in (select session_id from shared where status = 'cancelled')
                            then 'blocked' else 'available' end,
              reservation_id = null, reserved_until = null,
              change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
-         from owned o join unnest($1::uuid[], $2::uuid[]) as given (reservation_id, session_seat_id) using (reservation_id, session_seat_id)
+         from owned o join unnest($2::uuid[], $1::uuid[]) as given (reservation_id, session_seat_id) using (reservation_id, session_seat_id)
          where s.session_seat_id = o.session_seat_id and o.status = any($3)
-         returning s.session_seat_id",
-    )
-    .bind(seats.iter().map(|(owner, _)| *owner).collect::<Vec<_>>())
+         returning s.session_seat_id"
+    ))
     .bind(seats.iter().map(|(_, seat)| *seat).collect::<Vec<_>>())
+    .bind(seats.iter().map(|(owner, _)| *owner).collect::<Vec<_>>())
     .bind(from)
     .fetch_all(connection)
     .await?;

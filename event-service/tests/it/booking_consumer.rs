@@ -8,6 +8,7 @@ use lapin::options::{BasicGetOptions, QueueDeleteOptions};
 use lapin::{Channel, Connection, ConnectionProperties};
 use serde_json::json;
 use service_kit::amqp::{Outgoing, Published, Publisher};
+use service_kit::database::begin;
 use service_kit::testing::wait_until;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, ReservationId, SessionSeatId, UserId};
@@ -131,6 +132,34 @@ async fn a_late_expiry_frees_nothing_that_has_gone_to_another() {
     apply(&app.db, &event(BookingEventType::Expired, old, &seats, 1)).await.unwrap();
     apply(&app.db, &event(BookingEventType::Cancelled, old, &seats, 1)).await.unwrap();
     assert_eq!(app.statuses(&session).await, ["reserved"]);
+}
+
+/// A batch confirms one seat and frees another. While someone has the first of them, it must not hold back the second: whoever
+/// wants both, in their order, as a booking does, would stand against it for ever.
+#[tokio::test]
+async fn messages_applied_together_wait_for_all_their_seats_before_they_change_any() {
+    let app = TestApp::spawn().await;
+    consumer_is_up(&app).await;
+    let (session, mut seats) = app.session(2).await;
+    seats.sort();
+    let (first, last) = seats.split_at(1);
+    let (leaver, buyer) = (ReservationId::new(), ReservationId::new());
+    reserve(&app, &session, leaver, first).await;
+    reserve(&app, &session, buyer, last).await;
+    let mut other = begin(&app.db).await.unwrap();
+    let lock = "select 1 from session_seats where session_seat_id = $1::uuid for update nowait";
+    sqlx::query(lock).bind(&first[0]).execute(&mut *other).await.unwrap();
+    let cancelled = event(BookingEventType::Cancelled, leaver, first, 1);
+    publish(&app, &[message_of(&event(BookingEventType::Confirmed, buyer, last, 1)), message_of(&cancelled)]).await;
+    wait_until("the batch waits", SOON, async || app.waits_for_a_lock().await).await;
+    sqlx::query(lock).bind(&last[0]).execute(&mut *other).await.expect("the last seat is nobody's");
+    other.commit().await.unwrap();
+    wait_until("both are applied", SOON, async || {
+        let mut statuses = app.statuses(&session).await;
+        statuses.sort();
+        statuses == ["available", "sold"]
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,9 +1,16 @@
 //! Changing and deleting: what is in use stays, and nobody overwrites a change that they have not seen.
 
+use std::pin::pin;
+
+use event_service::session_seats::{self, GivenBack};
+use futures::future::{Either, select};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use service_kit::database::begin;
+use service_kit::testing::wait_until;
 use uuid::Uuid;
 
+use crate::booking_consumer::SOON;
 use crate::support::{TestApp, id};
 
 async fn edit(app: &TestApp, method: Method, path: &str, body: Option<&Value>, if_match: Option<&str>) -> Response {
@@ -262,4 +269,34 @@ async fn a_cancelled_session_is_off_sale_and_what_is_freed_in_it_stays_so() {
     app.post("/api/v1/sessions", &again, 201).await;
     delete(&app, &path, 204).await;
     assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 404).await["code"], "session_not_found");
+}
+
+/// One frees a seat and another cancels its session, and neither sees what the other has not committed: whoever comes second waits.
+#[tokio::test]
+async fn a_seat_that_is_freed_while_its_session_is_cancelled_is_blocked_whoever_is_first() {
+    let app = TestApp::spawn().await;
+    for cancelled_first in [false, true] {
+        let (session, seats) = app.session(1).await;
+        let (owner, id) = (hold(&app, &session, &[&seats[0]]).await, session.parse::<Uuid>().unwrap());
+        let mut first = begin(&app.db).await.unwrap();
+        let (second, body) = if cancelled_first {
+            let cancel = "update sessions set status = 'cancelled', cancelled_at = now() where session_id = $1";
+            sqlx::query(cancel).bind(id).execute(&mut *first).await.unwrap();
+            session_seats::block_free(&mut first, id.into()).await.unwrap();
+            let body = json!({ "reservation_id": owner, "session_seat_ids": seats });
+            (format!("/api/internal/sessions/{session}/seats/release"), body)
+        } else {
+            let seat = seats[0].parse::<Uuid>().unwrap().into();
+            session_seats::free(&mut first, &[(owner.into(), seat)], GivenBack::Held).await.unwrap();
+            (format!("/api/v1/sessions/{session}/cancel"), json!({}))
+        };
+        let second = pin!(app.post(&second, &body, 200));
+        let waits = pin!(wait_until("the second one waits", SOON, async || app.waits_for_a_lock().await));
+        let under_way = select(second, waits).await;
+        first.commit().await.unwrap();
+        if let Either::Right((_, second)) = under_way {
+            second.await;
+        }
+        assert_eq!(app.statuses(&session).await, ["blocked"], "cancelled first: {cancelled_first}");
+    }
 }

@@ -79,7 +79,7 @@ impl Seats {
     }
 
     pub(crate) async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        session_seats::release(&mut self.db.acquire().await.unwrap(), owner, seats).await.unwrap()
+        self.free(owner, seats, GivenBack::Held).await
     }
 
     pub(crate) async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
@@ -87,8 +87,12 @@ impl Seats {
     }
 
     pub(crate) async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
+        self.free(owner, seats, GivenBack::HeldOrSold).await
+    }
+
+    async fn free(&self, owner: ReservationId, seats: &[SessionSeatId], given_back: GivenBack) -> Vec<SessionSeatId> {
         let pairs: Vec<_> = seats.iter().map(|seat| (owner, *seat)).collect();
-        session_seats::free(&mut self.db.acquire().await.unwrap(), &pairs, GivenBack::HeldOrSold).await.unwrap()
+        session_seats::free(&mut self.db.acquire().await.unwrap(), &pairs, given_back).await.unwrap()
     }
 
     async fn state(&self) -> Vec<(SessionSeatId, SeatStatus, Option<ReservationId>)> {

@@ -157,6 +157,12 @@ impl TestApp {
         (session, seats)
     }
 
+    /// Whether a statement waits for what another transaction has locked.
+    pub(crate) async fn waits_for_a_lock(&self) -> bool {
+        let sql = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')";
+        sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
+    }
+
     /// Each seat's status, in the order of the seats.
     pub(crate) async fn statuses(&self, session: &str) -> Vec<String> {
         let seats = self.get(&format!("/api/v1/sessions/{session}/seats"), 200).await;
