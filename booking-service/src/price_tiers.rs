@@ -175,7 +175,8 @@ pub(crate) async fn delete_price_tier(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&app.db).await?;
     lock(&mut tx, id, &if_match).await?;
-    // No foreign key and no index serve this rare question: every booking would pay for them, the key even with a lock on this row.
+    // No foreign key and no index serve this rare question: every booking would pay for them, the key even with a lock on this row. So a
+    // booking of this second may still come to stand for a tier that is gone: its prices are in its items, and nothing else asks for it.
     let used: bool = sqlx::query_scalar("select exists (select from reservation_items where price_tier_id = $1)")
         .bind(id)
         .fetch_one(&mut *tx)

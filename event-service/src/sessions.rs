@@ -204,7 +204,8 @@ pub(crate) async fn get_session(
 
 /// Change a session
 ///
-/// Event, hall and currency stay as they are while seats are reserved or sold. A new price is for those who buy from now on.
+/// Event, hall and currency stay as they are while seats are reserved or sold, and a new one of these gives its session seats new ids. A new
+/// price is for those who buy from now on.
 #[utoipa::path(patch, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSession,
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Session, headers(("ETag" = String))), UpdateRefusals))]
@@ -221,11 +222,11 @@ pub(crate) async fn update_session(
         return Err(Error::refused(Code::SessionCancelled, "A cancelled session can't be changed; make a new one."));
     }
     let edited: CreateSession = patch.apply(&current)?;
-    let moved = current.hall_id != edited.hall_id;
-    if moved {
+    // Also for another event or currency: with new ids, so that a hold by what had been seen before comes to nothing.
+    let remade =
+        current.hall_id != edited.hall_id || current.event_id != edited.event_id || current.currency != edited.currency;
+    if remade {
         session_seats::remove_unowned(&mut tx, session_id).await?;
-    }
-    if moved || current.event_id != edited.event_id || current.currency != edited.currency {
         let owned = session_seats::owned(&mut tx, session_id).await?;
         in_use(owned, "reserved or sold seat", "Event, hall and currency can be changed only before that.")?;
     }
@@ -246,7 +247,7 @@ pub(crate) async fn update_session(
     .execute(&mut *tx)
     .await
     .map_err(of_constraint)?;
-    if moved {
+    if remade {
         make_seats(&mut tx, session_id, edited.base_price).await?;
     } else if current.base_price != edited.base_price {
         session_seats::set_price(&mut tx, session_id, edited.base_price).await?;

@@ -132,7 +132,8 @@ async fn pay(
 ) -> Result<ConfirmedReservation> {
     let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
     let Some(reservation) = app.metrics.step(Step::Lease, app.paid.lease(order)).await? else {
-        return paid_before(app, owner, id).await;
+        // If it could be paid now, a payment had it when the lease was asked for, and has come to nothing since.
+        return paid_before(app, owner, id, refusal(ReservationState::Confirming)).await;
     };
     let amount = reservation.total_amount;
     crash_point("confirm.leased");
@@ -161,11 +162,17 @@ async fn pay(
             Err(Error::refused(Code::SeatUnavailable, detail))
         }
         // The lease ran out meanwhile and the recovery settled it, by the provider's word.
-        Concluded::ByOthers => paid_before(app, owner, id).await,
+        Concluded::ByOthers => paid_before(app, owner, id, declined()).await,
     }
 }
 
-async fn paid_before(app: &App, owner: Option<UserId>, id: ReservationId) -> Result<ConfirmedReservation> {
+/// What an earlier call, or the recovery, has made of the reservation; `unpaid` when it still waits for a payment.
+async fn paid_before(
+    app: &App,
+    owner: Option<UserId>,
+    id: ReservationId,
+    unpaid: Error,
+) -> Result<ConfirmedReservation> {
     let (state, expired): (ReservationState, bool) =
         sqlx::query_as(concat!("select status, expiry_time <= now() from reservations where id = $1 and ", owned!()))
             .bind(id)
@@ -180,7 +187,7 @@ async fn paid_before(app: &App, owner: Option<UserId>, id: ReservationId) -> Res
             Ok(answer(find(&app.db, id, owner).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
         (ReservationState::Active, Some(key)) => Ok(answer(find(&app.db, id, owner).await?, key, Vec::new())),
-        (ReservationState::Active, None) if !expired => Err(declined()),
+        (ReservationState::Active, None) if !expired => Err(unpaid),
         (state, _) => Err(refusal(state)),
     }
 }

@@ -4,6 +4,7 @@ use booking_service::idempotency::forget_old;
 use futures::future::join_all;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use service_kit::database::begin;
 use uuid::Uuid;
 
 use crate::support::{Sale, System, answer, text_of};
@@ -146,5 +147,29 @@ async fn keys_are_forgotten_after_a_day() {
         .unwrap();
     assert_eq!(forget_old(&system.app.db).await.unwrap(), 1);
     assert_eq!(forget_old(&system.app.db).await.unwrap(), 0);
+    system.finish().await;
+}
+
+/// The payment of another tab is declined at the moment at which this one asks for the reservation. This one was never tried, so it is not
+/// told that it was declined, today or when its key comes again.
+#[tokio::test]
+async fn who_meets_a_payment_that_is_declined_was_not_declined() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    let paying = "update reservations set status = 'confirming', confirming_until = now() + interval '1 minute'";
+    sqlx::query(paying).execute(&system.app.db).await.unwrap();
+    let mut declined = begin(&system.app.db).await.unwrap();
+    let given_back = "update reservations set status = 'active', confirming_until = null";
+    sqlx::query(given_back).execute(&mut *declined).await.unwrap();
+    let path = format!("/api/v1/reservations/{id}/confirm");
+    let confirm = async || post(&system, &path, user, "mine", &json!({ "payment_id": "pay_good" })).await;
+    let commit = async {
+        system.someone_waits().await;
+        declined.commit().await.unwrap();
+    };
+    let (met, ()) = tokio::join!(confirm(), commit);
+    assert_eq!(answer(met, 409).await["code"], "confirmation_in_progress");
+    assert_eq!(answer(confirm().await, 200).await["status"], "confirmed");
     system.finish().await;
 }

@@ -2,10 +2,9 @@
 
 use booking_service::reconcile::{self, Sweep, reconcile_once};
 use serde_json::json;
-use service_kit::testing::wait_until;
 use uuid::Uuid;
 
-use crate::support::{SOON, System, text_of};
+use crate::support::{System, text_of};
 
 /// A hold as a booking leaves it that died before it wrote its reservation. `age` is how long ago it began.
 pub(crate) async fn orphan(system: &System, session: &str, seat: &str, age: &'static str) -> Uuid {
@@ -69,10 +68,7 @@ async fn a_booking_that_is_just_committing_keeps_its_seats() {
     .await
     .unwrap();
     let waiting = async {
-        wait_until("reconciliation waits for the booking", SOON, async || {
-            system.count("select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'transactionid'").await == 1
-        })
-        .await;
+        system.someone_waits().await;
         booking.commit().await.unwrap();
     };
     let mut sweep = Sweep::default();

@@ -315,6 +315,14 @@ impl System {
         sqlx::query_scalar(sql).fetch_one(&self.app.db).await.unwrap()
     }
 
+    /// Waits until a statement in the Booking Service's database waits for what another transaction has changed.
+    #[track_caller]
+    pub(crate) fn someone_waits(&self) -> impl Future<Output = Duration> {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        wait_until("someone waits for the transaction", SOON, async || self.count(waiting).await > 0)
+    }
+
     /// A series of a service's metrics; nothing, when it does not tell of it.
     pub(crate) async fn metric(&self, base: &str, series: &str) -> Option<f64> {
         let text = self.http.get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();

@@ -1,16 +1,12 @@
 //! Changing and deleting: what is in use stays, and nobody overwrites a change that they have not seen.
 
-use std::pin::pin;
-
-use event_service::session_seats::{self, GivenBack};
-use futures::future::{Either, select};
+use event_service::session_seats::{self, GivenBack, Wish};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use service_kit::database::begin;
-use service_kit::testing::wait_until;
+use shared_contracts::ids::ReservationId;
 use uuid::Uuid;
 
-use crate::booking_consumer::SOON;
 use crate::support::{TestApp, id};
 
 async fn edit(app: &TestApp, method: Method, path: &str, body: Option<&Value>, if_match: Option<&str>) -> Response {
@@ -290,13 +286,50 @@ async fn a_seat_that_is_freed_while_its_session_is_cancelled_is_blocked_whoever_
             session_seats::free(&mut first, &[(owner.into(), seat)], GivenBack::Held).await.unwrap();
             (format!("/api/v1/sessions/{session}/cancel"), json!({}))
         };
-        let second = pin!(app.post(&second, &body, 200));
-        let waits = pin!(wait_until("the second one waits", SOON, async || app.waits_for_a_lock().await));
-        let under_way = select(second, waits).await;
-        first.commit().await.unwrap();
-        if let Either::Right((_, second)) = under_way {
-            second.await;
-        }
+        app.beside(first, app.post(&second, &body, 200)).await;
         assert_eq!(app.statuses(&session).await, ["blocked"], "cancelled first: {cancelled_first}");
+    }
+}
+
+/// The seat's row has changed by the time that its release has come through: what is freed is the row as it is then.
+#[tokio::test]
+async fn a_seat_that_is_freed_while_its_price_is_changed_is_free_at_the_new_price() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(1).await;
+    let (owner, id) = (hold(&app, &session, &[&seats[0]]).await, session.parse::<Uuid>().unwrap());
+    let mut first = begin(&app.db).await.unwrap();
+    sqlx::query("update sessions set base_price = 7 where session_id = $1")
+        .bind(id)
+        .execute(&mut *first)
+        .await
+        .unwrap();
+    session_seats::set_price(&mut first, id.into(), serde_json::from_value(json!(7)).unwrap()).await.unwrap();
+    let body = json!({ "reservation_id": owner, "session_seat_ids": seats });
+    let freed =
+        app.beside(first, app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200)).await;
+    assert_eq!(freed["session_seat_ids"], json!(seats));
+    let seat = &app.get(&format!("/api/v1/sessions/{session}/seats"), 200).await[0];
+    assert_eq!((&seat["status"], &seat["price"]), (&json!("available"), &json!(7.0)));
+}
+
+/// A hold that is not committed yet can't be counted: whoever edits waits for it.
+#[tokio::test]
+async fn a_hold_that_is_being_made_keeps_event_and_currency_too() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(1).await;
+    let wish = Wish {
+        session_id: session.parse::<Uuid>().unwrap().into(),
+        reservation_id: ReservationId::new(),
+        seats: vec![seats[0].parse::<Uuid>().unwrap().into()],
+        reserved_until: "2031-01-01T00:00:00Z".parse().unwrap(),
+    };
+    let path = format!("/api/v1/sessions/{session}");
+    for change in [json!({ "event_id": app.event().await }), json!({ "currency": "EUR" })] {
+        let mut first = begin(&app.db).await.unwrap();
+        session_seats::reserve(&mut first, std::slice::from_ref(&wish)).await.unwrap();
+        let refused = app.beside(first, patch(&app, &path, change, 409)).await;
+        assert_eq!(refused["code"], "resource_in_use");
+        let body = json!({ "reservation_id": wish.reservation_id, "session_seat_ids": seats });
+        app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200).await;
     }
 }

@@ -1,11 +1,13 @@
 //! A running Event Service, and the requests that tests make of it.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use event_service::app;
 use event_service::settings::Settings;
+use futures::future::{Either, select};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use service_kit::amqp::Broker;
@@ -13,11 +15,13 @@ use service_kit::auth::AuthSettings;
 use service_kit::lifecycle::Lifecycle;
 use service_kit::limits::Limits;
 use service_kit::settings::{Common, LogFormat, Secret};
-use service_kit::testing::{database, server, unique};
+use service_kit::testing::{database, server, unique, wait_until};
 use service_kit::tls::Trust;
 use service_kit::traces::TraceSettings;
-use sqlx::PgPool;
+use sqlx::{PgPool, PgTransaction};
 use tokio::net::TcpListener;
+
+use crate::booking_consumer::SOON;
 
 /// Requests in flight that the service takes.
 pub(crate) const IN_FLIGHT_MAX: usize = 300;
@@ -161,6 +165,18 @@ impl TestApp {
     pub(crate) async fn waits_for_a_lock(&self) -> bool {
         let sql = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')";
         sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
+    }
+
+    /// Lets `second` come while `first` is under way, which is committed as soon as `second` waits for it, or has gone past it.
+    pub(crate) async fn beside<T>(&self, first: PgTransaction<'_>, second: impl Future<Output = T>) -> T {
+        let second = pin!(second);
+        let waits = pin!(wait_until("the second one waits", SOON, async || self.waits_for_a_lock().await));
+        let under_way = select(second, waits).await;
+        first.commit().await.unwrap();
+        match under_way {
+            Either::Left((done, _)) => done,
+            Either::Right((_, second)) => second.await,
+        }
     }
 
     /// Each seat's status, in the order of the seats.
