@@ -1,7 +1,9 @@
-//! RabbitMQ: a publisher that says what became of each message, and a consumer that always comes back.
+//! RabbitMQ: a publisher that says what became of each message (`amqp/publisher.rs`), and a consumer that always comes back.
 //!
 //! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever while
 //! the connection looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
+
+mod publisher;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,11 +23,11 @@ use lapin::runtime::default_runtime;
 use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+pub use self::publisher::{Outgoing, Published, Publisher};
 use crate::acks::Acks;
 use crate::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
 use crate::settings::Secret;
@@ -121,133 +123,6 @@ impl Broker {
             .exchange_declare(self.exchange.as_str().into(), ExchangeKind::Topic, durable, FieldTable::default())
             .await
             .with_context(|| format!("can't declare exchange {}", self.exchange))
-    }
-}
-
-/// A message to be published.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    /// Kept when the message is published again, so that a receiver can tell a repeat.
-    pub message_id: Uuid,
-    /// The routing key; also the AMQP `type`.
-    pub routing_key: String,
-    /// JSON.
-    pub body: Vec<u8>,
-    /// When the change was made: seconds since 1970.
-    pub timestamp: u64,
-    /// W3C trace context of the request that made the change.
-    pub traceparent: Option<String>,
-}
-
-/// What became of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Published {
-    /// In a queue, on disk.
-    Confirmed,
-    /// No queue is bound for it. The broker confirms such a message too, and drops it.
-    Unroutable,
-    /// The broker refused it.
-    Refused,
-}
-
-/// One connection for publishing, made anew after any fault.
-pub struct Publisher {
-    broker: Broker,
-    name: &'static str,
-    link: Mutex<Option<(Connection, Channel)>>,
-}
-
-impl Publisher {
-    /// A publisher; it does not connect yet. `name` shows in the broker's management page and as `app_id`.
-    #[must_use]
-    pub fn new(broker: Broker, name: &'static str) -> Self {
-        Self { broker, name, link: Mutex::new(None) }
-    }
-
-    /// Makes the connection unless there is one.
-    ///
-    /// # Errors
-    /// The broker can't be reached.
-    pub async fn connect_if_needed(&self) -> anyhow::Result<()> {
-        let mut link = self.link.lock().await;
-        if !link
-            .as_ref()
-            .is_some_and(|(connection, channel)| connection.status().connected() && channel.status().connected())
-        {
-            *link = None;
-            *link = Some(self.connect().await?);
-        }
-        Ok(())
-    }
-
-    /// Publishes all of `batch` and waits for all confirms.
-    ///
-    /// # Errors
-    /// There is no connection, or the broker fell silent: any of the messages may or may not have been published.
-    pub async fn publish(&self, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
-        let mut link = self.link.lock().await;
-        // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
-        let (connection, channel) = link.take().context("there is no connection to the broker")?;
-        let outcomes = tokio::time::timeout(PUBLISH_TIME_MAX, self.publish_on(&channel, batch))
-            .await
-            .context("the broker gave no confirm in time")??;
-        *link = Some((connection, channel));
-        Ok(outcomes)
-    }
-
-    async fn connect(&self) -> anyhow::Result<(Connection, Channel)> {
-        let connection = self.broker.connect(self.name).await?;
-        let set_up = async {
-            let channel = connection.create_channel().await?;
-            self.broker.declare_exchange(&channel).await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            anyhow::Ok(channel)
-        };
-        let channel =
-            tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker opened no channel in time")??;
-        Ok((connection, channel))
-    }
-
-    async fn publish_on(&self, channel: &Channel, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
-        let mut confirms = Vec::with_capacity(batch.len());
-        for message in batch {
-            let mut traceparent = message.traceparent.clone();
-            let leaving = traces::Leaving::begin(&self.broker.exchange, &message.routing_key, &mut traceparent);
-            // `mandatory`: an unroutable message comes back instead of vanishing.
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let exchange = self.broker.exchange.as_str().into();
-            let routing_key = message.routing_key.as_str().into();
-            let properties = self.properties(message, traceparent);
-            let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await?;
-            confirms.push((confirm, leaving));
-        }
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for (confirm, leaving) in confirms {
-            let outcome = match confirm.await? {
-                Confirmation::Ack(None) => Published::Confirmed,
-                Confirmation::Ack(Some(_)) => Published::Unroutable,
-                Confirmation::Nack(_) => Published::Refused,
-                Confirmation::NotRequested => bail!("the channel is not in confirm mode"),
-            };
-            leaving.left(outcome == Published::Confirmed);
-            outcomes.push(outcome);
-        }
-        Ok(outcomes)
-    }
-
-    fn properties(&self, message: &Outgoing, traceparent: Option<String>) -> BasicProperties {
-        let mut headers = FieldTable::default();
-        if let Some(traceparent) = traceparent {
-            headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.into()));
-        }
-        BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_message_id(message.message_id.to_string().into())
-            .with_content_type("application/json".into())
-            .with_type(message.routing_key.as_str().into())
-            .with_timestamp(message.timestamp)
-            .with_app_id(self.name.into())
-            .with_headers(headers)
     }
 }
 

@@ -1,0 +1,257 @@
+//! Publishing: each message of a batch is told apart, and one connection serves until it fails.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, bail};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::{Broker, CONNECT_TIME_MAX, PERSISTENT, PUBLISH_TIME_MAX, TRACEPARENT};
+use crate::traces;
+
+/// A message to be published.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Kept when the message is published again, so that a receiver can tell a repeat.
+    pub message_id: Uuid,
+    /// The routing key; also the AMQP `type`.
+    pub routing_key: String,
+    /// JSON.
+    pub body: Vec<u8>,
+    /// When the change was made: seconds since 1970.
+    pub timestamp: u64,
+    /// W3C trace context of the request that made the change.
+    pub traceparent: Option<String>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// In a queue, on disk.
+    Confirmed,
+    /// No queue is bound for it. The broker confirms such a message too, and drops it.
+    Unroutable,
+    /// The broker refused it.
+    Refused,
+}
+
+/// One connection for publishing, made anew after any fault.
+pub struct Publisher {
+    broker: Broker,
+    name: &'static str,
+    link: Mutex<Option<(Connection, Channel)>>,
+}
+
+impl Publisher {
+    /// A publisher; it does not connect yet. `name` shows in the broker's management page and as `app_id`.
+    #[must_use]
+    pub fn new(broker: Broker, name: &'static str) -> Self {
+        Self { broker, name, link: Mutex::new(None) }
+    }
+
+    /// Makes the connection unless there is one.
+    ///
+    /// # Errors
+    /// The broker can't be reached, or takes no messages.
+    pub async fn connect_if_needed(&self) -> anyhow::Result<()> {
+        let mut link = self.link.lock().await;
+        let is_up = |(connection, channel): &(Connection, Channel)| {
+            connection.status().connected() && channel.status().connected()
+        };
+        match link.as_ref().filter(|link| is_up(link)) {
+            Some((connection, _)) if connection.status().blocked() => {
+                bail!("the broker takes no messages: it is short of memory or disk")
+            }
+            Some(_) => {}
+            None => {
+                *link = None;
+                *link = Some(self.connect().await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes all of `batch` and waits for all confirms.
+    ///
+    /// # Errors
+    /// There is no connection, or the broker fell silent: any of the messages may or may not have been published.
+    pub async fn publish(&self, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
+        let mut link = self.link.lock().await;
+        // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
+        let (connection, channel) = link.take().context("there is no connection to the broker")?;
+        let outcomes = tokio::time::timeout(PUBLISH_TIME_MAX, self.publish_on(&channel, batch)).await;
+        // A broker that is short of memory or disk does not even read that a connection is to be closed: given up, each would live on beside
+        // the next one, here and there, until it has more.
+        if matches!(outcomes, Ok(Ok(_))) || connection.status().blocked() {
+            *link = Some((connection, channel));
+        }
+        outcomes.context("the broker gave no confirm in time")?
+    }
+
+    async fn connect(&self) -> anyhow::Result<(Connection, Channel)> {
+        let connection = self.broker.connect(self.name).await?;
+        let set_up = async {
+            let channel = connection.create_channel().await?;
+            self.broker.declare_exchange(&channel).await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            anyhow::Ok(channel)
+        };
+        let channel =
+            tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker opened no channel in time")??;
+        Ok((connection, channel))
+    }
+
+    async fn publish_on(&self, channel: &Channel, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
+        let mut confirms = Vec::with_capacity(batch.len());
+        for message in batch {
+            let mut traceparent = message.traceparent.clone();
+            let leaving = traces::Leaving::begin(&self.broker.exchange, &message.routing_key, &mut traceparent);
+            // `mandatory`: an unroutable message comes back instead of vanishing.
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let exchange = self.broker.exchange.as_str().into();
+            let routing_key = message.routing_key.as_str().into();
+            let properties = self.properties(message, traceparent);
+            let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await?;
+            confirms.push((confirm, leaving));
+        }
+        let (mut taken, mut returned) = (Vec::with_capacity(batch.len()), HashSet::new());
+        let mut leaving = Vec::with_capacity(batch.len());
+        for (confirm, left) in confirms {
+            let (is_taken, came_back) = match confirm.await? {
+                Confirmation::Ack(came_back) => (true, came_back),
+                Confirmation::Nack(came_back) => (false, came_back),
+                Confirmation::NotRequested => bail!("the channel is not in confirm mode"),
+            };
+            taken.push(is_taken);
+            returned.extend(came_back.and_then(|came_back| {
+                came_back.delivery.properties.message_id().as_ref().map(|id| id.as_str().to_owned())
+            }));
+            leaving.push(left);
+        }
+        let outcomes = judged(batch, &taken, &returned);
+        for (leaving, outcome) in leaving.into_iter().zip(&outcomes) {
+            leaving.left(*outcome == Published::Confirmed);
+        }
+        Ok(outcomes)
+    }
+
+    fn properties(&self, message: &Outgoing, traceparent: Option<String>) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        if let Some(traceparent) = traceparent {
+            headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.into()));
+        }
+        BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(message.message_id.to_string().into())
+            .with_content_type("application/json".into())
+            .with_type(message.routing_key.as_str().into())
+            .with_timestamp(message.timestamp)
+            .with_app_id(self.name.into())
+            .with_headers(headers)
+    }
+}
+
+/// What became of each message of a batch. A message that came back is known by its id: the library hands it out with the confirm of any
+/// message that the same frame confirmed.
+fn judged(batch: &[Outgoing], taken: &[bool], returned: &HashSet<String>) -> Vec<Published> {
+    let judge = |(message, is_taken): (&Outgoing, &bool)| match is_taken {
+        false => Published::Refused,
+        true if returned.contains(&message.message_id.to_string()) => Published::Unroutable,
+        true => Published::Confirmed,
+    };
+    batch.iter().zip(taken).map(judge).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::settings::Secret;
+    use crate::testing::{server, unique};
+    use crate::tls::Trust;
+
+    fn message() -> Outgoing {
+        Outgoing {
+            message_id: Uuid::now_v7(),
+            routing_key: "nobody.listens".into(),
+            body: Vec::new(),
+            timestamp: 0,
+            traceparent: None,
+        }
+    }
+
+    /// One frame confirmed both; the library handed what came back of the second out with the confirm of the first.
+    #[test]
+    fn what_came_back_is_told_by_its_id_and_not_by_the_confirm_that_it_came_with() {
+        let batch = [message(), message(), message()];
+        let returned = HashSet::from([batch[1].message_id.to_string()]);
+        let expected = [Published::Confirmed, Published::Unroutable, Published::Refused];
+        assert_eq!(judged(&batch, &[true, true, false], &returned), expected);
+    }
+
+    /// A broker with a memory alarm: at the first message it tells the client so, and reads no more.
+    #[expect(clippy::disallowed_methods, reason = "they end with the test")]
+    async fn alarmed(target: String, accepted: Arc<AtomicUsize>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                accepted.fetch_add(1, Ordering::Relaxed);
+                let mut broker = TcpStream::connect(&target).await.unwrap();
+                tokio::spawn(async move {
+                    let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
+                    let mut is_reading = true;
+                    loop {
+                        tokio::select! {
+                            read = client.read(&mut up), if is_reading => {
+                                let Ok(1..) = read else { return };
+                                let said = &up[..read.unwrap()];
+                                // Class 60, method 40: basic.publish.
+                                is_reading = !said.windows(4).any(|window| window == [0, 60, 0, 40]);
+                                if is_reading {
+                                    broker.write_all(said).await.unwrap();
+                                } else {
+                                    // Class 10, method 60: connection.blocked, with a reason.
+                                    let blocked = [1, 0, 0, 0, 0, 0, 8, 0, 10, 0, 60, 3, b'l', b'o', b'w', 0xCE];
+                                    client.write_all(&blocked).await.unwrap();
+                                }
+                            }
+                            read = broker.read(&mut down) => {
+                                let Ok(1..) = read else { return };
+                                client.write_all(&down[..read.unwrap()]).await.unwrap();
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_takes_nothing_is_left_one_connection_and_not_a_new_one_for_each_try() {
+        let url = server("TEST_RABBITMQ_URL");
+        let (_, rest) = url.split_once('@').unwrap();
+        let (target, _) = rest.split_once('/').unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let port = alarmed(target.to_owned(), Arc::clone(&accepted)).await;
+        let url = Secret::from(url.replacen(target, &format!("127.0.0.1:{port}"), 1).as_str());
+        let publisher = Publisher::new(Broker { url, exchange: unique("alarm"), trust: Trust::default() }, "test");
+        for _ in 0..3 {
+            if publisher.connect_if_needed().await.is_ok() {
+                assert!(publisher.publish(&[message()]).await.is_err());
+            }
+        }
+        assert_eq!(accepted.load(Ordering::Relaxed), 1);
+        let error = publisher.connect_if_needed().await.unwrap_err();
+        assert!(error.to_string().contains("short of memory or disk"), "{error:#}");
+    }
+}
