@@ -17,6 +17,8 @@ use crate::settings::Secret;
 
 /// How long a request waits for a connection before it is answered with `503`: a full pool is a fast no.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a connection that a desk gives back may take to say that it is well.
+const RELEASE_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long start-up waits for a database that is still starting itself.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -148,8 +150,16 @@ impl DeskPool {
     pub fn new(url: &Secret, application: &'static str) -> anyhow::Result<Self> {
         let options = base_options(url, application)?.options(SERVER_LIMITS).options(FIXED_PLANS);
         let kept = Kept { connections: Vec::new(), gave_back_at: Instant::now() };
+        let pool = pool_options(DESK_CONNECTIONS_MAX).after_release(|connection, _| {
+            // The library asks it without a limit, and until the answer its place is taken: a server that has vanished without a word would
+            // cost every desk its connections for a quarter of an hour.
+            Box::pin(async move {
+                let answer = tokio::time::timeout(RELEASE_TIME_MAX, connection.ping()).await;
+                answer.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|()| true)
+            })
+        });
         Ok(Self {
-            pool: pool_options(DESK_CONNECTIONS_MAX).connect_lazy_with(options),
+            pool: pool.connect_lazy_with(options),
             places: Arc::new(Semaphore::new(DESK_CONNECTIONS_MAX as usize)),
             kept: Arc::new(Mutex::new(kept)),
         })
@@ -353,8 +363,11 @@ pub fn broken_constraint(error: &sqlx::Error) -> Option<&str> {
 
 #[cfg(all(test, feature = "testing"))]
 mod tests {
+    use futures::future::join_all;
+
     use super::*;
-    use crate::testing::server;
+    use crate::testing::wires::{FaultyWire, Strike};
+    use crate::testing::{server, wait_until};
 
     #[tokio::test]
     async fn a_desk_uses_its_connection_again_and_not_one_that_broke_while_it_rested() {
@@ -378,6 +391,26 @@ mod tests {
         assert_ne!(backend(&mut connection).await, first);
     }
 
+    /// The server falls silent while every desk waits for it. New connections would find it well again.
+    #[tokio::test]
+    async fn a_server_that_vanishes_without_a_word_costs_the_desks_no_place() {
+        let places = DESK_CONNECTIONS_MAX as usize;
+        let url = server("TEST_POSTGRES_URL");
+        let (_wire, url) = FaultyWire::to_statements(&url, "silent_word", Strike::Silence, places).await;
+        let desks = DeskPool::new(&Secret::from(url.as_str()), "test").unwrap();
+        let waits = (0..places).map(|_| async {
+            let mut connection = desks.take().await.unwrap();
+            let asked = sqlx::query("select 1 as silent_word").execute(&mut *connection);
+            assert!(tokio::time::timeout(Duration::from_millis(500), asked).await.is_err(), "it has answered");
+        });
+        join_all(waits).await;
+        wait_until("there are connections again", Duration::from_secs(10), async || match desks.take().await {
+            Ok(mut connection) => sqlx::query("select 1").execute(&mut *connection).await.is_ok(),
+            Err(_) => false,
+        })
+        .await;
+    }
+
     #[tokio::test]
     async fn who_waits_for_a_connection_gets_one_as_soon_as_it_is_kept() {
         let desks = DeskPool::new(&Secret::from(server("TEST_POSTGRES_URL").as_str()), "test").unwrap();
@@ -386,7 +419,7 @@ mod tests {
             sqlx::query("select pg_sleep(0.01)").execute(&mut *connection).await.unwrap();
             desks.keep(connection);
         });
-        futures::future::join_all(crowd).await;
+        join_all(crowd).await;
     }
 
     #[tokio::test]

@@ -70,7 +70,7 @@ impl SettingsReader {
     pub fn optional(&mut self, name: &str) -> Option<String> {
         if let Some(path) = self.file_of(name) {
             return match std::fs::read_to_string(&path) {
-                Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+                Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()).filter(|text| !text.is_empty()),
                 Err(error) => {
                     self.faults.push(format!("{name}_FILE names {path}, which can't be read: {error}"));
                     None
@@ -333,6 +333,16 @@ mod tests {
             let said = jwt(more);
             assert!(said.contains(part), "{more:?}: {said}");
         }
+    }
+
+    #[test]
+    fn an_empty_file_is_an_absent_setting_as_an_empty_text_is() {
+        let file = std::env::temp_dir().join(format!("setting-{}", std::process::id()));
+        std::fs::write(&file, "\n").unwrap();
+        let path = file.display().to_string();
+        let mut reader = SettingsReader::new(move |name| (name == "KEY_FILE").then(|| path.clone()));
+        assert_eq!(reader.optional("KEY"), None);
+        std::fs::remove_file(file).unwrap();
     }
 
     #[test]
