@@ -6,15 +6,17 @@
 //! ```
 //!
 //! One statement a tick reads the changes of all watched sessions of this process, and each batch is written once for all watchers
-//! of its session. An event id is a horizon: a snapshot of the database, which tells exactly what has been seen. Rows are asked for by
+//! of its session. An event id is a mark: a snapshot of the database, which tells exactly what has been seen. Rows are asked for by
 //! the transaction that wrote them and not by their number, because numbers become visible out of order; so no change is missed, on
-//! any replica, and one may come twice. Of two changes of a seat the one with the higher version is the later.
+//! any replica, and one may come twice. Of two changes of a seat the one with the higher version is the later. An edit of the session may
+//! have made its seats anew, or their prices: it is a new `snapshot`, and a deleted session's stream ends.
 //!
 //! Everything is bounded: watchers by [`SeatStreams::new`], what waits for a slow reader by [`BATCHES_KEPT`] (one that falls further
 //! behind is cut off, and resumes by `Last-Event-ID`), the changes of one look by [`CHANGES_MAX`] (more of them are a new `snapshot`).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ use service_kit::extract::ApiPath;
 use service_kit::refusals;
 use shared_contracts::ids::SessionId;
 use shared_contracts::problem::{Code, Problem};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
@@ -44,6 +46,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const BATCHES_KEPT: usize = 64;
 /// Changes of one look. A watcher who missed more loads the map again, which is then shorter.
 const CHANGES_MAX: i64 = 10_000;
+/// One look. What never answers must not end all looks: a server that has vanished says nothing for a quarter of an hour.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 /// What a watcher turned away should wait.
 const RETRY_AFTER_SECONDS: u32 = 10;
 
@@ -62,10 +66,32 @@ pub struct SeatStreams {
 struct Feed {
     /// Written events, as they go to every watcher.
     batches: broadcast::Sender<Bytes>,
-    /// What it shows has been sent.
-    horizon: Horizon,
+    /// What has been sent.
+    mark: Mark,
     /// The highest number of a change that has been seen.
     version: i64,
+}
+
+/// How far a watcher has come: an event's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    /// What it shows has been sent.
+    horizon: Horizon,
+    /// The session's version: no edit after it has been heard of.
+    edition: i64,
+}
+
+impl Mark {
+    fn parse(text: &str) -> Option<Self> {
+        let (horizon, edition) = text.split_once('@')?;
+        Some(Self { horizon: Horizon::parse(horizon)?, edition: edition.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.horizon, self.edition)
+    }
 }
 
 /// A watcher's place; given back when the stream ends.
@@ -100,7 +126,8 @@ struct StreamEvent {
 /// Server-Sent Events. First `snapshot` (`{session_id, version}`): load the seat map after it. Then a `change`
 /// (`{session_seat_id, status, version}`) for each seat that changes; of two for one seat the one with the higher version counts.
 /// When the connection breaks, send the last event's id as `Last-Event-ID` (browsers do so by themselves) and the stream goes on
-/// without a gap, or with a new `snapshot` when too much has happened. A comment every 15 s keeps proxies awake.
+/// without a gap, or with a new `snapshot` when too much has happened. An edit of the session is a new `snapshot`, too, and the stream of one
+/// that is deleted ends. A comment every 15 s keeps proxies awake.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map/stream", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event received")),
     responses((status = 200, description = "The stream", body = StreamEvent, content_type = "text/event-stream"), Refusals))]
@@ -109,7 +136,7 @@ pub(crate) async fn stream_seat_map(
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let last_id = headers.get("last-event-id").and_then(|id| Horizon::parse(id.to_str().ok()?));
+    let last_id = headers.get("last-event-id").and_then(|id| Mark::parse(id.to_str().ok()?));
     let events = streams.watch(session_id, last_id).await?;
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -136,14 +163,14 @@ impl SeatStreams {
     async fn watch(
         &self,
         session_id: SessionId,
-        last_id: Option<Horizon>,
+        last: Option<Mark>,
     ) -> Result<impl Stream<Item = std::result::Result<Bytes, Infallible>> + use<>> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let detail = "As many seat maps are being followed as this service can feed. Load the map from time to time instead.";
             Error::from(Problem::new(Code::TooManyWatchers, detail).retry_after(RETRY_AFTER_SECONDS))
         })?;
         let mut connection = self.db.acquire().await?;
-        sessions::must_exist(&mut connection, session_id).await?;
+        let edition = edition_of(&mut connection, session_id).await?;
         // The feed's horizon is older than this watcher's first look, and that look is younger than the subscription: nothing
         // can fall between the two.
         let subscribed = self.feeds().get(&session_id).map(|feed| feed.batches.subscribe());
@@ -152,32 +179,36 @@ impl SeatStreams {
             None => {
                 let (horizon, _) = session_seats::changes_since(&mut connection, &[], None, 0).await?;
                 let version = session_seats::version(&mut connection, session_id).await?;
-                self.subscribe(session_id, horizon, version)
+                self.subscribe(session_id, Mark { horizon, edition }, version)
             }
         };
+        let seen = last.as_ref().map(|last| &last.horizon);
         let (horizon, changes) =
-            session_seats::changes_since(&mut connection, &[session_id], last_id.as_ref(), CHANGES_MAX).await?;
-        let resumed = last_id.is_some_and(|id| id.is_before(&horizon)) && (changes.len() as i64) < CHANGES_MAX;
-        let first = if resumed { written(&changes, &horizon) } else { self.snapshot(session_id, &horizon) };
+            session_seats::changes_since(&mut connection, &[session_id], seen, CHANGES_MAX).await?;
+        // After the changes, so that an edit which they show is noticed.
+        let mark = Mark { horizon, edition: edition_of(&mut connection, session_id).await? };
+        let resumed = last.is_some_and(|last| last.edition == mark.edition && last.horizon.is_before(&mark.horizon))
+            && (changes.len() as i64) < CHANGES_MAX;
+        let first = if resumed { written(&changes, &mark) } else { self.snapshot(session_id, &mark) };
         let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _place: place };
         Ok(stream::unfold(watcher, |mut watcher| async move { Some((Ok(watcher.next().await?), watcher)) }))
     }
 
-    fn subscribe(&self, session_id: SessionId, horizon: Horizon, version: i64) -> broadcast::Receiver<Bytes> {
+    fn subscribe(&self, session_id: SessionId, mark: Mark, version: i64) -> broadcast::Receiver<Bytes> {
         let mut feeds = self.feeds();
         let feed = feeds.entry(session_id).or_insert_with(|| Feed {
             batches: broadcast::Sender::new(BATCHES_KEPT),
-            horizon,
+            mark,
             version,
         });
         self.first_watcher.notify_one();
         feed.batches.subscribe()
     }
 
-    fn snapshot(&self, session_id: SessionId, horizon: &Horizon) -> Bytes {
+    fn snapshot(&self, session_id: SessionId, mark: &Mark) -> Bytes {
         let version = self.feeds().get(&session_id).map_or(0, |feed| feed.version);
         format!(
-            "retry: 1000\nevent: snapshot\ndata: {{\"session_id\":\"{session_id}\",\"version\":{version}}}\nid: {horizon}\n\n"
+            "retry: 1000\nevent: snapshot\ndata: {{\"session_id\":\"{session_id}\",\"version\":{version}}}\nid: {mark}\n\n"
         )
         .into()
     }
@@ -202,7 +233,12 @@ impl SeatStreams {
             if self.stopping.run_until_cancelled(wake).await.is_none() {
                 return Ok(());
             }
-            match self.look().await {
+            let looked =
+                async { tokio::time::timeout(LOOK_TIME_MAX, self.look()).await.unwrap_or_else(|_| Err(silent())) };
+            let Some(looked) = self.stopping.run_until_cancelled(looked).await else {
+                return Ok(());
+            };
+            match looked {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
@@ -223,35 +259,48 @@ impl SeatStreams {
             let mut feeds = self.feeds();
             feeds.retain(|_, feed| feed.batches.receiver_count() > 0);
             for (session_id, feed) in feeds.iter() {
-                by_horizon.entry(feed.horizon.clone()).or_default().push(*session_id);
+                by_horizon.entry(feed.mark.horizon.clone()).or_default().push(*session_id);
             }
         }
         for (from, sessions) in by_horizon {
             let mut connection = self.db.acquire().await?;
             let (horizon, changes) =
                 session_seats::changes_since(&mut connection, &sessions, Some(&from), CHANGES_MAX).await?;
+            let editions = sessions::versions(&mut connection, &sessions).await?;
             drop(connection);
-            self.send(&sessions, &horizon, &changes);
+            self.send(&sessions, &horizon, &changes, &editions);
         }
         Ok(())
     }
 
-    fn send(&self, sessions: &[SessionId], horizon: &Horizon, changes: &[SeatChange]) {
+    fn send(
+        &self,
+        sessions: &[SessionId],
+        horizon: &Horizon,
+        changes: &[SeatChange],
+        editions: &HashMap<SessionId, i64>,
+    ) {
         let too_many = changes.len() as i64 == CHANGES_MAX;
         for session_id in sessions {
             let own: Vec<SeatChange> =
                 changes.iter().filter(|change| change.session_id == *session_id).copied().collect();
             let mut feeds = self.feeds();
+            let Some(edition) = editions.get(session_id) else {
+                // Its watchers' streams end with it.
+                feeds.remove(session_id);
+                continue;
+            };
             let Some(feed) = feeds.get_mut(session_id) else { continue };
             feed.version = own.iter().map(|change| change.version).max().unwrap_or(0).max(feed.version);
-            feed.horizon = horizon.clone();
+            let mark = Mark { horizon: horizon.clone(), edition: *edition };
+            let is_edited = std::mem::replace(&mut feed.mark, mark.clone()).edition != *edition;
             let batches = feed.batches.clone();
             drop(feeds);
             // Nobody listening any more is no fault: the feed goes with the next tick.
-            if too_many {
-                let _ = batches.send(self.snapshot(*session_id, horizon));
+            if too_many || is_edited {
+                let _ = batches.send(self.snapshot(*session_id, &mark));
             } else if !own.is_empty() {
-                let _ = batches.send(written(&own, horizon));
+                let _ = batches.send(written(&own, &mark));
             }
         }
     }
@@ -271,8 +320,18 @@ impl Watcher {
     }
 }
 
+async fn edition_of(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
+    let versions = sessions::versions(connection, &[session_id]).await?;
+    versions.get(&session_id).copied().ok_or_else(|| sessions::not_found(session_id))
+}
+
+/// A database that does not answer.
+fn silent() -> Error {
+    sqlx::Error::PoolTimedOut.into()
+}
+
 /// Changes as events. Only the last has an id: a reader cut off before it has not seen all that lies below.
-fn written(changes: &[SeatChange], horizon: &Horizon) -> Bytes {
+fn written(changes: &[SeatChange], mark: &Mark) -> Bytes {
     use std::fmt::Write;
     let mut text = String::with_capacity(changes.len() * 128 + 32);
     for (index, SeatChange { session_seat_id, status, version, .. }) in changes.iter().enumerate() {
@@ -282,7 +341,7 @@ fn written(changes: &[SeatChange], horizon: &Horizon) -> Bytes {
             "event: change\ndata: {{\"session_seat_id\":\"{session_seat_id}\",\"status\":\"{status}\",\"version\":{version}}}\n"
         );
         if index + 1 == changes.len() {
-            let _ = writeln!(text, "id: {horizon}");
+            let _ = writeln!(text, "id: {mark}");
         }
         text.push('\n');
     }
@@ -294,13 +353,18 @@ fn written(changes: &[SeatChange], horizon: &Horizon) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use service_kit::database::lazy_pool;
+    use service_kit::settings::Secret;
+    use service_kit::testing::database;
+    use service_kit::testing::wires::{FaultyWire, Strike};
     use sqlx::postgres::PgConnectOptions;
 
     use super::*;
+    use crate::app::MIGRATIONS;
 
     fn watcher(streams: &SeatStreams, session_id: SessionId) -> Watcher {
         let place = Arc::clone(&streams.places).try_acquire_owned().unwrap();
-        let batches = streams.subscribe(session_id, Horizon::parse("1:1:").unwrap(), 0);
+        let batches = streams.subscribe(session_id, Mark::parse("1:1:@1").unwrap(), 0);
         Watcher { first: None, batches, stopping: streams.stopping.clone(), _place: place }
     }
 
@@ -321,6 +385,20 @@ mod tests {
         assert_eq!(streams.places.available_permits(), 1, "its place is free");
     }
 
+    /// The server takes a look's question and never answers it. The session is none, so that the next look ends its stream.
+    #[tokio::test]
+    async fn a_look_that_is_never_answered_is_not_the_last() {
+        let url = database("event", &MIGRATIONS).await;
+        let (wire, url) = FaultyWire::to_statements(url.reveal(), "changes on true", Strike::Silence, 1).await;
+        let db = lazy_pool(&Secret::from(url.as_str()), "test", 4).unwrap();
+        let streams = SeatStreams::new(db, 1, CancellationToken::new());
+        let mut watcher = watcher(&streams, SessionId::new());
+        tokio::select! {
+            ended = watcher.next() => assert_eq!((ended, wire.hits()), (None, 1), "heard of nothing but heartbeats"),
+            followed = Arc::clone(&streams).follow() => panic!("{followed:?}"),
+        }
+    }
+
     #[test]
     fn only_the_last_change_of_a_batch_has_the_id_of_its_horizon() {
         let change = |version| SeatChange {
@@ -330,9 +408,9 @@ mod tests {
             version,
         };
         let text =
-            String::from_utf8(written(&[change(1), change(2)], &Horizon::parse("70:77:72").unwrap()).to_vec()).unwrap();
+            String::from_utf8(written(&[change(1), change(2)], &Mark::parse("70:77:72@1").unwrap()).to_vec()).unwrap();
         let events: Vec<&str> = text.trim_end().split("\n\n").collect();
         assert_eq!(events.len(), 2);
-        assert!(!events[0].contains("id: ") && events[1].ends_with("\nid: 70:77:72"), "{text}");
+        assert!(!events[0].contains("id: ") && events[1].ends_with("\nid: 70:77:72@1"), "{text}");
     }
 }

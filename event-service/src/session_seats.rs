@@ -443,12 +443,9 @@ impl Horizon {
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let (xmin, xmax): (i64, i64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let between: Vec<i64> = parts
-            .next()?
-            .split(',')
-            .filter(|xid| !xid.is_empty())
-            .map(|xid| xid.parse().ok())
-            .collect::<Option<_>>()?;
+        let between = Some(parts.next()?).filter(|between| !between.is_empty());
+        let between = between.into_iter().flat_map(|between| between.split(','));
+        let between: Vec<i64> = between.map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
         let rising = between.windows(2).all(|pair| pair[0] < pair[1]);
         let within = between.iter().all(|xid| (xmin..xmax).contains(xid));
         let whole = parts.next().is_none() && text.len() <= Self::BYTES_MAX && 0 < xmin && xmin <= xmax;
@@ -582,6 +579,8 @@ mod tests {
             "10:20:20",
             "10:20:9",
             "10:20:11:12",
+            "10:20:,14",
+            "10:20:14,,15",
             &long,
         ] {
             assert_eq!(Horizon::parse(bad), None, "{bad}");

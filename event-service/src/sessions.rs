@@ -1,5 +1,7 @@
 //! Sessions: one performance of an event in a hall, made together with its session seats.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -394,13 +396,11 @@ fn cancelled_error() -> Error {
     Error::refused(Code::SessionCancelled, "This session does not take place; choose another.")
 }
 
-/// Refuses an id that no session has.
-pub(crate) async fn must_exist(connection: &mut PgConnection, session_id: SessionId) -> Result<()> {
-    let known: bool = sqlx::query_scalar("select exists (select from sessions where session_id = $1)")
-        .bind(session_id)
-        .fetch_one(connection)
-        .await?;
-    known.then_some(()).ok_or_else(|| not_found(session_id))
+/// The versions of those of these sessions that there are.
+pub(crate) async fn versions(connection: &mut PgConnection, sessions: &[SessionId]) -> Result<HashMap<SessionId, i64>> {
+    let sql = "select session_id, version from sessions where session_id = any($1)";
+    let versions: Vec<(SessionId, i64)> = sqlx::query_as(sql).bind(sessions).fetch_all(connection).await?;
+    Ok(versions.into_iter().collect())
 }
 
 pub(crate) fn not_found(id: SessionId) -> Error {

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use event_service::session_seats;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
-use reqwest::Response;
+use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use service_kit::testing::wait_until;
 use uuid::Uuid;
 
+use crate::booking_consumer::SOON;
 use crate::session_seats::wish;
 use crate::support::{TestApp, id};
 
@@ -137,7 +138,7 @@ async fn a_hundred_followers_of_ten_thousand_seats_end_with_the_map_of_the_datab
             unlucky.step().await;
         }
         let begun = Instant::now();
-        drop(std::mem::replace(&mut unlucky.response, app.call(reqwest::Method::GET, "/health/live", None).await));
+        drop(std::mem::replace(&mut unlucky.response, app.call(Method::GET, "/health/live", None).await));
         tokio::time::sleep(Duration::from_secs(5)).await;
         unlucky.resume(&app, &session).await;
         begun.elapsed()
@@ -202,7 +203,7 @@ async fn what_happens_while_the_database_is_away_comes_when_it_is_back() {
         for (verb, body) in [("reserve", hold), ("release", release)] {
             let path = format!("/api/internal/sessions/{session}/seats/{verb}");
             wait_until("the service has connections again", Duration::from_secs(10), async || {
-                app.call(reqwest::Method::POST, &path, Some(&body)).await.status() == 200
+                app.call(Method::POST, &path, Some(&body)).await.status() == 200
             })
             .await;
         }
@@ -215,7 +216,7 @@ async fn what_happens_while_the_database_is_away_comes_when_it_is_back() {
 async fn an_id_of_another_database_begins_anew() {
     let app = TestApp::spawn().await;
     let (session, _) = app.session(1).await;
-    for id in ["999999999998:999999999999:", "20:10:", "-1", "x"] {
+    for id in ["999999999998:999999999999:@1", "20:10:@1", "10:20:", "-1", "x"] {
         let mut follower = Follower::open(&app, &session).await;
         follower.last_id = Some(id.to_owned());
         follower.resume(&app, &session).await;
@@ -223,6 +224,26 @@ async fn an_id_of_another_database_begins_anew() {
     }
     let stranger = open(&app, &Uuid::now_v7().to_string(), None).await;
     assert_eq!(stranger.json::<Value>().await.unwrap()["code"], "session_not_found");
+}
+
+/// An edit may make the seats anew, and changes alone would not say that the old ones have gone.
+#[tokio::test]
+async fn who_follows_a_session_hears_of_its_edits_and_of_its_end() {
+    let app = TestApp::spawn().await;
+    let (session, _) = app.session(2).await;
+    let path = format!("/api/v1/sessions/{session}");
+    let mut follower = Follower::open(&app, &session).await;
+    for edit in [json!({ "currency": "EUR" }), json!({ "base_price": 5 })] {
+        let seen = follower.last_id.clone();
+        assert_eq!(app.call(Method::PATCH, &path, Some(&edit)).await.status(), 200);
+        let next = tokio::time::timeout(SOON, follower.next()).await.expect("something is heard");
+        assert_eq!(next.unwrap().0, "snapshot", "{edit}");
+        follower.last_id = seen;
+        follower.resume(&app, &session).await;
+        assert_eq!(follower.next().await.unwrap().0, "snapshot", "{edit}: resumed");
+    }
+    assert_eq!(app.call(Method::DELETE, &path, None).await.status(), 204);
+    assert_eq!(tokio::time::timeout(SOON, follower.next()).await.expect("the stream ends"), None);
 }
 
 #[tokio::test]
