@@ -152,6 +152,18 @@ async fn reserve(
     session_id: SessionId,
     request: ReserveRequest,
 ) -> Result<SeatsChanged> {
+    let held = hold(looks, desk, db, session_id, request).await;
+    metrics.held(&held);
+    held
+}
+
+async fn hold(
+    looks: &Looks,
+    desk: &ReserveDesk,
+    db: &PgPool,
+    session_id: SessionId,
+    request: ReserveRequest,
+) -> Result<SeatsChanged> {
     let ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices } = request;
     let seats = as_set(session_seat_ids);
     let pricing = match with_prices {
@@ -159,9 +171,7 @@ async fn reserve(
         false => None,
     };
     let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
-    let outcome = traces::step("session_seats.reserve", desk.reserve(wish)).await;
-    metrics.held(&outcome);
-    let outcome = outcome?;
+    let outcome = traces::step("session_seats.reserve", desk.reserve(wish)).await?;
     crash_point("seats.reserved");
     let is_blocked = |conflict: &SeatConflict| conflict.status == Some(SeatStatus::Blocked);
     if matches!(&outcome, ChangeOutcome::Refused(conflicts) if conflicts.iter().any(is_blocked)) {

@@ -5,12 +5,10 @@ use std::time::SystemTime;
 use chrono::{DateTime, Utc};
 use service_kit::amqp::ConsumerMetrics;
 use service_kit::database::DeskPool;
-use service_kit::error::Result;
+use service_kit::error::{Error, Result};
 use service_kit::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
 use shared_contracts::ids::SessionId;
 use sqlx::PgPool;
-
-use crate::session_seats::ChangeOutcome;
 
 /// Sessions whose seats are shown: those whose sale opened last.
 const SESSIONS_SHOWN: i64 = 10;
@@ -100,10 +98,11 @@ impl EventMetrics {
         Ok(())
     }
 
-    pub(crate) fn held(&self, outcome: &Result<ChangeOutcome>) {
-        let outcome = match outcome {
-            Ok(ChangeOutcome::Done) => "held",
-            Ok(ChangeOutcome::Refused(_)) => "refused",
+    /// A call to hold seats has its answer.
+    pub(crate) fn held<T>(&self, answer: &Result<T>) {
+        let outcome = match answer {
+            Ok(_) => "held",
+            Err(Error::Refused(problem)) if problem.status < 500 => "refused",
             Err(_) => "failed",
         };
         self.holds.with_label_values(&[outcome]).inc();

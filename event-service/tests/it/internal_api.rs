@@ -121,6 +121,10 @@ async fn a_hold_with_prices_is_of_a_session_on_sale_and_tells_what_the_seats_cos
     let over = json!({ "sales_end": "2020-01-01T00:00:00Z" });
     assert_eq!(app.call(Method::PATCH, &format!("/api/v1/sessions/{session}"), Some(&over)).await.status(), 200);
     assert_eq!(app.post(&path(&session), &priced(third, &seats[3..]), 409).await["code"], "sales_ended");
+    let metrics = app.call(Method::GET, "/metrics", None).await.text().await.unwrap();
+    for counted in [r#"{outcome="held"} 5"#, r#"{outcome="refused"} 4"#] {
+        assert!(metrics.contains(&format!("event_holds_total{counted}\n")), "{metrics}");
+    }
     assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "reserved", "available"]);
 }
 
