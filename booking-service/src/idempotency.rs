@@ -2,7 +2,7 @@
 //!
 //! A key is claimed before the work and finished in the transaction of its effect. While an attempt is at work its twins get
 //! `409`; when it has died, the next one takes over. Answers are kept for 24 hours: successes, and refusals that would be the
-//! same again. An outage is not kept: the next try may do better.
+//! same again. An outage is not kept: the next try may do better. Where it may have left something behind, the next one is told of it.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -58,8 +58,10 @@ pub struct Claim {
     /// Null for a request without a key: every finish is then a matter of nothing.
     key: Option<String>,
     attempt: Uuid,
-    /// The attempt that was taken over from: it died, and may have left something half done.
+    /// The attempt that was taken over from: it died or got no answer for good, and may have left something half done.
     pub previous_attempt: Option<Uuid>,
+    /// Whether that one has lived to get its answer, and has been left by [`Self::leave`].
+    pub previous_was_answered: bool,
 }
 
 /// Whether the work is to be done.
@@ -82,7 +84,7 @@ pub async fn claim(
     attempt: Uuid,
     request: &impl Serialize,
 ) -> Result<Claimed> {
-    let mut claim = Claim { user_id, operation, key: key.0, attempt, previous_attempt: None };
+    let mut claim = Claim { key: key.0, attempt, operation, ..Claim::without_key(user_id) };
     if claim.key.is_none() {
         return Ok(Claimed::Work(claim));
     }
@@ -91,7 +93,7 @@ pub async fn claim(
     if claim.insert(db, &fingerprint).await? {
         return Ok(Claimed::Work(claim));
     }
-    let Some((known, previous, running, status, answer)) = claim.look(db).await? else {
+    let Some((known, previous, running, was_answered, status, answer)) = claim.look(db).await? else {
         // It was given up in this very moment.
         return Err(in_flight());
     };
@@ -106,6 +108,7 @@ pub async fn claim(
         return Err(in_flight());
     }
     claim.previous_attempt = Some(previous);
+    claim.previous_was_answered = was_answered;
     Ok(Claimed::Work(claim))
 }
 
@@ -133,13 +136,20 @@ fn replay(status: i16, answer: String) -> Result<Response> {
     Ok(response)
 }
 
-type Row = (Vec<u8>, Uuid, bool, Option<i16>, Option<String>);
+type Row = (Vec<u8>, Uuid, bool, bool, Option<i16>, Option<String>);
 
 impl Claim {
     /// For work that no request with a key asks for.
     #[must_use]
     pub fn without_key(user_id: UserId) -> Self {
-        Self { user_id, operation: "", key: None, attempt: Uuid::nil(), previous_attempt: None }
+        Self {
+            user_id,
+            operation: "",
+            key: None,
+            attempt: Uuid::nil(),
+            previous_attempt: None,
+            previous_was_answered: false,
+        }
     }
 
     /// Whether there is an answer to keep.
@@ -166,7 +176,7 @@ impl Claim {
 
     async fn look(&self, db: &PgPool) -> Result<Option<Row>> {
         let row = sqlx::query_as(
-            "select fingerprint, attempt, locked_until > now(), status, answer from idempotency_keys
+            "select fingerprint, attempt, locked_until > now(), locked_until = '-infinity', status, answer from idempotency_keys
              where user_id = $1 and operation = $2 and key = $3",
         )
         .bind(self.user_id)
@@ -274,14 +284,22 @@ impl Claim {
         Ok(kept.rows_affected() == 1)
     }
 
-    /// Gives the key back, so that the next request under it does the work: there is no final answer yet.
-    ///
-    /// # Errors
-    /// The database failed; the key stays locked until its time is over.
-    pub async fn give_back(&self, db: &PgPool) -> Result<()> {
+    /// Leaves the key to the next request under it, which is told of `attempt`: there is no answer for good yet, and that attempt may have
+    /// left something behind or is not at its end.
+    pub async fn leave(&self, db: &PgPool, attempt: Uuid) {
         if self.key.is_none() {
-            return Ok(());
+            return;
         }
+        let sql = "update idempotency_keys set attempt = $5, locked_until = '-infinity'
+                   where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
+        let left = sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt);
+        if let Err(error) = left.bind(attempt).execute(db).await {
+            tracing::warn!(%error, "A key stays locked until its time is over");
+        }
+    }
+
+    /// Gives the key back, as if it had never come.
+    async fn give_back(&self, db: &PgPool) -> Result<()> {
         let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
         sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt).execute(db).await?;
         Ok(())
@@ -296,6 +314,7 @@ fn is_final(code: Code) -> bool {
             Code::ConfirmationInProgress
                 | Code::IdempotencyKeyInFlight
                 | Code::IdempotencyKeyReused
+                | Code::SalesNotStarted
                 | Code::TooManyReservations
                 | Code::TooManySeats
         )

@@ -91,20 +91,24 @@ pub(crate) async fn create_reservation(
 ) -> Result<Response> {
     validate(&wanted, app.rules.seats_max)?;
     let id = ReservationId::new();
-    let claim =
+    let mut claim =
         match idempotency::claim(&app.db, caller.user_id, "create_reservation", key, id.as_uuid(), &wanted).await? {
             Claimed::Work(claim) => claim,
             Claimed::Answer(answer) => return Ok(answer),
         };
     crash_point("booking.claimed");
-    let booked = book(&app, id, caller.user_id, wanted, &claim).await;
+    let booked = book(&app, id, caller.user_id, wanted, &mut claim).await;
     app.metrics.booked(&booked);
     match booked {
         Ok(made) => {
             Ok(Created { location: format!("/api/v1/reservations/{}", made.id), body: Json(made) }.into_response())
         }
         Err(error) => {
-            claim.refused(&app.db, &error).await;
+            match &error {
+                Error::Refused(problem) if problem.status < 500 => claim.refused(&app.db, &error).await,
+                // It may have left a hold, which the next try must not take for another's.
+                _ => claim.leave(&app.db, claim.previous_attempt.unwrap_or(id.as_uuid())).await,
+            }
             Err(error)
         }
     }
@@ -116,11 +120,12 @@ async fn book(
     id: ReservationId,
     user_id: UserId,
     wanted: CreateReservation,
-    claim: &Claim,
+    claim: &mut Claim,
 ) -> Result<Reservation> {
     let draft = Draft::begin(app, id, user_id, wanted).await?;
-    if let Some(dead) = claim.previous_attempt {
-        give_up(app, &draft, dead.into()).await?;
+    if let Some(earlier) = claim.previous_attempt {
+        give_up(app, &draft, earlier.into()).await?;
+        claim.previous_attempt = None;
     }
     app.metrics.step(Step::Lock, lock_seats(app, &draft)).await?;
     crash_point("booking.locked");
@@ -132,10 +137,10 @@ async fn book(
     booked
 }
 
-/// Frees what an attempt left that died under the same Idempotency-Key. Its reservation was not written, or its answer would be kept.
-async fn give_up(app: &App, draft: &Draft, dead: ReservationId) -> Result<()> {
-    app.event_service.release(draft.session_id, dead, &draft.seat_ids).await?;
-    app.locks.release(draft.session_id, &held_by(dead, &draft.seat_ids)).await;
+/// Frees what an earlier attempt under the same Idempotency-Key left. Its reservation was not written, or its answer would be kept.
+async fn give_up(app: &App, draft: &Draft, earlier: ReservationId) -> Result<()> {
+    app.event_service.release(draft.session_id, earlier, &draft.seat_ids).await?;
+    app.locks.release(draft.session_id, &held_by(earlier, &draft.seat_ids)).await;
     Ok(())
 }
 
@@ -213,18 +218,20 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     let acquire = || app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time);
     let outcome = acquire().await;
     app.metrics.locked(&outcome);
-    let LockOutcome::Busy(busy) = outcome else {
+    let LockOutcome::Busy(mut busy) = outcome else {
         return Ok(());
     };
     // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
     // because it was paid, or because its process died. Such a lock is taken down, so that it does not cost a sale.
-    let owners: Vec<ReservationId> = busy.iter().map(|(_, owner)| *owner).collect();
-    if app.lock_owners.have_all_ended(owners.clone()).await? {
-        for owner in owners {
-            app.locks.release(draft.session_id, &held_by(owner, &draft.seat_ids)).await;
-        }
-        if !matches!(acquire().await, LockOutcome::Busy(_)) {
-            return Ok(());
+    let ended = app.lock_owners.ended(busy.iter().map(|(_, owner)| *owner).collect()).await?;
+    for owner in &ended {
+        app.locks.release(draft.session_id, &held_by(*owner, &draft.seat_ids)).await;
+    }
+    busy.retain(|(_, owner)| !ended.contains(owner));
+    if busy.is_empty() {
+        match acquire().await {
+            LockOutcome::Busy(others) => busy = others,
+            _ => return Ok(()),
         }
     }
     Err(seats_unavailable(

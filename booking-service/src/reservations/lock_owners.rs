@@ -18,7 +18,7 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 /// Where it is asked; one a process.
 #[derive(Debug)]
 pub(crate) struct LockOwners {
-    asked: Coalescer<Vec<ReservationId>, bool>,
+    asked: Coalescer<Vec<ReservationId>, HashSet<ReservationId>>,
 }
 
 impl LockOwners {
@@ -27,20 +27,20 @@ impl LockOwners {
         Self { asked: Coalescer::start(lifecycle, LANES, move |asked| look_for_all(db.clone(), asked)) }
     }
 
-    /// Whether the reservations of all these owners have ended, so that their locks have outlived them. A booking that has not written
+    /// Those of these owners whose reservations have ended, so that their locks have outlived them. A booking that has not written
     /// its reservation yet has not, unless it is so old that it never will.
     ///
     /// # Errors
     /// The database failed.
-    pub(super) async fn have_all_ended(&self, owners: Vec<ReservationId>) -> Result<bool> {
+    pub(super) async fn ended(&self, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
         self.asked.call(owners).await
     }
 }
 
-async fn look_for_all(db: DeskPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<bool>> {
+async fn look_for_all(db: DeskPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<HashSet<ReservationId>>> {
     let owners: HashSet<ReservationId> = asked.iter().flatten().copied().collect();
     let ended = look(&db, owners.into_iter().collect()).await;
-    own_parts(&asked, ended, |ended, owners| owners.iter().all(|owner| ended.contains(owner)))
+    own_parts(&asked, ended, |ended, owners| owners.iter().filter(|owner| ended.contains(owner)).copied().collect())
 }
 
 /// Those that have ended.

@@ -150,6 +150,19 @@ async fn keys_are_forgotten_after_a_day() {
     system.finish().await;
 }
 
+/// Who comes too early is told when to come back, and comes back under the same key.
+#[tokio::test]
+async fn a_key_that_came_before_the_sale_buys_when_it_opens() {
+    let system = System::start().await;
+    let (sale, user) = (system.sale(1).await, Uuid::now_v7());
+    let opens = async |when: &'static str| sqlx::query(when).execute(&system.event_db).await.unwrap();
+    opens("update sessions set sales_start = now() + interval '1 hour'").await;
+    assert_eq!(answer(reserve(&system, &sale, user, "early", &[0]).await, 409).await["code"], "sales_not_started");
+    opens("update sessions set sales_start = now() - interval '1 hour'").await;
+    answer(reserve(&system, &sale, user, "early", &[0]).await, 201).await;
+    system.finish().await;
+}
+
 /// The payment of another tab is declined at the moment at which this one asks for the reservation. This one was never tried, so it is not
 /// told that it was declined, today or when its key comes again.
 #[tokio::test]

@@ -103,6 +103,9 @@ async fn the_lock_of_a_booking_that_died_is_taken_down_and_that_of_one_under_way
         let locked = system.app.locks.acquire(session, &[seat], owner.into(), system.settings.rules.hold_time).await;
         assert_eq!(locked, LockOutcome::Acquired);
     }
+    // Who wants both hears of the one that is taken, and the other can be had.
+    let refused = system.reserve(&sale, Uuid::now_v7(), &[0, 1], 409).await;
+    assert_eq!(refused["seats"], json!([{ "session_seat_id": sale.seats[1], "status": "reserved" }]));
     system.reserved(&sale, &[0]).await;
     assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[1], 409).await["code"], "seat_unavailable");
     system.finish().await;

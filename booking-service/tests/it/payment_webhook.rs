@@ -86,6 +86,29 @@ async fn a_payment_that_takes_its_time_ends_in_tickets_when_the_notice_comes() {
     system.finish().await;
 }
 
+/// A client asks under its key how far the payment is: when it has been declined it says so, as one that is declined at once does, and
+/// nothing is charged anew.
+#[tokio::test]
+async fn a_key_whose_payment_is_declined_in_the_end_says_so() {
+    let system = System::start().await;
+    let (id, user) = system.reserved(&system.sale(1).await, &[0]).await;
+    let confirm = async |expected: u16| {
+        let request = system.http.post(format!("{}/api/v1/reservations/{id}/confirm", system.booking_base));
+        let request = request.header("x-user-id", user.to_string()).header("idempotency-key", "mine");
+        answer(request.json(&json!({ "payment_id": "pay_async" })).send().await.unwrap(), expected).await
+    };
+    let payment = text_of(&confirm(202).await, "payment_id");
+    assert_eq!(text_of(&confirm(202).await, "payment_id"), payment);
+    tell(&system, "payment.declined", &payment).await;
+    for _ in 0..2 {
+        assert_eq!(confirm(402).await["code"], "payment_declined");
+    }
+    assert_eq!(system.count("select count(*) from payments").await, 1);
+    // Another payment is another request.
+    system.confirm(&id, user, None, 200).await;
+    system.finish().await;
+}
+
 #[tokio::test]
 async fn a_notice_that_is_not_signed_as_it_must_be_changes_nothing() {
     let system = System::start().await;

@@ -201,6 +201,26 @@ async fn a_refused_order_whose_release_fails_is_found_by_reconciliation() {
     system.finish().await;
 }
 
+/// The hold is made and nobody hears of it, and it can't be given back: the buyer is told to try again, and must not meet their own hold.
+#[tokio::test]
+async fn who_repeats_a_booking_after_an_outage_does_not_run_into_the_hold_that_it_left() {
+    let system = System::start().await;
+    let (sale, user) = (system.sale(1).await, Uuid::now_v7());
+    let target = system.event_base.trim_start_matches("http://");
+    let no_release = FaultyWire::to(target, "seats/release", Strike::Before, 9).await;
+    let no_answer = FaultyWire::to(&no_release.address().to_string(), "seats/reserve", Strike::After, 9).await;
+    let mut settings = system.settings.clone();
+    settings.event_service_url = format!("http://{}", no_answer.address());
+    let (base, _, lifecycle) = serve(&settings).await;
+    answer(booking(&system, &base, &sale, user, &[0]).send().await.unwrap(), 503).await;
+    // Nor when the next try can't free it, either.
+    answer(booking(&system, &base, &sale, user, &[0]).send().await.unwrap(), 503).await;
+    lifecycle.stop();
+    assert_eq!(system.statuses(&sale.session).await, ["reserved"]);
+    answer(booking(&system, &system.booking_base, &sale, user, &[0]).send().await.unwrap(), 201).await;
+    system.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
     let system = System::start().await;
