@@ -196,7 +196,14 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 /// The tiers that are in use, so that not every booking reads them again.
 #[derive(Debug, Default)]
 pub struct TierBook {
-    known: Mutex<Option<Known>>,
+    shelf: Mutex<Shelf>,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    known: Option<Known>,
+    /// Changes made here. What was read before one of them is not kept after it.
+    changes: u64,
 }
 
 #[derive(Debug)]
@@ -208,6 +215,10 @@ struct Known {
 }
 
 impl Known {
+    fn is_fresh(&self) -> bool {
+        self.read_at.elapsed() < FRESH_FOR
+    }
+
     /// The database's time and the multipliers of those of `ids` that the session may use.
     fn look(&self, session_id: SessionId, ids: &[PriceTierId]) -> (DateTime<Utc>, HashMap<PriceTierId, Multiplier>) {
         let usable = |id: &PriceTierId| {
@@ -232,12 +243,15 @@ impl TierBook {
         session_id: SessionId,
         ids: &[PriceTierId],
     ) -> Result<(DateTime<Utc>, HashMap<PriceTierId, Multiplier>)> {
-        let fresh = |known: &&mut Known| known.read_at.elapsed() < FRESH_FOR;
-        if let Some(known) = self.known().as_mut().filter(fresh)
-            && ids.iter().all(|id| known.tiers.contains_key(id))
-        {
-            return Ok(known.look(session_id, ids));
-        }
+        let changes = {
+            let shelf = self.shelf();
+            if let Some(known) = shelf.known.as_ref().filter(|known| known.is_fresh())
+                && ids.iter().all(|id| known.tiers.contains_key(id))
+            {
+                return Ok(known.look(session_id, ids));
+            }
+            shelf.changes
+        };
         let read: Vec<(DateTime<Utc>, PriceTierId, Option<SessionId>, Multiplier)> = sqlx::query_as(
             "select clock_timestamp(), id, session_id, base_multiplier from price_tiers where id = any($1)",
         )
@@ -247,22 +261,34 @@ impl TierBook {
         let Some((clock, ..)) = read.first().copied() else {
             return Ok((DateTime::UNIX_EPOCH, HashMap::new()));
         };
-        let mut known = self.known();
-        if !known.as_mut().is_some_and(|known| fresh(&known)) {
-            *known = None;
+        let tiers = read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))).collect();
+        let read = Known { read_at: Instant::now(), clock, tiers };
+        let answer = read.look(session_id, ids);
+        self.keep(read, changes);
+        Ok(answer)
+    }
+
+    /// Keeps what was read after so many changes here, unless there has been another since.
+    fn keep(&self, read: Known, changes: u64) {
+        let mut shelf = self.shelf();
+        if shelf.changes != changes {
+            return;
         }
-        let known = known.get_or_insert_with(|| Known { read_at: Instant::now(), clock, tiers: HashMap::new() });
-        known.tiers.extend(read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))));
-        Ok(known.look(session_id, ids))
+        match shelf.known.as_mut().filter(|known| known.is_fresh()) {
+            Some(known) => known.tiers.extend(read.tiers),
+            None => shelf.known = Some(read),
+        }
     }
 
     /// After a change here: what was known is not.
     fn forget(&self) {
-        *self.known() = None;
+        let mut shelf = self.shelf();
+        shelf.known = None;
+        shelf.changes += 1;
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -290,4 +316,22 @@ async fn lock(tx: &mut PgConnection, id: PriceTierId, if_match: &IfMatch) -> Res
 
 fn not_found(id: PriceTierId) -> Error {
     Error::refused(Code::PriceTierNotFound, format!("No price tier has the id {id}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_kept_after_it() {
+        let book = TierBook::default();
+        let read = || Known { read_at: Instant::now(), clock: DateTime::UNIX_EPOCH, tiers: HashMap::new() };
+        book.keep(read(), 0);
+        assert!(book.shelf().known.is_some());
+        book.forget();
+        book.keep(read(), 0);
+        assert!(book.shelf().known.is_none(), "the old price would be believed for another second");
+        book.keep(read(), 1);
+        assert!(book.shelf().known.is_some());
+    }
 }

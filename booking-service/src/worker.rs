@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service_kit::amqp::Broker;
+use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
@@ -64,7 +65,7 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
     let (worker, stopping) = (Arc::clone(app), lifecycle.token().clone());
     lifecycle.spawn("expiry", async move {
         while expiry.next(&stopping).await {
-            bounded("expiry", &stopping, expire_all_due(&worker, schedule.expiry_batch_size)).await;
+            bounded(&worker, "expiry", &stopping, expire_all_due(&worker, schedule.expiry_batch_size)).await;
         }
         Ok(())
     });
@@ -72,7 +73,7 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
     lifecycle.spawn("reconciliation", async move {
         let mut sweep = Sweep::beside_expiry();
         while reconcile.next(&stopping).await {
-            bounded("reconciliation", &stopping, heal(&worker, &mut sweep)).await;
+            heal(&worker, &mut sweep, &stopping).await;
         }
         drop(scheduler); // It ticks for as long as it is held.
         Ok(())
@@ -124,8 +125,9 @@ impl Tick {
     }
 }
 
-async fn bounded(work: &'static str, stopping: &CancellationToken, doing: impl Future<Output = ()>) {
+async fn bounded(app: &App, work: &'static str, stopping: &CancellationToken, doing: impl Future<Output = ()>) {
     if let Some(Err(_)) = stopping.run_until_cancelled(tokio::time::timeout(WORK_TIME_MAX, doing)).await {
+        app.metrics.ran(work, false);
         tracing::error!(work, seconds = WORK_TIME_MAX.as_secs(), "Cut off; it goes on at the next tick");
     }
 }
@@ -152,17 +154,19 @@ async fn expire_all_due(app: &App, batch_size: u32) {
     }
 }
 
-/// One part that fails keeps none of the others from its work.
-async fn heal(app: &App, sweep: &mut Sweep) {
-    let outcomes = [
-        ("holds", reconcile::reconcile_once(app, sweep).await.map(drop)),
-        ("cancelled sessions", reconcile::end_cancelled_sessions(app, sweep).await.map(drop)),
-        ("payments", reconcile::settle_payments(app).await.map(drop)),
-        ("payments by notice", reconcile::follow_up_payments(app).await.map(drop)),
-        ("refunds", reconcile::settle_refunds(app).await.map(drop)),
-        ("idempotency keys", idempotency::forget_old(&app.db).await.map(drop)),
-    ];
-    for (part, outcome) in outcomes {
+async fn heal(app: &App, sweep: &mut Sweep, stopping: &CancellationToken) {
+    part(app, "holds", stopping, reconcile::reconcile_once(app, sweep)).await;
+    part(app, "cancelled sessions", stopping, reconcile::end_cancelled_sessions(app, sweep)).await;
+    part(app, "payments", stopping, reconcile::settle_payments(app)).await;
+    part(app, "payments by notice", stopping, reconcile::follow_up_payments(app)).await;
+    part(app, "refunds", stopping, reconcile::settle_refunds(app)).await;
+    part(app, "idempotency keys", stopping, idempotency::forget_old(&app.db)).await;
+}
+
+/// A part of a round. One that fails, or takes too long, keeps none of the others from its work.
+async fn part<T>(app: &App, part: &'static str, stopping: &CancellationToken, doing: impl Future<Output = Result<T>>) {
+    let doing = async {
+        let outcome = doing.await;
         app.metrics.ran(part, outcome.is_ok());
         if let Err(error) = outcome {
             tracing::warn!(
@@ -171,7 +175,8 @@ async fn heal(app: &App, sweep: &mut Sweep) {
                 "Reconciliation waits for the next tick"
             );
         }
-    }
+    };
+    bounded(app, part, stopping, doing).await;
 }
 
 /// Audits until `stopping`, for the metrics; its findings are in the log, too.
