@@ -42,7 +42,14 @@ pub enum Published {
 pub struct Publisher {
     broker: Broker,
     name: &'static str,
-    link: Mutex<Option<(Connection, Channel)>>,
+    link: Mutex<Option<Link>>,
+}
+
+struct Link {
+    connection: Connection,
+    channel: Channel,
+    /// A batch was given up on it. Its confirms may still come, and take with them what comes back of a later batch.
+    is_worn: bool,
 }
 
 impl Publisher {
@@ -58,15 +65,13 @@ impl Publisher {
     /// The broker can't be reached, or takes no messages.
     pub async fn connect_if_needed(&self) -> anyhow::Result<()> {
         let mut link = self.link.lock().await;
-        let is_up = |(connection, channel): &(Connection, Channel)| {
-            connection.status().connected() && channel.status().connected()
-        };
-        match link.as_ref().filter(|link| is_up(link)) {
-            Some((connection, _)) if connection.status().blocked() => {
+        let is_up = |link: &&Link| link.connection.status().connected() && link.channel.status().connected();
+        match link.as_ref().filter(is_up) {
+            Some(link) if link.connection.status().blocked() => {
                 bail!("the broker takes no messages: it is short of memory or disk")
             }
-            Some(_) => {}
-            None => {
+            Some(link) if !link.is_worn => {}
+            _ => {
                 *link = None;
                 *link = Some(self.connect().await?);
             }
@@ -81,17 +86,18 @@ impl Publisher {
     pub async fn publish(&self, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
         let mut link = self.link.lock().await;
         // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
-        let (connection, channel) = link.take().context("there is no connection to the broker")?;
+        let Link { connection, channel, .. } = link.take().context("there is no connection to the broker")?;
         let outcomes = tokio::time::timeout(PUBLISH_TIME_MAX, self.publish_on(&channel, batch)).await;
         // A broker that is short of memory or disk does not even read that a connection is to be closed: given up, each would live on beside
         // the next one, here and there, until it has more.
-        if matches!(outcomes, Ok(Ok(_))) || connection.status().blocked() {
-            *link = Some((connection, channel));
+        let is_worn = !matches!(outcomes, Ok(Ok(_)));
+        if !is_worn || connection.status().blocked() {
+            *link = Some(Link { connection, channel, is_worn });
         }
         outcomes.context("the broker gave no confirm in time")?
     }
 
-    async fn connect(&self) -> anyhow::Result<(Connection, Channel)> {
+    async fn connect(&self) -> anyhow::Result<Link> {
         let connection = self.broker.connect(self.name).await?;
         let set_up = async {
             let channel = connection.create_channel().await?;
@@ -101,7 +107,7 @@ impl Publisher {
         };
         let channel =
             tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker opened no channel in time")??;
-        Ok((connection, channel))
+        Ok(Link { connection, channel, is_worn: false })
     }
 
     async fn publish_on(&self, channel: &Channel, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
@@ -169,13 +175,15 @@ fn judged(batch: &[Outgoing], taken: &[bool], returned: &HashSet<String>) -> Vec
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::settings::Secret;
-    use crate::testing::{server, unique};
+    use crate::testing::{server, unique, wait_until};
     use crate::tls::Trust;
 
     fn message() -> Outgoing {
@@ -197,15 +205,16 @@ mod tests {
         assert_eq!(judged(&batch, &[true, true, false], &returned), expected);
     }
 
-    /// A broker with a memory alarm: at the first message it tells the client so, and reads no more.
+    /// A broker with a memory alarm: at the first message it tells the client so, and reads no more until `ends`.
     #[expect(clippy::disallowed_methods, reason = "they end with the test")]
-    async fn alarmed(target: String, accepted: Arc<AtomicUsize>) -> u16 {
+    async fn alarmed(target: String, accepted: Arc<AtomicUsize>, ends: Arc<Notify>) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 accepted.fetch_add(1, Ordering::Relaxed);
                 let mut broker = TcpStream::connect(&target).await.unwrap();
+                let ends = Arc::clone(&ends);
                 tokio::spawn(async move {
                     let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
                     let mut is_reading = true;
@@ -224,6 +233,11 @@ mod tests {
                                     client.write_all(&blocked).await.unwrap();
                                 }
                             }
+                            () = ends.notified(), if !is_reading => {
+                                is_reading = true;
+                                // Class 10, method 61: connection.unblocked.
+                                client.write_all(&[1, 0, 0, 0, 0, 0, 4, 0, 10, 0, 61, 0xCE]).await.unwrap();
+                            }
                             read = broker.read(&mut down) => {
                                 let Ok(1..) = read else { return };
                                 client.write_all(&down[..read.unwrap()]).await.unwrap();
@@ -241,8 +255,8 @@ mod tests {
         let url = server("TEST_RABBITMQ_URL");
         let (_, rest) = url.split_once('@').unwrap();
         let (target, _) = rest.split_once('/').unwrap();
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let port = alarmed(target.to_owned(), Arc::clone(&accepted)).await;
+        let (accepted, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let port = alarmed(target.to_owned(), Arc::clone(&accepted), Arc::clone(&ends)).await;
         let url = Secret::from(url.replacen(target, &format!("127.0.0.1:{port}"), 1).as_str());
         let publisher = Publisher::new(Broker { url, exchange: unique("alarm"), trust: Trust::default() }, "test");
         for _ in 0..3 {
@@ -253,5 +267,9 @@ mod tests {
         assert_eq!(accepted.load(Ordering::Relaxed), 1);
         let error = publisher.connect_if_needed().await.unwrap_err();
         assert!(error.to_string().contains("short of memory or disk"), "{error:#}");
+        ends.notify_one();
+        let goes_on = async || publisher.connect_if_needed().await.is_ok();
+        wait_until("the alarm is over", Duration::from_secs(10), goes_on).await;
+        assert_eq!(accepted.load(Ordering::Relaxed), 2, "what was given up must not mix with what comes now");
     }
 }
