@@ -228,6 +228,9 @@ pub(crate) async fn update_session(
     let remade =
         current.hall_id != edited.hall_id || current.event_id != edited.event_id || current.currency != edited.currency;
     if remade {
+        // Those who edit a seat lock it before its session seats.
+        let seats = "select from seats where hall_id = $1 order by seat_id for key share";
+        sqlx::query(seats).bind(edited.hall_id).execute(&mut *tx).await?;
         session_seats::remove_unowned(&mut tx, session_id).await?;
         let owned = session_seats::owned(&mut tx, session_id).await?;
         in_use(owned, "reserved or sold seat", "Event, hall and currency can be changed only before that.")?;

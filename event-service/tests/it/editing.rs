@@ -1,12 +1,17 @@
 //! Changing and deleting: what is in use stays, and nobody overwrites a change that they have not seen.
 
+use std::pin::pin;
+
 use event_service::session_seats::{self, GivenBack, Wish};
+use futures::future::{Either, select};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use service_kit::database::begin;
+use service_kit::testing::wait_until;
 use shared_contracts::ids::ReservationId;
 use uuid::Uuid;
 
+use crate::booking_consumer::SOON;
 use crate::support::{TestApp, id};
 
 async fn edit(app: &TestApp, method: Method, path: &str, body: Option<&Value>, if_match: Option<&str>) -> Response {
@@ -310,6 +315,23 @@ async fn a_seat_that_is_freed_while_its_price_is_changed_is_free_at_the_new_pric
     assert_eq!(freed["session_seat_ids"], json!(seats));
     let seat = &app.get(&format!("/api/v1/sessions/{session}/seats"), 200).await[0];
     assert_eq!((&seat["status"], &seat["price"]), (&json!("available"), &json!(7.0)));
+}
+
+/// Both want the seat and its session seat, and the first one has only the seat when the second comes.
+#[tokio::test]
+async fn a_seat_is_edited_while_its_session_seats_are_made_anew() {
+    let app = TestApp::spawn().await;
+    let (session, _) = app.session(1).await;
+    let mut first = begin(&app.db).await.unwrap();
+    let seat = "select seat_id from session_seats join seats using (seat_id) for update of seats";
+    let seat: Uuid = sqlx::query_scalar(seat).fetch_one(&mut *first).await.unwrap();
+    let path = format!("/api/v1/sessions/{session}");
+    let second = pin!(patch(&app, &path, json!({ "currency": "EUR" }), 200));
+    let waits = pin!(wait_until("the second one waits", SOON, async || app.waits_for_a_lock().await));
+    let Either::Right((_, second)) = select(second, waits).await else { panic!("nobody waited") };
+    session_seats::note_change_of(&mut first, seat.into()).await.unwrap();
+    first.commit().await.unwrap();
+    second.await;
 }
 
 /// A hold that is not committed yet can't be counted: whoever edits waits for it.
