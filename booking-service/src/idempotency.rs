@@ -246,7 +246,7 @@ impl Claim {
         if kept.rows_affected() as usize == claims.len() { Ok(()) } else { Err(in_flight()) }
     }
 
-    /// Keeps a refusal that would be the same again; gives the key back after anything else, so that the next try can do the work.
+    /// Keeps a refusal that would be the same again; after anything else the next try can do the work.
     pub async fn refused(&self, db: &PgPool, error: &Error) {
         if self.key.is_none() {
             return;
@@ -261,7 +261,13 @@ impl Claim {
                     (Err(error), _) => Err(Error::Internal(error.into())),
                 }
             }
-            _ => self.give_back(db).await,
+            _ => match self.previous_attempt.filter(|_| self.previous_was_answered) {
+                Some(earlier) => {
+                    self.leave(db, earlier).await;
+                    Ok(())
+                }
+                None => self.give_back(db).await,
+            },
         };
         if let Err(error) = kept {
             tracing::warn!(%error, "A key stays locked until its time is over");
@@ -299,7 +305,10 @@ impl Claim {
     }
 
     /// Gives the key back, as if it had never come.
-    async fn give_back(&self, db: &PgPool) -> Result<()> {
+    ///
+    /// # Errors
+    /// The database failed; the key stays locked until its time is over.
+    pub async fn give_back(&self, db: &PgPool) -> Result<()> {
         let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
         sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt).execute(db).await?;
         Ok(())

@@ -102,15 +102,24 @@ pub(crate) async fn confirm_reservation(
             Claimed::Answer(answer) => return Ok(answer),
         };
     // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
-    let paid = match claim.previous_attempt.filter(|_| claim.previous_was_answered) {
-        // The provider has taken its time, and then said no.
-        Some(earlier) if was_declined(&app, id, earlier.into()).await? => Err(declined()),
-        _ => pay(&app, caller.confined_to(), id, attempt, body.payment_id.as_deref()).await,
+    let paid = if claim.previous_was_answered {
+        // Its payment is the provider's matter, or was: there is only to be told what has become of it.
+        paid_before(&app, caller.confined_to(), id, declined()).await
+    } else {
+        pay(&app, caller.confined_to(), id, attempt, body.payment_id.as_deref()).await
     };
     app.metrics.confirmed(&paid, |answer| answer.payment_status == PaymentStatus::Processing);
     match paid {
         Ok(processing) if processing.payment_status == PaymentStatus::Processing => {
-            claim.leave(&app.db, processing.payment_id.as_uuid()).await;
+            let payment = processing.payment_id.as_uuid();
+            match claim.previous_attempt {
+                Some(earlier) if claim.previous_was_answered => claim.leave(&app.db, earlier).await,
+                earlier if payment == attempt.as_uuid() || earlier == Some(payment) => {
+                    claim.leave(&app.db, payment).await
+                }
+                // It is another key's, and this one has tried nothing yet.
+                _ => claim.give_back(&app.db).await?,
+            }
             Ok((StatusCode::ACCEPTED, Json(processing)).into_response())
         }
         Ok(paid) => {
@@ -124,13 +133,6 @@ pub(crate) async fn confirm_reservation(
             Err(error)
         }
     }
-}
-
-/// Whether a payment that the provider took its time with was declined, and nobody has paid since.
-async fn was_declined(app: &App, id: ReservationId, payment: PaymentId) -> Result<bool> {
-    let sql = "select exists (select from payments p join reservations r on r.id = p.reservation_id
-                              where p.id = $1 and r.id = $2 and p.status || '' = 'declined' and r.status = 'active')";
-    Ok(sqlx::query_scalar(sql).bind(payment).bind(id).fetch_one(&app.db).await?)
 }
 
 /// The paid reservation, whether this call paid for it or an earlier one.

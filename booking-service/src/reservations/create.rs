@@ -105,7 +105,9 @@ pub(crate) async fn create_reservation(
         }
         Err(error) => {
             match &error {
-                Error::Refused(problem) if problem.status < 500 => claim.refused(&app.db, &error).await,
+                Error::Refused(problem) if problem.status < 500 && !is_refused_last(problem.code) => {
+                    claim.refused(&app.db, &error).await
+                }
                 // It may have left a hold, which the next try must not take for another's.
                 _ => claim.leave(&app.db, claim.previous_attempt.unwrap_or(id.as_uuid())).await,
             }
@@ -283,8 +285,7 @@ async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, cl
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
     };
-    if matches!(&error, Error::Refused(problem) if matches!(problem.code, Code::TooManyReservations | Code::TooManySeats))
-    {
+    if matches!(&error, Error::Refused(problem) if is_refused_last(problem.code)) {
         // The statement has said itself that it wrote nothing.
         release(app, draft).await;
         return Err(error);
@@ -301,6 +302,11 @@ async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, cl
         }
     }
     Err(error)
+}
+
+/// Whether it is step 5 that refuses so, when the seats are held.
+fn is_refused_last(code: Code) -> bool {
+    matches!(code, Code::TooManyReservations | Code::TooManySeats)
 }
 
 /// What is ordered and what it costs.

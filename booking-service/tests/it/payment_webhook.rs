@@ -92,20 +92,27 @@ async fn a_payment_that_takes_its_time_ends_in_tickets_when_the_notice_comes() {
 async fn a_key_whose_payment_is_declined_in_the_end_says_so() {
     let system = System::start().await;
     let (id, user) = system.reserved(&system.sale(1).await, &[0]).await;
-    let confirm = async |expected: u16| {
+    let confirm = async |key: &str, payment_id: &str, expected: u16| {
         let request = system.http.post(format!("{}/api/v1/reservations/{id}/confirm", system.booking_base));
-        let request = request.header("x-user-id", user.to_string()).header("idempotency-key", "mine");
-        answer(request.json(&json!({ "payment_id": "pay_async" })).send().await.unwrap(), expected).await
+        let request = request.header("x-user-id", user.to_string()).header("idempotency-key", key);
+        answer(request.json(&json!({ "payment_id": payment_id })).send().await.unwrap(), expected).await
     };
-    let payment = text_of(&confirm(202).await, "payment_id");
-    assert_eq!(text_of(&confirm(202).await, "payment_id"), payment);
+    let payment = text_of(&confirm("slow", "pay_async", 202).await, "payment_id");
+    for (key, payment_id) in [("slow", "pay_async"), ("other", "pay_good")] {
+        assert_eq!(text_of(&confirm(key, payment_id, 202).await, "payment_id"), payment);
+    }
+    // Another's payment is under way: that is not the last word, and not forgotten.
+    let set = async |sql: &'static str| sqlx::query(sql).execute(&system.app.db).await.unwrap();
+    set("update reservations set status = 'confirming', confirming_until = now() + interval '1 minute'").await;
+    assert_eq!(confirm("slow", "pay_async", 409).await["code"], "confirmation_in_progress");
+    set("update reservations set status = 'active', confirming_until = null").await;
     tell(&system, "payment.declined", &payment).await;
     for _ in 0..2 {
-        assert_eq!(confirm(402).await["code"], "payment_declined");
+        assert_eq!(confirm("slow", "pay_async", 402).await["code"], "payment_declined");
     }
     assert_eq!(system.count("select count(*) from payments").await, 1);
-    // Another payment is another request.
-    system.confirm(&id, user, None, 200).await;
+    // The other key's payment has not been tried yet.
+    assert_eq!(confirm("other", "pay_good", 200).await["status"], "confirmed");
     system.finish().await;
 }
 
