@@ -309,6 +309,9 @@ impl Claim {
     /// # Errors
     /// The database failed; the key stays locked until its time is over.
     pub async fn give_back(&self, db: &PgPool) -> Result<()> {
+        if self.key.is_none() {
+            return Ok(());
+        }
         let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
         sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt).execute(db).await?;
         Ok(())

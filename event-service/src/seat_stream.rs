@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One statement a tick reads the changes of all watched sessions of this process, and each batch is written once for all watchers
-//! of its session. An event id is a mark: a snapshot of the database, which tells exactly what has been seen. Rows are asked for by
+//! of its session. An event id is a mark: a snapshot of the database, which tells exactly what has been seen, and the session's version. Rows are asked for by
 //! the transaction that wrote them and not by their number, because numbers become visible out of order; so no change is missed, on
 //! any replica, and one may come twice. Of two changes of a seat the one with the higher version is the later. An edit of the session may
 //! have made its seats anew, or their prices: it is a new `snapshot`, and a deleted session's stream ends.
