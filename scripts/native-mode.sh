@@ -117,7 +117,7 @@ start_service() {
         NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}" "$program" "$command"
 }
 
-# With a certificate (TLS_CERTIFICATE, see README.md) the services speak TLS, to each other too.
+# With a certificate (TLS_CERTIFICATE, see docs/operations/tls.md) the services speak TLS, to each other too.
 service_scheme() {
     if [[ -n ${TLS_CERTIFICATE:-}${TLS_CERTIFICATE_FILE:-} ]]; then echo https; else echo http; fi
 }

@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_command_lines_of_the_readme_are_understood() {
-        let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+        let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
         let readme = fs::read_to_string(readme).unwrap().replace("\\\n", " ");
         let lines: Vec<&str> = readme.lines().filter(|line| line.starts_with("target/release/load-test ")).collect();
         assert!(lines.len() >= 4, "only {} were found", lines.len());

@@ -93,8 +93,8 @@ fn every_code_of_the_problem_table_is_produced_by_a_test() {
 #[test]
 fn every_code_is_in_the_guide() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let guide = fs::read_to_string(top.join("SERVICE_INTEGRATION.md")).unwrap();
+    let guide = fs::read_to_string(top.join("docs/reference/errors.md")).unwrap();
     for code in Code::ALL {
-        assert!(guide.contains(&format!("`{code}`")), "SERVICE_INTEGRATION.md does not tell of {code}");
+        assert!(guide.contains(&format!("`{code}`")), "docs/reference/errors.md does not tell of {code}");
     }
 }
