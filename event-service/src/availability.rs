@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes, no_answer};
 use service_kit::database::DeskPool;
 use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
@@ -96,14 +96,14 @@ async fn look_for_all(db: DeskPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>
         };
         (session_id, looked.await)
     });
-    let looked: HashMap<SessionId, Result<Look>> = join_all(looked).await.into_iter().collect();
-    let own_part = |(session_id, seats): &(SessionId, Vec<SessionSeatId>)| match looked.get(session_id) {
+    let mut looked: HashMap<SessionId, Result<Look>> = join_all(looked).await.into_iter().collect();
+    let own_part = |(session_id, seats): &(SessionId, Vec<SessionSeatId>)| match looked.get_mut(session_id) {
         Some(Ok(look)) => Ok(look.as_ref().map(|(sale, looks)| {
             let own = looks.iter().filter(|look| seats.contains(&look.price.session_seat_id));
             (sale.clone(), own.cloned().collect())
         })),
         Some(Err(error)) => Err(error.for_another()),
-        None => Err(sqlx::Error::WorkerCrashed.into()),
+        None => Err(no_answer()),
     };
     wanted.iter().map(own_part).collect()
 }

@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
 use moka::policy::EvictionPolicy;
 use serde::Serialize;
-use service_kit::coalesce::{Coalescer, Lanes};
+use service_kit::coalesce::{Coalescer, Lanes, no_answer};
 use service_kit::database::DeskPool;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiPath;
@@ -205,11 +205,11 @@ async fn make_all(db: DeskPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<M
         let (db, kept) = (db.clone(), kept.clone());
         async move { (session_id, make(&db, &kept, session_id, wanted.into_iter()).await) }
     });
-    let made: HashMap<SessionId, Result<Answers>> = made.buffer_unordered(SESSIONS_AT_ONCE).collect().await;
-    let share = |(session_id, form, coding): &Wanted| match made.get(session_id) {
-        Some(Ok(made)) => made.get(&(*form, *coding)).cloned().ok_or_else(|| sqlx::Error::WorkerCrashed.into()),
+    let mut made: HashMap<SessionId, Result<Answers>> = made.buffer_unordered(SESSIONS_AT_ONCE).collect().await;
+    let share = |(session_id, form, coding): &Wanted| match made.get_mut(session_id) {
+        Some(Ok(made)) => made.get(&(*form, *coding)).cloned().ok_or_else(no_answer),
         Some(Err(error)) => Err(error.for_another()),
-        None => Err(sqlx::Error::WorkerCrashed.into()),
+        None => Err(no_answer()),
     };
     wanted.iter().map(share).collect()
 }

@@ -9,6 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use futures::FutureExt;
 use futures::future::join_all;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -125,16 +126,22 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
     /// may or may not have had its effect.
     pub async fn call(&self, call: T) -> Result<R> {
         let (sender, answer) = oneshot::channel();
-        self.line.send((call, sender)).await.map_err(|_| sqlx::Error::WorkerCrashed)?;
-        answer.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
+        self.line.send((call, sender)).await.map_err(|_| no_answer())?;
+        answer.await.unwrap_or_else(|_| Err(no_answer()))
     }
+}
+
+/// What a call hears whose batch was given up.
+#[must_use]
+pub fn no_answer() -> Error {
+    Error::OutcomeUnknown(anyhow!("the batch of this call was given up, or the process stops"))
 }
 
 /// Each call's own part of what was looked up for all of them, or the error for each.
 pub fn own_parts<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T) -> R) -> Vec<Result<R>> {
     match looked {
         Ok(looked) => calls.iter().map(|call| Ok(own(&looked, call))).collect(),
-        Err(error) => calls.iter().map(|_| Err(error.for_another())).collect(),
+        Err(mut error) => calls.iter().map(|_| Err(error.for_another())).collect(),
     }
 }
 
@@ -152,10 +159,9 @@ pub async fn together_or_alone<T: Clone, R, F: Future<Output = Result<Option<Vec
         Ok(None) | Err(Error::Refused(_) | Error::Database(sqlx::Error::Database(_))) => {
             let alone = calls.iter().map(|call| work(Arc::new([call.clone()])));
             let answer = |answers: Option<Vec<_>>| answers.and_then(|mut answers| answers.pop());
-            let crashed = || Err(sqlx::Error::WorkerCrashed.into());
-            join_all(alone).await.into_iter().map(|done| answer(done?).unwrap_or_else(crashed)).collect()
+            join_all(alone).await.into_iter().map(|done| answer(done?).unwrap_or_else(|| Err(no_answer()))).collect()
         }
-        Err(error) => {
+        Err(mut error) => {
             tracing::warn!(%error, calls = calls.len(), "A batch has no known outcome; each of it is asked for again");
             calls.iter().map(|_| Err(error.for_another())).collect()
         }
@@ -295,7 +301,7 @@ mod tests {
     async fn what_can_not_be_done_together_is_done_by_itself_and_an_unknown_outcome_is_everybodys() {
         let refused = || Err(sqlx::Error::Database(Box::new(Refusal)).into());
         let work = async |calls: Arc<[u32]>| match calls[..] {
-            _ if calls.contains(&99) => Err(sqlx::Error::WorkerCrashed.into()),
+            _ if calls.contains(&99) => Err(no_answer()),
             _ if calls.contains(&13) => refused(),
             [_, ..] if calls.len() > 1 && calls.contains(&7) => Ok(None),
             _ => Ok(Some(calls.iter().map(|call| Ok(call * 2)).collect())),

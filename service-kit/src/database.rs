@@ -332,7 +332,7 @@ pub async fn begin(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error>
         reason = "this is the one place; the task ends by itself within the pool's time limits"
     )]
     let beginning = tokio::spawn(async move { pool.begin().await });
-    beginning.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed))
+    beginning.await.unwrap_or_else(|panicked| Err(sqlx::Error::Io(std::io::Error::other(panicked))))
 }
 
 /// Whether this error says that the database could not be reached or was too busy, so that trying again may help.

@@ -1,5 +1,6 @@
 //! The one error of request handling: a refusal that the client can act on, or a failure that only we can.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::http::{HeaderValue, StatusCode, header};
@@ -27,6 +28,10 @@ pub enum Error {
     /// The database failed; whether that is a `503` or a `500` is decided by what it said.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
+    /// The batch of this call got no answer, or the process stops: the call may have had its effect, or not. The client is told
+    /// the same as of a database that does not answer.
+    #[error("the outcome of this call is unknown")]
+    OutcomeUnknown(#[source] anyhow::Error),
     /// A bug, or a part that broke its contract.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
@@ -47,17 +52,23 @@ impl Error {
         Problem::validation(vec![fault]).into()
     }
 
-    /// The same for one more of those who waited for the same work (`coalesce.rs`): errors of the libraries can't be copied.
+    /// The same error for one more call of a batch. Errors of the libraries can't be copied, so the calls share the cause, with all of
+    /// its sources.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn for_another(&mut self) -> Self {
         match self {
             Self::Refused(problem) => Self::Refused(problem.clone()),
             Self::Unavailable { problem, cause } => {
-                Self::Unavailable { problem: problem.clone(), cause: anyhow::anyhow!("{cause:#}") }
+                Self::Unavailable { problem: problem.clone(), cause: SharedCause::of(cause) }
             }
-            Self::Database(error) if database::is_unavailable(error) => Self::Database(sqlx::Error::WorkerCrashed),
-            Self::Database(error) => Self::Internal(anyhow::anyhow!("{error}")),
-            Self::Internal(error) => Self::Internal(anyhow::anyhow!("{error:#}")),
+            Self::Database(error) => {
+                let is_unavailable = database::is_unavailable(error);
+                let cause = anyhow::Error::from(std::mem::replace(error, sqlx::Error::PoolClosed));
+                *self = if is_unavailable { Self::OutcomeUnknown(cause) } else { Self::Internal(cause) };
+                self.for_another()
+            }
+            Self::OutcomeUnknown(cause) => Self::OutcomeUnknown(SharedCause::of(cause)),
+            Self::Internal(cause) => Self::Internal(SharedCause::of(cause)),
         }
     }
 
@@ -67,6 +78,7 @@ impl Error {
         match self {
             Self::Refused(problem) | Self::Unavailable { problem, .. } => problem.code,
             Self::Database(error) if database::is_unavailable(error) => Code::DatabaseUnavailable,
+            Self::OutcomeUnknown(_) => Code::DatabaseUnavailable,
             Self::Database(_) | Self::Internal(_) => Code::InternalError,
         }
     }
@@ -75,16 +87,44 @@ impl Error {
         match self {
             Self::Refused(problem) => (*problem, None),
             Self::Unavailable { problem, cause } => (*problem, Some(cause)),
-            Self::Database(error) if database::is_unavailable(&error) => {
-                let problem = Problem::new(
-                    Code::DatabaseUnavailable,
-                    "The database did not answer in time. If this call was to change something, look whether it did before you repeat it.",
-                );
-                (problem.retry_after(1), Some(error.into()))
-            }
+            Self::Database(error) if database::is_unavailable(&error) => (unknown_outcome(), Some(error.into())),
+            Self::OutcomeUnknown(cause) => (unknown_outcome(), Some(cause)),
             Self::Database(error) => (internal_problem(), Some(error.into())),
             Self::Internal(error) => (internal_problem(), Some(error)),
         }
+    }
+}
+
+fn unknown_outcome() -> Problem {
+    let detail = "The database did not answer in time. If this call changes something, check whether it did before you repeat it.";
+    Problem::new(Code::DatabaseUnavailable, detail).retry_after(1)
+}
+
+/// One cause of several errors, with its own sources.
+#[derive(Debug, Clone)]
+struct SharedCause(Arc<anyhow::Error>);
+
+impl SharedCause {
+    /// Another handle on `cause`, which becomes shared itself.
+    fn of(cause: &mut anyhow::Error) -> anyhow::Error {
+        if let Some(shared) = cause.downcast_ref::<Self>() {
+            return shared.clone().into();
+        }
+        let shared = Self(Arc::new(std::mem::replace(cause, anyhow::Error::msg(""))));
+        *cause = shared.clone().into();
+        shared.into()
+    }
+}
+
+impl fmt::Display for SharedCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for SharedCause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
     }
 }
 
@@ -137,4 +177,31 @@ pub fn problem_response(mut problem: Problem) -> Response {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    /// Every call of a batch that got no answer is told so, and the log of each names the whole chain.
+    #[test]
+    fn calls_of_a_failed_batch_share_its_cause_with_all_sources() {
+        let lost = || Err::<(), _>(std::io::Error::other("the wire broke")).context("reading the answer");
+        for (error, code) in [
+            (Error::OutcomeUnknown(lost().unwrap_err()), Code::DatabaseUnavailable),
+            (Error::Database(sqlx::Error::Io(std::io::Error::other("the wire broke"))), Code::DatabaseUnavailable),
+            (Error::Internal(lost().unwrap_err()), Code::InternalError),
+        ] {
+            let mut error = error;
+            let others = [error.for_another(), error.for_another()];
+            for error in others.into_iter().chain([error]) {
+                assert_eq!(error.code(), code);
+                let (problem, cause) = error.into_problem();
+                assert_eq!(problem.code, code);
+                assert!(format!("{:#}", cause.unwrap()).ends_with("the wire broke"));
+            }
+        }
+    }
 }
