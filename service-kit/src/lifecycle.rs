@@ -22,6 +22,9 @@ use crate::settings::SettingsReader;
 /// How long a stop waits for requests and messages in hand.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 
+/// What a process exits with that was told a second time to stop, as a shell reports a process that SIGINT ended.
+const EXIT_CODE_OF_SECOND_SIGNAL: i32 = 130;
+
 /// Has the kernel give ordinary pages only. The allocator asks for huge ones, each of which stays for the sake of its last few bytes: with
 /// them the Event Service kept 104 MB after a full load, without them 70 MB, and was as fast (measured). Where it can't be had, nothing is
 /// lost but memory.
@@ -107,20 +110,27 @@ impl Lifecycle {
         self.token.cancel();
     }
 
-    /// Stops at the first SIGTERM or SIGINT.
+    /// Stops at the first SIGTERM or SIGINT, and ends the process at the second without waiting for anything.
     ///
     /// # Errors
     /// The signal handlers can't be installed.
     pub fn stop_on_signal(&self) -> anyhow::Result<()> {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let lifecycle = self.clone();
-        self.tracker.spawn(async move {
+        // Not tracked: it waits for a second signal while everything else ends.
+        #[expect(clippy::disallowed_methods, reason = "it ends with the process, and a stop must not wait for it")]
+        tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => tracing::info!("SIGTERM received; finishing what is in hand"),
                 _ = interrupt.recv() => tracing::info!("SIGINT received; finishing what is in hand"),
                 () = lifecycle.token.cancelled() => {}
             }
             lifecycle.stop();
+            tokio::select! {
+                _ = terminate.recv() => tracing::warn!("SIGTERM received again; ending at once"),
+                _ = interrupt.recv() => tracing::warn!("SIGINT received again; ending at once"),
+            }
+            std::process::exit(EXIT_CODE_OF_SECOND_SIGNAL);
         });
         Ok(())
     }
