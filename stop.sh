@@ -1,20 +1,10 @@
 #!/usr/bin/env bash
-# Stops what start.sh has started, and nothing else. See ./stop.sh --help.
+# Stops what start.sh started, and nothing else. See ./stop.sh --help.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
-# shellcheck source=scripts/common.sh
-source scripts/common.sh
-# shellcheck source=scripts/daemons.sh
-source scripts/daemons.sh
-# shellcheck source=scripts/native-servers.sh
-source scripts/native-servers.sh
-# shellcheck source=scripts/native-mode.sh
-source scripts/native-mode.sh
-# shellcheck source=scripts/packages.sh
-source scripts/packages.sh
-# shellcheck source=scripts/docker-mode.sh
-source scripts/docker-mode.sh
+# shellcheck source=scripts/libraries.sh
+source scripts/libraries.sh
 
 usage() {
     cat <<'HELP'
@@ -23,14 +13,15 @@ Usage: ./stop.sh [--docker | --native] [--keep | --clean]
 Stops the services, then RabbitMQ, Redis and PostgreSQL.
 
   --keep     keeps all data
-  --clean    deletes all data and logs; in Docker mode containers, volumes and network
-  --docker   the system in containers
-  --native   the system that runs as processes of this machine
-  --help     this text
+  --clean    deletes all data and logs; in Docker mode it deletes the containers, the volumes and
+             the network
+  --docker   stops the system in containers
+  --native   stops the system that runs as processes of this machine
+  --help     prints this text
 
-Without --keep or --clean it asks; where nobody can answer (no terminal) it keeps the data.
-Without --docker or --native it stops what runs, the native one first.
-TICKETING_STATE_DIR names the native system to stop, as for ./start.sh (.local).
+Without --keep and --clean it asks. Without a terminal it does not ask and keeps the data.
+Without --docker and --native it stops the native system if that runs, else the containers.
+TICKETING_STATE_DIR selects the native system to stop, as in ./start.sh (default: .local).
 HELP
 }
 
@@ -38,13 +29,13 @@ HELP
 ask() {
     local answer
     cat <<'MENU'
-What shall happen to the data?
+What should happen to the data?
   1) keep it
   2) delete everything
   3) cancel, and leave the system running
 MENU
     while true; do
-        # The end of the input (Ctrl-D) is nobody's wish to delete or to stop.
+        # The end of the input (Ctrl-D) asks neither to delete nor to stop, so it cancels.
         read -r -p 'Choice [1-3]: ' answer || answer=3
         case $answer in
             1) choice=keep ;;
@@ -56,7 +47,7 @@ MENU
     done
 }
 
-# Sets mode to what runs, or else to what has left data.
+# Sets mode to the system that runs, or else to the one that has left data.
 choose_mode() {
     if native_runs; then
         mode=native
@@ -76,16 +67,7 @@ for argument in "$@"; do
     case $argument in
         --keep) choice=keep ;;
         --clean) choice=clean ;;
-        --docker) mode=docker ;;
-        --native) mode=native ;;
-        --help | -h)
-            usage
-            exit 0
-            ;;
-        *)
-            usage >&2
-            exit 2
-            ;;
+        *) read_common_option "$argument" ;;
     esac
 done
 
@@ -96,12 +78,12 @@ if [[ -z $choice ]]; then
     if [[ -t 0 ]]; then ask; else choice=keep; fi
 fi
 if [[ $choice == cancel ]]; then
-    say 'Nothing has been stopped.'
+    say 'Nothing was stopped.'
     exit 0
 fi
 
 "${mode}_stop" "$choice"
-# Nobody should believe that all has ended while the other half goes on.
+# Without this a user would believe that everything has stopped while the containers still run.
 if [[ -z $chosen && $mode == native ]] && engine_answers && docker_system_exists; then
     say 'The system in containers still runs: ./stop.sh --docker'
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# apt-install.sh PACKAGE...: installs packages without letting them start servers, now or at
-# the next boot. Needs root; scripts/packages.sh calls it, by sudo where necessary.
+# apt-install.sh PACKAGE...: installs packages and prevents them from starting servers, now and at the next boot.
+# Needs root. scripts/packages.sh calls it, with sudo if necessary.
 set -euo pipefail
 
 readonly POLICY=/usr/sbin/policy-rc.d
@@ -8,7 +8,7 @@ readonly SAVED_POLICY=$POLICY.saved-by-ticketing
 readonly CLUSTER_CONFIG=/etc/postgresql-common/createcluster.conf
 readonly SAVED_CLUSTER_CONFIG=$CLUSTER_CONFIG.saved-by-ticketing
 
-# The servers that the packages bring; epmd is RabbitMQ's, uuidd comes with uuidgen.
+# The servers in the packages. epmd belongs to RabbitMQ, uuidd comes with uuidgen.
 readonly UNITS=(postgresql.service redis-server.service rabbitmq-server.service
     epmd.socket epmd.service uuidd.socket uuidd.service prometheus.service)
 
@@ -24,7 +24,7 @@ restore() {
 
 # Debian asks this program before a package may start a service: 101 means "not allowed".
 forbid_service_starts() {
-    # Still there when an earlier run was killed: that one is the original.
+    # A saved file exists if an earlier run was killed. It is the original.
     if [[ -e $POLICY && ! -e $SAVED_POLICY ]]; then
         mv "$POLICY" "$SAVED_POLICY"
     fi
@@ -32,8 +32,8 @@ forbid_service_starts() {
     chmod 755 "$POLICY"
 }
 
-# A database cluster "main" would be made on installation and started at each boot. The
-# switch is in a file of postgresql-common, so that one is installed first.
+# The installation would make a database cluster "main" and start it at each boot. The switch for that is in a file of
+# postgresql-common, so this installs that package first.
 forbid_default_cluster() {
     apt_get install postgresql-common
     if [[ ! -e $SAVED_CLUSTER_CONFIG ]]; then
@@ -68,7 +68,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 forbid_service_starts
 
-# A fresh or an old system has no list of packages, or one of versions that are gone.
+# A fresh system has no list of packages, and an old list names versions that no longer exist.
 if ! install_packages "$@"; then
     printf 'Trying again with a fresh list of packages.\n' >&2
     apt_get update

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by every script: output, waiting on conditions, TCP ports and the state folder.
+# Every script sources this file: output, waiting for conditions, TCP ports and the state folder.
 
 REPO_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# A user who installed Rust a minute ago has it here, but not yet in the PATH of this shell.
+# A user who has just installed Rust has it here, but not yet in the PATH of this shell.
 if [[ -d ${HOME:-}/.cargo/bin ]]; then
     PATH=$PATH:$HOME/.cargo/bin
 fi
@@ -25,7 +25,25 @@ die() {
     exit 1
 }
 
-# set -e ends a script without a word when a command fails that says nothing itself.
+# read_common_option ARGUMENT: reads an option that start.sh and stop.sh share. It sets mode, prints their usage, or
+# ends the script with status 2.
+read_common_option() {
+    # shellcheck disable=SC2034  # the scripts that source this one read mode
+    case $1 in
+        --native) mode=native ;;
+        --docker) mode=docker ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+}
+
+# Without this, set -e ends a script without a message when a silent command fails.
 name_failures() {
     set -o errtrace
     trap 'warn "failed: $BASH_COMMAND (${BASH_SOURCE[0]##*/}, line $LINENO)"' ERR
@@ -60,7 +78,8 @@ listening_inodes() {
 
 port_taken() { [[ -n $(listening_inodes "$1") ]]; }
 
-# The process that listens on a port. Empty when it belongs to a user we may not look at.
+# Prints the process that listens on a port. Prints nothing if the process belongs to a user whose files are closed to
+# us.
 port_owner() {
     local inode
     for inode in $(listening_inodes "$1"); do
@@ -71,16 +90,16 @@ port_owner() {
 describe_process() {
     local pid=$1 command
     if [[ -z $pid ]]; then
-        printf 'a process of another user (root can see which)'
+        printf 'a process of another user (run this as root to see which)'
         return
     fi
     command=$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" || true)
-    printf 'pid %s, %s' "$pid" "$(cat "/proc/$pid/comm" 2>/dev/null || printf 'gone by now')"
+    printf 'pid %s, %s' "$pid" "$(cat "/proc/$pid/comm" 2>/dev/null || printf 'already ended')"
     [[ -z $command ]] || printf ' (%.80s)' "$command"
 }
 
-# pick_port VARIABLE: a free port into VARIABLE. From below the range that the kernel hands
-# to outgoing connections, so that none of those can take it between picking and listening.
+# pick_port VARIABLE: puts a free port into VARIABLE. The port is below the range for outgoing connections, so that none
+# of those can take it before the server listens.
 PICKED_PORTS=' '
 keep_port() { PICKED_PORTS+="$1 "; }
 pick_port() {
@@ -96,14 +115,13 @@ pick_port() {
 }
 
 # --- the state folder -------------------------------------------------------------------
-#   run/   pid files      written by the caller only: root ends processes by what they say
-#   logs/  output         opened by the caller and inherited
-#   data/  the servers    what the unprivileged user reads and writes
+#   run/   pid files      only the caller writes them, because root ends the processes that they name
+#   logs/  output         the caller opens the files, and the servers inherit them
+#   data/  server data    the unprivileged user reads and writes it
 
 STATE_MARKER=.ticketing-state
 
-# PostgreSQL and RabbitMQ should not run as root (the first one refuses to), so root hands
-# its daemons to this user.
+# PostgreSQL and RabbitMQ should not run as root (PostgreSQL refuses to), so root starts its daemons as this user.
 RUN_USER=ticketing
 RUN_AS=()
 
@@ -118,7 +136,7 @@ use_state_dir() {
     fi
 }
 
-# Where the data goes when the unprivileged user can't reach the state folder, as in /root.
+# Prints the data folder for a state folder that the unprivileged user can't enter, as in /root.
 outside_data_dir() {
     printf '/var/lib/ticketing-%s' "$(printf '%s' "$STATE_DIR" | sha256sum | cut -c 1-12)"
 }
@@ -153,14 +171,14 @@ prepare_state_dir() {
         die "user $RUN_USER can't enter $DATA_DIR: set TICKETING_STATE_DIR to a folder it can enter"
 }
 
-# prepare_data_dir NAME: a folder in data/ that only the daemon's user may read.
+# prepare_data_dir NAME: makes a folder in data/ that only the daemon's user may read.
 prepare_data_dir() {
     mkdir -p "$DATA_DIR/$1"
     chmod 700 "$DATA_DIR/$1"
     ((EUID != 0)) || chown "$RUN_USER:" "$DATA_DIR/$1"
 }
 
-# Removes only what these scripts have made, so that a mistyped folder costs nothing.
+# Removes only what these scripts made, so that a mistyped folder name deletes nothing.
 remove_state() {
     [[ -e $STATE_DIR/$STATE_MARKER ]] || return 0
     if [[ -L $STATE_DIR/data && $DATA_DIR == "$(outside_data_dir)" ]]; then
@@ -171,10 +189,10 @@ remove_state() {
     rmdir "$STATE_DIR" 2>/dev/null || true
 }
 
-# Two of these scripts at once on one state folder would start everything twice.
+# Two runs at once on one state folder would start everything twice.
 lock_state() {
     own_state_dir
     exec {STATE_LOCK}>"$STATE_DIR/lock"
     flock --nonblock "$STATE_LOCK" ||
-        die "another start or stop is at work on $STATE_DIR"
+        die "another start or stop is running on $STATE_DIR"
 }

@@ -1,21 +1,20 @@
 # shellcheck shell=bash
 # Long-running processes with pid files in RUN_DIR.
 #
-# A pid file holds pid, start time and boot id, so that a pid which has since been given to
-# another process is never mistaken for ours. The .spec file beside it tells with what
-# settings the process was started: a change of those means a restart.
+# A pid file holds pid, start time and boot id, so that a script never confuses our process with a later one of the same
+# pid. The .spec file beside it has the settings of the process. A change of those means a restart.
 
 process_identity() {
     local stat fields
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
-    # The command name stands in brackets and may itself hold blanks and brackets.
+    # The command name is in brackets and may itself contain blanks and brackets.
     read -ra fields <<<"${stat##*) }"
-    # A zombie is over; its parent has only not asked yet.
+    # A zombie has ended; only its parent has not collected it yet.
     [[ ${fields[0]} != Z ]] || return 1
     printf '%s %s %s' "$1" "${fields[19]}" "$(cat /proc/sys/kernel/random/boot_id)"
 }
 
-# Prints the pid of a daemon of ours that is alive, fails when there is none.
+# Prints the pid of one of our daemons if it is alive; fails otherwise.
 daemon_pid() {
     local recorded pid
     recorded=$(cat "$RUN_DIR/$1.pid" 2>/dev/null) || return 1
@@ -27,12 +26,12 @@ daemon_pid() {
 daemon_alive() { daemon_pid "$1" >/dev/null; }
 daemon_ended() { ! daemon_alive "$1"; }
 
-# Is the daemon alive, and started with these very settings?
+# daemon_is_current NAME SPEC: true if the daemon is alive and was started with these settings.
 daemon_is_current() {
     daemon_alive "$1" && [[ $(cat "$RUN_DIR/$1.spec" 2>/dev/null) == "$2" ]]
 }
 
-# Where in its log the present run of a daemon begins.
+# The position in its log where the present run of a daemon begins.
 declare -A LOG_START=()
 
 # start_daemon NAME SPEC COMMAND...
@@ -45,18 +44,18 @@ start_daemon() {
     touch "$log"
     LOG_START[$name]=$(stat -c %s "$log")
     (
-        # Whatever else the caller has open (a pipe, the lock) would stay open as long as the
-        # daemon lives, and the reader at the other end would never see the end.
+        # Other files that the caller has open (a pipe, the lock) would stay open as long as the daemon lives, and the
+        # reader of a pipe would never see its end.
         local fd
         for fd in /proc/"$BASHPID"/fd/*; do
             fd=${fd##*/}
             ((fd <= 2)) || exec {fd}>&-
         done
-        # RabbitMQ and the services need more than the usual 1024, and Erlang sizes tables
-        # by this number, which in containers can be a thousand million.
+        # RabbitMQ and the services need more than the usual 1,024. Erlang makes a table of this size, and in containers
+        # the limit can be a thousand million.
         ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)"
         cd /
-        # A session of its own: neither Ctrl-C nor the end of the terminal reaches it.
+        # In a new session neither Ctrl-C nor the end of the terminal reaches it.
         exec setsid "${RUN_AS[@]}" "$@"
     ) </dev/null >>"$log" 2>&1 &
     local pid=$!
@@ -65,8 +64,8 @@ start_daemon() {
     printf '%s' "$spec" >"$RUN_DIR/$name.spec"
 }
 
-# await_daemon NAME SECONDS COMMAND...: waits until the command succeeds; shows the end of
-# the log and gives up when the daemon dies or the time is over.
+# await_daemon NAME SECONDS COMMAND...: waits until the command succeeds. If the daemon dies or the time runs out, it
+# prints the end of the log and ends the script.
 await_daemon() {
     local name=$1 seconds=$2
     shift 2
@@ -91,16 +90,16 @@ signal_daemon() {
     local pid
     pid=$(daemon_pid "$1") || return 0
     kill "-$2" "$pid" 2>/dev/null ||
-        daemon_ended "$1" || die "may not end $1 (pid $pid): run this as the user who started it, or as root"
+        daemon_ended "$1" || die "no permission to end $1 (pid $pid): run this as the user who started it, or as root"
 }
 
-# await_end NAME SECONDS: the daemon has been asked to end; insists when it doesn't.
+# await_end NAME SECONDS: waits for a daemon that got a signal, and kills it when the time runs out.
 await_end() {
     local name=$1 seconds=$2 pid
     if ! wait_until "$seconds" daemon_ended "$name"; then
         pid=$(daemon_pid "$name") || true
         warn "$name has not ended within $seconds seconds and is killed"
-        # It leads a process group (setsid), so this takes its children too.
+        # It leads a process group (setsid), so this kills its children too.
         [[ -z $pid ]] || kill -KILL -- "-$pid" 2>/dev/null || true
         wait_until 5 daemon_ended "$name" || die "$name (pid $pid) can't be ended"
     fi
@@ -113,13 +112,12 @@ stop_daemon() {
     await_end "$name" "$seconds"
 }
 
-# Does one of our own daemons, or a child of one, listen on this port?
+# port_is_ours PORT: true if one of our daemons, or a child of one, listens on this port.
 port_is_ours() {
     local owner session file
     owner=$(port_owner "$1")
     [[ -n $owner ]] || return 1
-    # Field 6 of stat, which is the fourth behind the command name: the session, named after
-    # the daemon that leads it.
+    # Field 6 of stat, the fourth after the command name, is the session: the pid of the daemon that leads it.
     session=$(sed 's/.*) //' "/proc/$owner/stat" 2>/dev/null | cut -d ' ' -f 4) || return 1
     for file in "$RUN_DIR"/*.pid; do
         [[ -e $file ]] || continue

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Demonstration data, made through the public API like any client would.
+# Creates demonstration data through the public API, like any client.
 
-# create URL JSON ID_FIELD: posts, and leaves the new id in CREATED.
+# create URL JSON ID_FIELD: posts JSON and leaves the new id in CREATED.
 create() {
     as_organizer POST "$1" "$2"
     [[ $STATUS == 201 ]] || die "POST $1 answered $STATUS: $BODY"
@@ -9,7 +9,7 @@ create() {
     [[ -n $CREATED ]] || die "POST $1 gave no $3: $BODY"
 }
 
-# find_or_create URL NAME_FIELD JSON ID_FIELD: what has the same name is used again.
+# find_or_create URL NAME_FIELD JSON ID_FIELD: uses an object of the same name again, if there is one.
 find_or_create() {
     local url=$1 name_field=$2 json=$3 id_field=$4 name
     name=$(jq -r ".$name_field" <<<"$json")
@@ -38,7 +38,7 @@ create_demo() {
         "country": "Portugal", "timezone": "Europe/Lisbon"}' .location_id
     location=$CREATED
 
-    # A new hall each time: sessions in one hall must not overlap, in a new one they can't.
+    # A new hall each time, because sessions in one hall must not overlap.
     create "$events/locations/$location/halls" "$(jq -n '{
         name: "Demo Hall \(now | todate)", capacity: 2000}')" .hall_id
     hall=$CREATED

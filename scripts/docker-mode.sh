@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Docker mode: the whole system in containers, by docker-compose.yml. Sourced after native-mode.sh, for its ports, by scripts
-# that have gone to the top folder, where Compose looks for its file.
+# Docker mode: the whole system in containers, with docker-compose.yml. It uses the ports of native-mode.sh, so source
+# that file first. The caller must have changed to the top folder, where Compose finds its file.
 
 # In the order in which they start.
 CONTAINERS=(event-service-db booking-service-db ticketing-redis ticketing-rabbitmq
@@ -10,7 +10,7 @@ readonly NETWORK=ticketing_network
 
 # --- the engine -------------------------------------------------------------------------
 
-# engine_answers: why it does not is left in ENGINE_PROBLEM. An engine that hangs counts as none.
+# engine_answers: true if the Docker engine answers within 20 seconds; otherwise ENGINE_PROBLEM has the reason.
 ENGINE_PROBLEM=''
 engine_answers() {
     local output
@@ -21,7 +21,7 @@ engine_answers() {
         return
     fi
     case $output in
-        *'permission denied'*) ENGINE_PROBLEM='this user may not talk to the Docker engine' ;;
+        *'permission denied'*) ENGINE_PROBLEM='this user may not use the Docker engine' ;;
         *) ENGINE_PROBLEM='the Docker engine does not run' ;;
     esac
     return 1
@@ -30,13 +30,13 @@ engine_answers() {
 need_engine() {
     engine_answers && return
     case $ENGINE_PROBLEM in
-        *installed) die "$ENGINE_PROBLEM. Get it from https://docs.docker.com/get-docker, or go on without it: ./start.sh --native" ;;
+        *installed) die "$ENGINE_PROBLEM. Install it from https://docs.docker.com/get-docker, or run without it: ./start.sh --native" ;;
         *may\ not*) die "$ENGINE_PROBLEM. Use sudo, or join the group docker and log in again" ;;
-        *) die "$ENGINE_PROBLEM. Start it (systemctl start docker, or Docker Desktop), or go on without it: ./start.sh --native" ;;
+        *) die "$ENGINE_PROBLEM. Start it (systemctl start docker, or Docker Desktop), or run without it: ./start.sh --native" ;;
     esac
 }
 
-# Compose 2 is a part of docker, Compose 1 a program of its own.
+# Compose 2 is a plugin of docker. Compose 1 is a separate program.
 COMPOSE=()
 find_compose() {
     if docker compose version >/dev/null 2>&1; then
@@ -49,29 +49,29 @@ find_compose() {
 }
 
 need_compose() {
-    find_compose || die 'Compose is not installed. Get the package docker-compose-plugin or docker-compose, or go on without it: ./start.sh --native'
-    # Compose 2 hands builds to this plugin, and fails where it is missing; the builder before it needs none.
+    find_compose || die 'Compose is not installed. Install the package docker-compose-plugin or docker-compose, or run without it: ./start.sh --native'
+    # Compose 2 builds with this plugin and fails without it. The classic builder needs no plugin.
     if [[ -z ${DOCKER_BUILDKIT:-} ]] && ! docker buildx version >/dev/null 2>&1; then
         export DOCKER_BUILDKIT=0
     fi
 }
 
-# Compose 2 refuses a network of this name that it has not made itself, unless it is told that the network is not its own.
+# Compose 2 refuses a network of this name that another program made, unless the file declares it external.
 find_network() {
     local made_by_compose
     made_by_compose=$(docker network inspect --format '{{index .Labels "com.docker.compose.network"}}' "$NETWORK" 2>/dev/null) || return 0
     [[ -n $made_by_compose ]] || export TICKETING_NETWORK_EXTERNAL=true
 }
 
-# Reading locks the file: two of these at once would make the same containers twice.
+# Two runs at once would create the same containers twice. The lock is on the open compose file.
 lock_compose() {
     exec {COMPOSE_LOCK}<"$REPO_DIR/docker-compose.yml"
-    flock --nonblock "$COMPOSE_LOCK" || die 'another start or stop is at work in this folder'
+    flock --nonblock "$COMPOSE_LOCK" || die 'another start or stop is running in this folder'
 }
 
-# --- what is there ----------------------------------------------------------------------
+# --- what exists ----------------------------------------------------------------------
 
-# The folder from which Compose has started a container.
+# Prints the folder from which Compose started a container.
 started_from() {
     local folder
     folder=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.project.working_dir"}}' "$1" 2>/dev/null) || return 1
@@ -89,23 +89,23 @@ docker_system_exists() { [[ -n $(our_containers) ]]; }
 
 docker_data_exists() { docker volume inspect "${VOLUMES[0]}" >/dev/null 2>&1; }
 
-# The names are fixed, so a container of somebody else's with one of them is in the way.
+# The names are fixed, so a foreign container with one of them prevents the start.
 check_names() {
     local name folder problems=()
     for name in "${CONTAINERS[@]}"; do
         folder=$(started_from "$name") || continue
         if [[ -z $folder ]]; then
-            problems+=("there is another container with the name $name: docker rm --force $name")
+            problems+=("another container has the name $name: docker rm --force $name")
         elif [[ $folder != "$REPO_DIR" ]]; then
             problems+=("container $name was started from $folder: (cd $folder && ${COMPOSE[*]} down)")
         fi
     done
     ((${#problems[@]} > 0)) || return 0
     for name in "${problems[@]}"; do printf '%serror:%s %s\n' "$RED" "$PLAIN" "$name" >&2; done
-    die 'nothing has been started'
+    die 'nothing was started'
 }
 
-# Who has the port, unless that is nobody or we.
+# Prints the container or process that holds a port. Prints nothing if the port is free or this system holds it.
 docker_port_holder() {
     local container
     container=$(docker ps --quiet --filter "publish=$1" | head -n 1)
@@ -116,7 +116,7 @@ docker_port_holder() {
     fi
 }
 
-# Compose reads .env by itself. The ports in it have to be known here, too; the environment wins, as it does there.
+# Compose reads .env by itself. This script needs its ports too. The environment overrides the file, as in Compose.
 read_ports_from_env_file() {
     local entry variable value
     [[ -f $REPO_DIR/.env ]] || return 0
@@ -130,11 +130,12 @@ read_ports_from_env_file() {
 
 # --- starting ---------------------------------------------------------------------------
 
-# Before anything is started, so that what is missing is named by itself and not among the messages of seven containers.
+# Pulls before anything starts, so that the error for a missing image is not lost among the messages of seven
+# containers.
 pull_images() {
     local config image images output
-    config=$("${COMPOSE[@]}" config) || die "docker-compose.yml or .env has a fault: ${COMPOSE[*]} says above which"
-    # Older Compose shows services of profiles that nobody has asked for, too.
+    config=$("${COMPOSE[@]}" config) || die "docker-compose.yml or .env has a fault: see the message of ${COMPOSE[*]} above"
+    # Older versions of Compose also show the services of profiles that are not selected.
     mapfile -t images < <(awk -v with_profiles="${COMPOSE_PROFILES:-}" '
         function service_ends() { if (image != "" && (!has_profile || with_profiles != "")) print image; image = ""; has_profile = 0 }
         /^(  )?[^ ]/ { service_ends() }
@@ -144,20 +145,20 @@ pull_images() {
     for image in "${images[@]}"; do
         ! docker image inspect "$image" >/dev/null 2>&1 || continue
         say "pulling $image"
-        # The largest has 250 MB; whoever needs longer than this can pull it by hand.
+        # The largest image has 250 MB. A slower connection can pull it by hand.
         output=$(timeout 1800 docker pull --quiet "$image" 2>&1) ||
             die "image $image can't be pulled: ${output##*$'\n'}
-       Try it by hand (docker pull $image): it needs a way to the registry, perhaps a proxy or docker login"
+       Try it by hand (docker pull $image). It must reach the registry, perhaps through a proxy or after docker login"
     done
 }
 
 build_images() {
     local profile=${TICKETING_BUILD_PROFILE:-release} log
     case $profile in
-        release | dev) ;;
-        *) die "TICKETING_BUILD_PROFILE is '$profile': release or dev" ;;
+        start | release | dev) ;;
+        *) die "TICKETING_BUILD_PROFILE is '$profile', but must be start, release or dev" ;;
     esac
-    step "Building the images ($profile; the first time takes some minutes)"
+    step "Building the images ($profile; the first build takes some minutes)"
     log=$(mktemp)
     if ! "${COMPOSE[@]}" build 2>&1 | tee "$log"; then
         if grep -qiE 'failed to (resolve|do request|authorize)|pull access denied|manifest (for|unknown)|toomanyrequests|no such host|i/o timeout|could not resolve host' "$log"; then
@@ -165,20 +166,20 @@ build_images() {
             die 'an image or a package that the build needs could not be fetched (see above): check the network, the proxy, and docker login'
         fi
         rm -f "$log"
-        die 'the images could not be built: the messages of the build are above'
+        die 'the images could not be built: see the messages of the build above'
     fi
     rm -f "$log"
 }
 
-# The state and, where there is one, the health of a container: "running healthy".
+# Prints the state of a container and its health if it has a health check: "running healthy".
 container_state() {
     local state
-    # docker prints an empty line for a container that is not there.
+    # docker prints an empty line for a missing container.
     state=$(docker inspect --format '{{.State.Status}}{{if .State.Health}} {{.State.Health.Status}}{{end}}' "$1" 2>/dev/null) || state=missing
     printf '%s' "$state"
 }
 
-# Shows what a container that is not well has said last.
+# Prints the last log lines and the last health checks of an unhealthy container.
 show_container() {
     printf '\n--- %s is %s; last lines of docker logs %s\n' "$1" "$(container_state "$1")" "$1" >&2
     docker logs --tail 25 "$1" >&2 2>&1 || true
@@ -187,7 +188,7 @@ show_container() {
     printf -- '---\n' >&2
 }
 
-# give_up REASON: shows each container that is there and not healthy, or, when all are, nothing more.
+# give_up REASON: prints the logs of each container that exists and is not healthy, then ends with REASON.
 give_up() {
     local name state
     for name in "${CONTAINERS[@]}"; do
@@ -209,18 +210,18 @@ await_container() {
         case $state in
             *unhealthy | missing) give_up "container $name is $state" ;;
         esac
-        # A container that dies is started again by the engine; one that does so all the time runs into this.
+        # The engine restarts a container that dies. One that dies again and again runs into this limit.
         ((SECONDS < deadline)) || give_up "container $name was not healthy within $2 seconds, but $state"
         sleep 0.5
     done
 }
 
-# Compose starts them, and knows of them at all, with their profile only.
+# Compose ignores these containers unless their profile is selected.
 observe_containers() {
     export COMPOSE_PROFILES=observability
     CONTAINERS+=(ticketing-prometheus ticketing-grafana ticketing-jaeger)
     PORTS+=("${OBSERVE_PORTS[@]}")
-    # Traces go to another collector where one is named.
+    # A collector that the user has set keeps the traces.
     if [[ -z ${OTEL_EXPORTER_OTLP_ENDPOINT:-} ]] && ! grep -qsE '^ *OTEL_EXPORTER_OTLP_ENDPOINT=.' "$REPO_DIR/.env"; then
         export OTEL_EXPORTER_OTLP_ENDPOINT=http://ticketing-jaeger:4318
     fi
@@ -247,15 +248,15 @@ docker_start() {
     pull_images
     build_images
     step 'Starting the containers'
-    # Containers whose image and settings are as before are left alone.
+    # Compose leaves containers with unchanged image and settings running.
     "${COMPOSE[@]}" up --detach --no-build --remove-orphans </dev/null ||
-        give_up "${COMPOSE[*]} could not start all containers: its own message is above"
-    # As long as the longest of their own start periods, and some retries.
+        give_up "${COMPOSE[*]} could not start all containers: see its message above"
+    # 120 seconds cover the longest start period in deploy/services.yml and some retries.
     for name in "${CONTAINERS[@]}"; do
         await_container "$name" 120
         done_with "$name is healthy"
     done
-    # From here, as users will come: the port may be published, and something between may still be wrong.
+    # Checks from this machine, as users connect: a firewall may block a published port.
     await_published event-service "$EVENT_SERVICE_PORT"
     await_published booking-service "$BOOKING_SERVICE_PORT"
     await_published booking-worker "$BOOKING_WORKER_PORT"
@@ -263,7 +264,7 @@ docker_start() {
 
 await_published() {
     wait_until 30 http_ok "http://localhost:$2/health/ready" ||
-        give_up "$1 is healthy, but http://localhost:$2/health/ready does not answer: does a firewall or another program have the port?"
+        give_up "$1 is healthy, but http://localhost:$2/health/ready does not answer: does a firewall block the port, or does another program have it?"
     done_with "$1 is ready on port $2"
 }
 
@@ -299,16 +300,16 @@ docker_stop() {
     export COMPOSE_PROFILES=observability
     step 'Stopping the containers'
     [[ $1 == keep ]] || options+=(--volumes)
-    # Compose 1 complains of the network when it is not there, and is right otherwise.
+    # Compose 1 prints an error if the network is missing, and does the rest correctly.
     "${COMPOSE[@]}" down "${options[@]}" </dev/null ||
-        die "${COMPOSE[*]} down has failed: its own message is above"
+        die "${COMPOSE[*]} down failed: see its message above"
     if [[ $1 == keep ]]; then
         done_with 'containers removed'
-        say 'The data is kept: ./start.sh goes on with it, ./stop.sh --clean deletes it.'
+        say 'The data is kept: ./start.sh uses it again, ./stop.sh --clean deletes it.'
         return
     fi
     if [[ ${TICKETING_NETWORK_EXTERNAL:-} == true ]]; then
-        docker network rm "$NETWORK" >/dev/null || warn "network $NETWORK is still used by other containers, and stays"
+        docker network rm "$NETWORK" >/dev/null || warn "other containers still use network $NETWORK, so it stays"
     fi
     for name in "${VOLUMES[@]}"; do
         ! docker volume inspect "$name" >/dev/null 2>&1 || left+=("$name")

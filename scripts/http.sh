@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Requests to the two services, for the demo data and the integration test.
 
-# The last answer: its status (000 when there was none), body and headers. The body is also
-# in a file, because a variable can't hold an image.
+# The last answer: its status (000 without an answer), body and headers. The body is also in a file, because a variable
+# can't hold an image.
 # shellcheck disable=SC2034  # read by the scripts that source this one
 STATUS=''
 BODY=''
@@ -27,13 +27,13 @@ request() {
     BODY=$(tr -d '\0' <"$BODY_FILE")
 }
 
-# How callers are known. Services with AUTH_MODE=header believe the X-User-ID header. For others, TICKETING_TOKEN_COMMAND is a command that
-# prints an access token, with --user UUID and --role ROLE behind it, such as `booking-service token`; TICKETING_TOKEN is the
-# organizer's token, where there is no such command.
+# How the services identify callers. With AUTH_MODE=header they trust the X-User-ID header. Otherwise
+# TICKETING_TOKEN_COMMAND is a command that prints an access token and takes --user UUID and --role ROLE, such as
+# `booking-service token`. Without such a command TICKETING_TOKEN is the organizer's token.
 CALLER=''
 CALLER_IS=''
 
-# name_caller USER ROLE: leaves the header that says who calls in CALLER.
+# name_caller USER ROLE: leaves the header that identifies the caller in CALLER.
 name_caller() {
     [[ $CALLER_IS != "$1 $2" ]] || return 0
     if [[ $2 == organizer && -n ${TICKETING_TOKEN:-} ]]; then
@@ -47,14 +47,14 @@ name_caller() {
     CALLER_IS="$1 $2"
 }
 
-# make_tokens_by PROGRAM: ours makes tokens for trials, where the services have a secret for them and nobody has said otherwise.
+# make_tokens_by PROGRAM: uses this program to make tokens if the services have JWT_SECRET and the user set no token.
 make_tokens_by() {
     if [[ ${AUTH_MODE:-} == jwt && -n ${JWT_SECRET:-}${JWT_SECRET_FILE:-} && -z ${TICKETING_TOKEN:-}${TICKETING_TOKEN_COMMAND:-} ]]; then
         TICKETING_TOKEN_COMMAND="$1 token"
     fi
 }
 
-# The same, called by a user: as_user USER METHOD URL [JSON [CURL OPTION...]]
+# A request of a user: as_user USER METHOD URL [JSON [CURL OPTION...]]
 as_user() {
     local user=$1 method=$2 url=$3 json=${4:-}
     shift $(($# < 4 ? $# : 4))
@@ -62,7 +62,7 @@ as_user() {
     request "$method" "$url" "$json" --header "$CALLER" "$@"
 }
 
-# The same, called by an organizer: as_organizer METHOD URL [JSON [CURL OPTION...]]
+# A request of an organizer: as_organizer METHOD URL [JSON [CURL OPTION...]]
 as_organizer() {
     local method=$1 url=$2 json=${3:-}
     shift $(($# < 3 ? $# : 3))
@@ -70,10 +70,10 @@ as_organizer() {
     request "$method" "$url" "$json" --header "$CALLER" "$@"
 }
 
-# field EXPRESSION: a value out of the last answer, empty when it is not there.
+# field EXPRESSION: prints a value of the last answer, or nothing if it is missing.
 field() { jq -r "$1 // empty" <<<"$BODY" 2>/dev/null || true; }
 
-# header NAME: of the last answer.
+# header NAME: prints a header of the last answer.
 header() {
     awk -v name="$1" 'tolower($1) == tolower(name) ":" { sub(/^[^:]*: */, ""); sub(/\r$/, ""); print; exit }' \
         "$HEADER_FILE"
@@ -81,5 +81,5 @@ header() {
 
 new_uuid() { cat /proc/sys/kernel/random/uuid 2>/dev/null || uuidgen | tr '[:upper:]' '[:lower:]'; }
 
-# in_hours N: that many full hours from now. By jq, because date differs between systems.
+# in_hours N: prints the time N full hours from now. It uses jq, because date differs between systems.
 in_hours() { jq -rn --argjson hours "$1" '(now / 3600 | floor) * 3600 + $hours * 3600 | todate'; }

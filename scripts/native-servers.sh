@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Private PostgreSQL, Redis and RabbitMQ servers: everything of theirs is under DATA_DIR,
-# all listen on 127.0.0.1 only, and none knows of a server that the system runs itself.
+# Private PostgreSQL, Redis and RabbitMQ servers. All their files are under DATA_DIR, they listen only on 127.0.0.1, and
+# they do not touch servers that the operating system runs.
 
 as_run_user() { (cd / && "${RUN_AS[@]}" "$@"); }
 
@@ -9,7 +9,7 @@ as_run_user() { (cd / && "${RUN_AS[@]}" "$@"); }
 readonly POSTGRES_OLDEST=15
 readonly POSTGRES_PASSWORD=postgres
 
-# The programs of one major version, by default of the newest that is installed.
+# Prints the folder with the programs of one major version; by default the newest that is installed.
 postgres_bin_dir() {
     local wanted=${1:-} version dir
     while read -r version dir; do
@@ -21,8 +21,8 @@ postgres_bin_dir() {
     return 1
 }
 
-# One line each: major version and folder. Debian keeps several beside each other and out of
-# the PATH, most other systems have one in it, possibly as links.
+# Prints one line for each installation: major version and folder. Debian installs several versions outside the PATH.
+# Most other systems have one in the PATH, perhaps as links.
 installed_postgres() {
     local dir program in_path
     in_path=$(readlink -f "$(command -v postgres || true)" || true)
@@ -34,10 +34,10 @@ installed_postgres() {
     done
 }
 
-# The Event Service's schema needs btree_gist, which some systems package apart.
+# The Event Service's schema needs btree_gist, which some systems put into a separate package.
 postgres_has_contrib() {
     local share
-    # No error when this is missing: Debian has it in the package of the client.
+    # pg_config may be missing, because Debian has it in the package of the client.
     share=$("$(postgres_bin_dir)/pg_config" --sharedir 2>/dev/null) || return 1
     [[ -e $share/extension/btree_gist.control ]]
 }
@@ -68,7 +68,8 @@ start_postgres() {
     stop_postgres "$name"
 
     if [[ -z $version ]]; then
-        # Made beside its place and then moved, so that an interrupted one is never used.
+        # initdb writes to a temporary folder that is renamed at the end, so that an interrupted run leaves no half
+        # database.
         as_run_user rm -rf "$data.new"
         as_run_user tee "$DATA_DIR/$name/password" <<<"$POSTGRES_PASSWORD" >/dev/null
         as_run_user "$bin/initdb" --pgdata="$data.new" --username=postgres --encoding=UTF8 \
@@ -86,9 +87,9 @@ start_postgres() {
     done_with "$name: PostgreSQL on port $port"
 }
 
-# A server that was killed leaves a lock file with its pid, and PostgreSQL refuses to start as
-# long as some process of the same user has that pid, which after a reboot can be our Redis.
-# What does belong to the old server works inside its data folder, and is soon gone.
+# A killed server leaves a lock file with its pid. PostgreSQL refuses to start while a process of the same user has that
+# pid; after a reboot that can be our Redis. Processes of the old server have the data folder as working folder and soon
+# end.
 forget_dead_postgres() {
     wait_until 20 nobody_works_in "$1" ||
         die "processes of an earlier PostgreSQL still use $1"
@@ -123,8 +124,8 @@ ensure_database() {
 start_redis() {
     local name=redis port=$1
     prepare_data_dir "$name"
-    # Seat locks must not vanish because memory is short: better an error, which the booking
-    # service survives. A lost second of them is no harm either, PostgreSQL decides in the end.
+    # noeviction: seat locks must not vanish when memory is short. An error is better, because the Booking Service
+    # handles it. A crash may lose the last second of locks; that is safe, because PostgreSQL decides about every seat.
     local command=(redis-server --bind 127.0.0.1 --port "$port" --dir "$DATA_DIR/$name"
         --maxmemory-policy noeviction --appendonly yes --appendfsync everysec --save ''
         --daemonize no)
@@ -145,7 +146,7 @@ stop_redis() { stop_daemon redis TERM 30; }
 
 # --- RabbitMQ ---------------------------------------------------------------------------
 
-# Not the command in the PATH: on Debian that one insists on the system's own user and folders.
+# Not the command in the PATH first: on Debian that one requires the system's own user and folders.
 rabbitmq_program() {
     local program
     for program in /usr/lib/rabbitmq/bin/rabbitmq-server "$(command -v rabbitmq-server || true)"; do
@@ -159,7 +160,7 @@ rabbitmq_program() {
 
 rabbitmq_config() {
     local port=$1 management_port=$2
-    # The cluster's name would otherwise be the result of a DNS query.
+    # Without a name RabbitMQ makes one with a DNS query.
     cat <<CONFIG
 listeners.tcp.1 = 127.0.0.1:$port
 management.tcp.ip = 127.0.0.1
@@ -185,24 +186,23 @@ start_rabbitmq() {
     prepare_data_dir "$name"
     as_run_user tee "$home/rabbitmq.conf" <<<"$config" >/dev/null
     as_run_user tee "$home/enabled_plugins" <<<'[rabbitmq_management].' >/dev/null
-    # Without this Erlang asks the system's resolver, which may mean waiting for DNS.
+    # Without this Erlang asks the system's resolver, which may wait for DNS.
     as_run_user tee "$home/inetrc" <<<'{lookup, [file]}. {host, {127,0,0,1}, ["localhost"]}.' >/dev/null
     if [[ ! -e $home/.erlang.cookie ]]; then
         tr -d - </proc/sys/kernel/random/uuid | as_run_user tee "$home/.erlang.cookie" >/dev/null
         as_run_user chmod 400 "$home/.erlang.cookie"
     fi
 
-    # Erlang's port mapper is usually shared by all of a machine's Erlang programs and outlives
-    # them. One of our own, and any number of brokers can run beside each other.
+    # All Erlang programs of a machine usually share one port mapper, which outlives them. With a private one any number
+    # of brokers can run on one machine.
     local epmd_port dist_port
     pick_port epmd_port
     pick_port dist_port
     start_daemon epmd "$epmd_port" epmd -port "$epmd_port" -address 127.0.0.1
     await_daemon epmd 20 port_taken "$epmd_port"
 
-    # A clean environment, because the broker obeys every RABBITMQ_... variable, and ours for
-    # the services have names of that kind. ALLOW_INPUT makes the start script give way to
-    # the Erlang machine (whose pid we then have) instead of waiting beside it.
+    # The environment is empty, because the broker obeys every RABBITMQ_... variable and the services have settings with
+    # such names. With ALLOW_INPUT the start script replaces itself by the Erlang machine, so that we have its pid.
     start_daemon "$name" "$spec" env -i \
         PATH="$PATH" LANG=C.UTF-8 HOME="$home" \
         ERL_EPMD_PORT="$epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 ERL_INETRC="$home/inetrc" \
@@ -233,7 +233,7 @@ stop_rabbitmq() {
 
 # --- Prometheus -------------------------------------------------------------------------
 
-# start_prometheus PORT JOB=PORT...: with the jobs and the alert rules of the containers, at addresses of this machine.
+# start_prometheus PORT JOB=PORT...: uses the jobs and alert rules of the containers, with addresses of this machine.
 start_prometheus() {
     local name=prometheus port=$1 home=$DATA_DIR/prometheus config job
     shift

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Installs what is missing, by apt-get where there is one.
+# Installs missing packages with apt-get, if the system has it.
 #
-# The packages of PostgreSQL, Redis and RabbitMQ start a server of their own on the very
-# ports we use, and again at each boot. We want the programs only.
+# The packages of PostgreSQL, Redis and RabbitMQ start their own servers on the ports that this system uses, and again
+# at each boot. apt-install.sh prevents that, because only the programs are needed.
 
-# need COMMAND PACKAGE WHAT: notes a missing command.
+# need COMMAND PACKAGE WHAT: records a missing command.
 MISSING_PACKAGES=()
 MISSING_THINGS=()
 need() {
@@ -52,11 +52,11 @@ need_python() {
 
 need_cargo() {
     command -v cargo >/dev/null 2>&1 && return
-    die "Rust is not installed. Get it with rustup (https://rustup.rs), which needs no root:
-       it installs into your home folder. Then run this again."
+    die "Rust is not installed. Install it with rustup (https://rustup.rs), which needs no root
+       and installs into your home folder. Then run this again."
 }
 
-# Formatter and linter are parts that a minimal Rust installation leaves out.
+# A minimal Rust installation has neither formatter nor linter.
 need_cargo_components() {
     local component
     for component in fmt clippy; do
@@ -73,18 +73,18 @@ install_missing() {
     ((${#MISSING_PACKAGES[@]} > 0)) || return 0
     local thing
     if ! command -v apt-get >/dev/null 2>&1; then
-        printf 'Please install, with what your system offers for it:\n' >&2
+        printf 'Please install these with the package manager of your system:\n' >&2
         for thing in "${MISSING_THINGS[@]}"; do printf '  - %s\n' "$thing" >&2; done
-        die 'this script can install packages by itself only where there is apt-get'
+        die 'this script can install packages only on systems with apt-get'
     fi
 
     local root=()
     if ((EUID != 0)); then
         root=(sudo)
-        # Nobody can type a password when there is no terminal.
+        # Without a terminal sudo can ask for no password.
         [[ -t 0 ]] || root=(sudo --non-interactive)
         if ! command -v sudo >/dev/null 2>&1 || ! "${root[@]}" true; then
-            die "root has to install some packages first:
+            die "root must install some packages first:
        apt-get install ${MISSING_PACKAGES[*]}"
         fi
     fi
@@ -92,7 +92,7 @@ install_missing() {
     step "Installing ${MISSING_PACKAGES[*]}"
     if ! "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
         bash "$REPO_DIR/scripts/apt-install.sh" "${MISSING_PACKAGES[@]}" </dev/null; then
-        die "apt-get could not install: ${MISSING_PACKAGES[*]} (its own messages are above)"
+        die "apt-get could not install: ${MISSING_PACKAGES[*]} (see its messages above)"
     fi
     MISSING_PACKAGES=()
     MISSING_THINGS=()
