@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # Native mode: the whole system as processes of this machine, without containers.
 
-# Every port that the system listens on: the variable that moves it, its usual place, who
-# listens there.
+# Every port that the system listens on: the variable that sets it, its default, and the listener.
 PORTS=(
     'EVENT_SERVICE_PORT 8000 Event Service'
     'BOOKING_SERVICE_PORT 8001 Booking Service'
@@ -14,18 +13,18 @@ PORTS=(
     'RABBITMQ_MANAGEMENT_PORT 15672 RabbitMQ management'
 )
 
-# Those of `--observe`; natively there is Prometheus alone.
+# The ports of `--observe`. Native mode starts only Prometheus.
 readonly OBSERVE_PORTS=(
     'PROMETHEUS_PORT 9090 Prometheus'
     'GRAFANA_PORT 3000 Grafana'
     'JAEGER_PORT 16686 Jaeger'
 )
 
-# In the order in which they start; they end in the opposite one.
+# In the order in which they start. All of them get the signal to stop at once.
 readonly SERVICES=(event-service booking-service booking-worker)
 
-# Settings of the services that are taken over from the environment. Only for noticing that
-# one has changed since the service was started: the services see the whole environment.
+# Settings that the services read from the environment. A change of one restarts the service. The pattern does not
+# filter: the services receive the whole environment.
 readonly SERVICE_SETTINGS='^(AUDIT_|AUTH_|CONNECTIONS_MAX=|CORS_|DATABASE_CONNECTIONS_MAX=|EXPIRY_|INTERNAL_|JWT_|KEEP_ALIVE_|LOG_|MAX_|MOCK_|OTEL_|OUTBOX_|RABBITMQ_(EXCHANGE|QUEUE)|PAYMENT_|RATE_|RECONCILE_|REQUESTS?_|RESERVATION_|RUST_|SEAT_STREAM_|TLS_|TOKIO_|TRUSTED_PROX|ENVIRONMENT=)'
 
 set_default_ports() {
@@ -38,15 +37,15 @@ set_default_ports() {
     done
 }
 
-# Who has the port, unless that is nobody or we.
+# Prints the process that holds a port. Prints nothing if the port is free or this system holds it.
 native_port_holder() {
     if port_taken "$1" && ! port_is_ours "$1"; then
         describe_process "$(port_owner "$1")"
     fi
 }
 
-# check_ports HOLDER: by a function that prints who is in the way on a port. Names all faults at once: who has to move one
-# port often has to move several.
+# check_ports HOLDER: checks every port. HOLDER is a function that prints the foreign holder of a port. It reports all
+# faults at once, because a user who changes one port often has to change several.
 check_ports() {
     local holder=$1 entry variable what port taken_by problems=() seen=' '
     for entry in "${PORTS[@]}"; do
@@ -59,34 +58,38 @@ check_ports() {
         else
             taken_by=$("$holder" "$port")
             [[ -z $taken_by ]] || problems+=("port $port ($what) is taken by $taken_by
-           end that, or move ours: $variable=<free port> ./start.sh")
+           end that process, or choose another port: $variable=<free port> ./start.sh")
         fi
         seen+="$port "
     done
     ((${#problems[@]} > 0)) || return 0
     for what in "${problems[@]}"; do printf '%serror:%s %s\n' "$RED" "$PLAIN" "$what" >&2; done
-    die 'nothing has been started'
+    die 'nothing was started'
 }
 
-# build_services: leaves the folder with the programs in BUILT_DIR.
+# build_services: builds both programs in one run of Cargo and leaves their folder in BUILT_DIR. Cargo prints a line for
+# every crate that it begins, also without a terminal.
 build_services() {
-    local profile=${TICKETING_BUILD_PROFILE:-release} flags=() folder
+    local profile=${TICKETING_BUILD_PROFILE:-start} flags=() folder
     case $profile in
-        release) flags=(--release --bin event-service --bin booking-service) folder=release ;;
-        # With the tests, although nobody runs them here: without them the libraries have other features, and all of
-        # what ./test.sh has just built would be built once more.
+        start | release)
+            flags=(--profile "$profile" --bin event-service --bin booking-service)
+            folder=$profile
+            ;;
+        # With the tests, which do not run here: without them the libraries have other features, and Cargo would build
+        # again all that ./test.sh has just built.
         dev) flags=(--workspace --tests) folder=debug ;;
-        *) die "TICKETING_BUILD_PROFILE is '$profile': release or dev" ;;
+        *) die "TICKETING_BUILD_PROFILE is '$profile', but must be start, release or dev" ;;
     esac
-    step "Building the services ($profile; the first time takes some minutes)"
+    step "Building the services ($profile; the first build takes some minutes)"
     (cd "$REPO_DIR" && cargo build --locked "${flags[@]}")
     BUILT_DIR=${CARGO_TARGET_DIR:-$REPO_DIR/target}
     [[ $BUILT_DIR == /* ]] || BUILT_DIR=$REPO_DIR/$BUILT_DIR
     BUILT_DIR=$BUILT_DIR/$folder
 }
 
-# The services run from copies, which the next build does not pull from under them and which
-# the unprivileged user can read wherever the repository is.
+# The services run from copies. The next build does not replace these, and the unprivileged user can read them wherever
+# the repository is.
 copy_programs() {
     local program
     mkdir -p "$DATA_DIR/bin"
@@ -111,8 +114,8 @@ start_service() {
         return
     fi
     stop_service "$name"
-    # A proxy that is meant for the world outside must not get the calls between our parts; nor must a caller's
-    # HOST (some shells set it to the machine's name) or secret file win over what is set here.
+    # Calls between the parts of the system must not go through a proxy for outside addresses. HOST (some shells set it
+    # to the machine's name) and secret files of the caller's environment must not override the settings here.
     start_daemon "$name" "$spec" env -u HOST -u DATABASE_URL_FILE -u RABBITMQ_URL_FILE -u REDIS_URL_FILE "$@" \
         NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}" "$program" "$command"
 }
@@ -135,7 +138,7 @@ start_services() {
         "DATABASE_URL=postgres://postgres:$POSTGRES_PASSWORD@127.0.0.1:$EVENT_DB_PORT/event_service" \
         "RABBITMQ_URL=$rabbitmq" "REDIS_URL=redis://127.0.0.1:$REDIS_PORT"
     start_service booking-service booking-service serve "PORT=$BOOKING_SERVICE_PORT" "${booking[@]}"
-    # Nothing but its health and metrics can be asked of the worker, and nobody outside has to.
+    # The worker serves only its health and metrics, which are for this machine.
     start_service booking-worker booking-service worker \
         "PORT=$BOOKING_WORKER_PORT" HOST=127.0.0.1 "${booking[@]}"
 
@@ -145,12 +148,12 @@ start_services() {
 }
 
 await_service() {
-    # Whom the certificate is for does not matter to a question that stays on this machine.
+    # This request stays on this machine, so the host name of the certificate does not matter.
     await_daemon "$1" 60 http_ok --insecure "$(service_scheme)://127.0.0.1:$2/health/ready"
     done_with "$1 is ready on port $2"
 }
 
-# The services finish what they have begun; they promise to be done within 20 seconds.
+# The services finish their requests and end within 20 seconds.
 stop_service() { stop_daemon "$1" TERM 25; }
 
 # native_start OBSERVE: yes or no
@@ -171,7 +174,7 @@ native_start() {
     build_services
 
     step 'Starting the servers'
-    # Settings for many connections and a small machine; what a commit has promised is on disk.
+    # Settings for many connections on a small machine. A commit waits until its data is on disk.
     local postgres_settings=(max_connections=450 shared_buffers=128MB fsync=on synchronous_commit=on)
     start_postgres event-db "$EVENT_DB_PORT" "${postgres_settings[@]}"
     start_postgres booking-db "$BOOKING_DB_PORT" "${postgres_settings[@]}"
@@ -218,7 +221,7 @@ native_stop() {
     fi
     lock_state
     step 'Stopping'
-    # All are told before the first is waited for.
+    # All services get the signal before the script waits for the first.
     for name in "${SERVICES[@]}"; do signal_daemon "$name" TERM; done
     for name in "${SERVICES[@]}"; do await_end "$name" 25; done
     done_with 'services'
@@ -232,6 +235,6 @@ native_stop() {
         remove_state
         done_with 'data and logs deleted'
     else
-        say 'The data is kept: ./start.sh goes on with it, ./stop.sh --clean deletes it.'
+        say 'The data is kept: ./start.sh uses it again, ./stop.sh --clean deletes it.'
     fi
 }
