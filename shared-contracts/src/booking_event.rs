@@ -1,4 +1,4 @@
-//! What the Booking Service announces on the broker, and the names both sides meet under.
+//! The events that the Booking Service publishes, and the names of the exchange and queue that both services use.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -7,35 +7,35 @@ use utoipa::ToSchema;
 use crate::ids::{MessageId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use crate::money::{Currency, Money};
 
-/// Default topic exchange.
+/// The default name of the topic exchange.
 pub const EXCHANGE: &str = "ticketing_events";
-/// Default queue of the Event Service.
+/// The default name of the Event Service's queue.
 pub const QUEUE: &str = "event_service_queue";
-/// Raised when a consumer of an older version could misread a message; it then sets the message aside.
+/// Raise this when an older consumer could misread a message. Such a consumer dead-letters it instead.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// What happened; also the message's routing key.
+/// What happened. The value is also the message's routing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub enum BookingEventType {
-    /// Paid: the seats are sold.
+    /// The customer paid, and the seats are sold.
     #[serde(rename = "reservation.confirmed")]
     Confirmed,
-    /// Not paid in time: the seats are free.
+    /// The customer did not pay in time, and the seats are free.
     #[serde(rename = "reservation.expired")]
     Expired,
-    /// Given up by the customer: the seats are free.
+    /// The customer cancelled before paying, or the session was cancelled. The seats are free.
     #[serde(rename = "reservation.cancelled")]
     Cancelled,
-    /// A ticket was given back: its seat is free.
+    /// A ticket was refunded, and its seat is free.
     #[serde(rename = "ticket.refunded")]
     TicketRefunded,
 }
 
 impl BookingEventType {
-    /// Every type: what the Event Service's queue is bound to.
+    /// Every type. The Event Service binds its queue to all of them.
     pub const ALL: [Self; 4] = [Self::Confirmed, Self::Expired, Self::Cancelled, Self::TicketRefunded];
 
-    /// The type's name on the wire.
+    /// The type as it stands in the message and in its routing key.
     #[must_use]
     pub const fn routing_key(self) -> &'static str {
         match self {
@@ -49,34 +49,35 @@ impl BookingEventType {
 
 /// One committed change of a reservation.
 ///
-/// Delivered at least once and in any order: `event_id` tells a repeat, `sequence` tells what came first.
+/// A message is delivered at least once and in any order. `event_id` identifies repeats, and `sequence` gives the
+/// order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BookingEvent {
-    /// The message's identity, kept when it is published again.
+    /// Identifies the message; a message that is published again keeps it.
     pub event_id: MessageId,
-    /// What happened.
+    /// What changed.
     pub event_type: BookingEventType,
-    /// [`SCHEMA_VERSION`] of the writer.
+    /// The [`SCHEMA_VERSION`] of the service that wrote the message.
     pub schema_version: u32,
-    /// When the change was made, by the Booking database's clock.
+    /// When the change was made, by the clock of the Booking Service's database.
     pub occurred_at: DateTime<Utc>,
-    /// Whose change it is.
+    /// The reservation that changed.
     pub reservation_id: ReservationId,
-    /// The customer.
+    /// The customer of the reservation.
     pub user_id: UserId,
-    /// The session.
+    /// The session of the seats.
     pub session_id: SessionId,
-    /// The seats that this change is about.
+    /// The session seats that this change sells or frees.
     pub session_seat_ids: Vec<SessionSeatId>,
-    /// Rises with each change of this reservation.
+    /// Counts the changes of this reservation; a later change has a higher number.
     pub sequence: i64,
-    /// `reservation.confirmed`, `ticket.refunded`: the tickets made or given back.
+    /// The tickets that were issued (`reservation.confirmed`) or refunded (`ticket.refunded`); absent otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ticket_ids: Vec<TicketId>,
-    /// `reservation.confirmed`: what was paid; `ticket.refunded`: what was given back.
+    /// The amount paid (`reservation.confirmed`) or refunded (`ticket.refunded`); absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amount: Option<Money>,
-    /// The currency of `amount`.
+    /// The currency of `amount`; absent where `amount` is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub currency: Option<Currency>,
 }

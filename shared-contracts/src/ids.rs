@@ -1,6 +1,6 @@
-//! Identifiers: one type a noun, so that a seat can't be passed as a session seat.
+//! Identifiers: each resource has its own type, so that a seat can't be passed as a session seat.
 //!
-//! All are UUIDs of version 7 (RFC 9562): they rise with time, so new rows land side by side in their indexes.
+//! All are UUIDs of version 7 (RFC 9562). They rise with time, so indexes store new rows next to each other.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,14 +18,14 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new id, of this moment.
-            #[expect(clippy::new_without_default, reason = "a default id would be a different one at each call")]
+            /// Creates an id with the current time in its first 48 bits.
+            #[expect(clippy::new_without_default, reason = "each call returns a different id")]
             #[must_use]
             pub fn new() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// The bare UUID, for places that know no nouns: logs, AMQP properties, page cursors.
+            /// The UUID without its type, for logs, AMQP properties and page cursors.
             #[must_use]
             pub const fn as_uuid(self) -> Uuid {
                 self.0
@@ -55,44 +55,44 @@ macro_rules! id {
 }
 
 id!(
-    /// Who puts events on.
+    /// Identifies an organizer, which puts events on.
     OrganizerId, "019ac1c0-0000-7000-8000-000000000001");
 id!(
-    /// A show, match or talk; it takes place in sessions.
+    /// Identifies an event: a show, match or talk that takes place in one or more sessions.
     EventId, "019ac1c0-0000-7000-8000-000000000002");
 id!(
-    /// A venue's address.
+    /// Identifies a location: the address of a venue.
     LocationId, "019ac1c0-0000-7000-8000-000000000003");
 id!(
-    /// A room with seats, at a location.
+    /// Identifies a hall: a room with seats at a location.
     HallId, "019ac1c0-0000-7000-8000-000000000004");
 id!(
-    /// A chair in a hall.
+    /// Identifies a seat: a chair in a hall.
     SeatId, "019ac1c0-0000-7000-8000-000000000005");
 id!(
-    /// One performance of an event in a hall.
+    /// Identifies a session: one performance of an event in a hall.
     SessionId, "019ac1c0-0000-7000-8000-000000000006");
 id!(
-    /// A chair in a session: the thing that is sold.
+    /// Identifies a session seat: a seat in one session, which is what is sold.
     SessionSeatId, "019ac1c0-0000-7000-8000-000000000007");
 id!(
-    /// A multiplier on seat prices.
+    /// Identifies a price tier: a named multiplier on seat prices.
     PriceTierId, "019ac1c0-0000-7000-8000-000000000008");
 id!(
-    /// A customer's order. Also the seat lock's token, the hold's owner and the key of every retry.
+    /// Identifies a reservation. The seat locks, holds and retries of a reservation also carry this id.
     ReservationId, "019ac1c0-0000-7000-8000-000000000009");
 id!(
-    /// One seat line of a reservation.
+    /// Identifies one line of a reservation, which is one seat.
     ReservationItemId, "019ac1c0-0000-7000-8000-00000000000a");
 id!(
-    /// The right to sit on one session seat.
+    /// Identifies a ticket: the right to use one session seat.
     TicketId, "019ac1c0-0000-7000-8000-00000000000b");
 id!(
-    /// One attempt to charge for a reservation; the idempotency key towards the payment provider.
+    /// Identifies one attempt to charge for a reservation. The payment provider receives it as the idempotency key.
     PaymentId, "019ac1c0-0000-7000-8000-00000000000c");
 id!(
-    /// A customer.
+    /// Identifies a customer.
     UserId, "019ac1c0-0000-7000-8000-00000000000d");
 id!(
-    /// An event message on the broker: its `event_id` and AMQP `message_id`.
+    /// Identifies a message on the broker: its `event_id` and its AMQP `message_id`.
     MessageId, "019ac1c0-0000-7000-8000-00000000000e");

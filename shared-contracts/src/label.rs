@@ -1,4 +1,4 @@
-//! Seat labels: `row_number` and `seat_number` are names painted on chairs, not quantities.
+//! Seat labels: `row_number` and `seat_number` are names on chairs, such as `12b`, not quantities.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// The longest label, in characters; also a check constraint of the `seats` table.
+/// The length limit of a label in characters. A check constraint of the `seats` table has the same limit.
 pub const LABEL_CHARS_MAX: usize = 16;
 
 /// A row's or seat's label: 1 to 16 characters (`"1"`, `"A"`, `"12b"`).
 ///
-/// Always written as a JSON string. On input a JSON integer is accepted and means its decimal text.
+/// Answers contain it as a JSON string. Requests may also send a JSON integer, which means its decimal text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, sqlx::Type)]
 #[serde(transparent)]
 #[sqlx(transparent)]
 pub struct Label(String);
 
 impl Label {
-    /// Trims `text` and takes it as a label; `None` when nothing is left or it is longer than 16 characters.
+    /// Trims `text` and converts it. Returns `None` if the rest is empty or longer than 16 characters.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -28,13 +28,13 @@ impl Label {
         (1..=LABEL_CHARS_MAX).contains(&chars).then(|| Self(text.into()))
     }
 
-    /// The label's text.
+    /// The label as text, without surrounding spaces.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The label of the n-th row or seat of a grid, counted from 1.
+    /// The label of row or seat `n` of a grid, counted from 1.
     #[must_use]
     pub fn of_number(n: u32) -> Self {
         Self(n.to_string())
@@ -78,7 +78,7 @@ impl PartialSchema for Label {
         ObjectBuilder::new()
             .schema_type(SchemaType::from_iter([Type::String, Type::Integer]))
             .description(Some(
-                "A row's or seat's label; always answered as a string, an integer is accepted and means its decimal text",
+                "The label of a row or seat. Answers contain a string; requests may also send an integer",
             ))
             .min_length(Some(1))
             .max_length(Some(LABEL_CHARS_MAX))

@@ -1,7 +1,7 @@
-//! Money and multipliers as exact decimals. No amount is ever a binary float inside.
+//! Money and multipliers as exact decimals. The services never compute an amount with binary floats.
 //!
-//! In JSON both are numbers. Reading goes through the shortest text of the number, which is what the client wrote
-//! for anything of up to 15 digits; the limits below stay under that.
+//! In JSON both are numbers. Reading takes the shortest text of the number, which equals what the client wrote for
+//! up to 15 digits. The limits below stay under that.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,31 +14,31 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// An amount of money, 0.00 to 9,999,999,999.99, with two decimals. Its currency stands beside it.
+/// An amount of money, 0.00 to 9,999,999,999.99, with two decimals. A separate field names its currency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct Money(Decimal);
 
 impl Money {
-    /// Nothing.
+    /// The amount 0.00.
     pub const ZERO: Self = Self(Decimal::ZERO);
-    /// The largest amount: what `numeric(12,2)` holds.
+    /// The largest amount that `numeric(12,2)` holds: 9,999,999,999.99.
     const MAX: Decimal = Decimal::from_parts(0xD4A5_0FFF, 0xE8, 0, false, 2);
 
-    /// Takes `amount` as money; `None` when it is negative, too large or finer than a hundredth.
+    /// Converts `amount`. Returns `None` if it is negative, too large or has more than two decimals.
     #[must_use]
     pub fn new(amount: Decimal) -> Option<Self> {
         let exact = amount.round_dp(2) == amount;
         (exact && !amount.is_sign_negative() && amount <= Self::MAX).then(|| Self(two_decimals(amount)))
     }
 
-    /// All `amounts` together; `None` when the sum leaves the range of money.
+    /// The sum of `amounts`, or `None` if it exceeds the largest amount.
     pub fn total(amounts: impl IntoIterator<Item = Self>) -> Option<Self> {
         Self::new(amounts.into_iter().map(|money| money.0).sum())
     }
 
-    /// This price in a price tier: halves are rounded away from zero, as a cashier does.
-    /// `None` when the product leaves the range of money.
+    /// This price multiplied by a price tier's factor, rounded to cents with halves away from zero.
+    /// Returns `None` if the product exceeds the largest amount.
     #[must_use]
     pub fn times(self, multiplier: Multiplier) -> Option<Self> {
         let product = self.0.checked_mul(multiplier.0)?;
@@ -98,7 +98,7 @@ pub struct Multiplier(Decimal);
 impl Multiplier {
     const MAX: Decimal = Decimal::ONE_THOUSAND;
 
-    /// Takes `factor` as a multiplier; `None` when it is out of range or finer than four decimals.
+    /// Converts `factor`. Returns `None` if it is out of range or has more than four decimals.
     #[must_use]
     pub fn new(factor: Decimal) -> Option<Self> {
         let exact = factor.round_dp(4) == factor;
@@ -132,7 +132,7 @@ impl PartialSchema for Multiplier {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::Number)
-            .description(Some("A factor on seat prices, with at most four decimals"))
+            .description(Some("A factor by which seat prices are multiplied, with at most four decimals"))
             .minimum(Some(0.0001))
             .maximum(Some(1_000.0))
             .multiple_of(Some(0.0001))
@@ -143,7 +143,7 @@ impl PartialSchema for Multiplier {
 
 impl ToSchema for Multiplier {}
 
-/// An ISO 4217 code: three capital letters.
+/// An ISO 4217 currency code: three capital letters. The default is USD.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::Type)]
 #[serde(transparent)]
 #[sqlx(transparent)]
@@ -176,7 +176,7 @@ impl PartialSchema for Currency {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("ISO 4217 code"))
+            .description(Some("An ISO 4217 currency code: three capital letters"))
             .pattern(Some("^[A-Z]{3}$"))
             .examples(["USD"])
             .into()
@@ -185,7 +185,7 @@ impl PartialSchema for Currency {
 
 impl ToSchema for Currency {}
 
-/// Writes `text` into the JSON as the number it is: a float would lose the trailing zero of `100.00`.
+/// Writes `text` as a JSON number. A float would lose the trailing zero of `100.00`.
 fn raw_number<S: Serializer>(text: String, serializer: S) -> Result<S::Ok, S::Error> {
     RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
 }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_that_are_not_money_are_refused() {
+    fn invalid_amounts_are_rejected() {
         for bad in ["-0.01", "0.001", "10000000000", "1e30", "\"x\"", "true", "null"] {
             assert!(serde_json::from_str::<Money>(bad).is_err(), "{bad} was accepted");
         }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_multiplier_keeps_one_decimal_at_least() {
+    fn a_multiplier_is_written_with_at_least_one_decimal() {
         let written = |json: &str| serde_json::to_string(&serde_json::from_str::<Multiplier>(json).unwrap()).unwrap();
         assert_eq!((written("1"), written("1.0"), written("2.25")), ("1.0".into(), "1.0".into(), "2.25".into()));
         for bad in ["0", "-1", "1000.1", "0.00001"] {

@@ -1,19 +1,20 @@
 //! Lists in pages: keyset pagination by id, which is also the order of creation.
 //!
-//! A page is asked for by the last id of the one before, so rows that others insert meanwhile are neither skipped nor repeated.
+//! A request names the last id of the previous page. Rows inserted between two requests are therefore never skipped or
+//! repeated.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-/// `?limit=` when it is absent.
+/// The page size if the request has no `?limit=`.
 pub const LIMIT_DEFAULT: u16 = 50;
 
-/// `?limit=` and `?cursor=` of every list.
+/// The query parameters `limit` and `cursor`, which every list accepts.
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
-    /// How many rows to answer at most.
+    /// The most items to return in a page.
     #[param(minimum = 1, maximum = 500, default = 50)]
     pub limit: Option<u16>,
     /// The `next_cursor` of the page before.
@@ -21,13 +22,13 @@ pub struct PageQuery {
 }
 
 impl PageQuery {
-    /// Rows to answer.
+    /// The most rows to return in this page.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit.unwrap_or(LIMIT_DEFAULT).into()
     }
 
-    /// Rows to read: one more than to answer, which tells whether there is a next page.
+    /// The number of rows to read: one more than [`Self::limit`], which shows whether there is a next page.
     #[must_use]
     pub fn rows_to_read(&self) -> i64 {
         self.limit() as i64 + 1
@@ -37,14 +38,15 @@ impl PageQuery {
 /// One page of a list.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
-    /// The rows.
+    /// The items of this page, in the order of the list.
     pub items: Vec<T>,
-    /// Pass it as `cursor` for the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
 impl<T> Page<T> {
-    /// Makes the page from the rows read with [`PageQuery::rows_to_read`]; `id_of` names the key that rows are ordered by.
+    /// Builds a page from rows that were read with [`PageQuery::rows_to_read`]. `id_of` returns the id that orders
+    /// them.
     pub fn from_rows(mut rows: Vec<T>, query: &PageQuery, id_of: impl Fn(&T) -> Uuid) -> Self {
         let more = rows.len() > query.limit();
         rows.truncate(query.limit());

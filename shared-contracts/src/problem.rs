@@ -1,6 +1,6 @@
-//! Errors as clients meet them: RFC 9457 problem documents with a stable `code`.
+//! The errors that clients receive: RFC 9457 problem documents with a stable `code`.
 //!
-//! The list of [`Code`]s is the documentation, the OpenAPI enum and the table of status codes at once.
+//! One list of [`Code`]s gives the documentation, the OpenAPI enum and the status codes.
 
 use std::fmt;
 
@@ -11,34 +11,34 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::seat_api::SeatConflict;
 
-/// The content type of every error.
+/// The content type of every error answer.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $status:literal $text:literal $title:literal;)*) => {
-        /// What went wrong, for programs. The status and title belong to the code, never to the place that reports it.
+        /// The kind of error, for programs. Each code has one status and one title, wherever it is reported.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
 
         impl Code {
-            /// All codes, in the order of their status.
+            /// All codes in the order of their status.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// The HTTP status.
+            /// The HTTP status of this code.
             #[must_use]
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status),* }
             }
 
-            /// The code as it stands in the document.
+            /// The code as it is written in the document, in snake case.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
             }
 
-            /// A short sentence for people.
+            /// The title of this code: a short sentence for people.
             #[must_use]
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$name => $title),* }
@@ -48,118 +48,118 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The body is not JSON.
+    /// The body is not valid JSON.
     MalformedJson = 400 "malformed_json" "The body is not valid JSON";
-    /// The request can't be read at the level of HTTP.
+    /// The request is not valid HTTP, or its body broke off.
     BadRequest = 400 "bad_request" "The request can't be read";
-    /// The caller did not say who they are.
-    Unauthenticated = 401 "unauthenticated" "The caller is not known";
-    /// The payment provider declined; the hold stays until it expires.
+    /// The request has no valid credentials.
+    Unauthenticated = 401 "unauthenticated" "The caller is not authenticated";
+    /// The payment provider declined the charge. The seats stay held until the reservation expires.
     PaymentDeclined = 402 "payment_declined" "The payment was declined";
-    /// The caller is known and may not do this.
-    Forbidden = 403 "forbidden" "The caller may not do this";
-    /// No such path.
+    /// The caller is authenticated but not allowed to do this.
+    Forbidden = 403 "forbidden" "The caller is not allowed to do this";
+    /// No resource exists at this path.
     NotFound = 404 "not_found" "There is nothing at this path";
-    /// No such organizer.
+    /// No organizer has this id.
     OrganizerNotFound = 404 "organizer_not_found" "The organizer does not exist";
-    /// No such event.
+    /// No event has this id.
     EventNotFound = 404 "event_not_found" "The event does not exist";
-    /// No such location.
+    /// No location has this id.
     LocationNotFound = 404 "location_not_found" "The location does not exist";
-    /// No such hall.
+    /// No hall has this id.
     HallNotFound = 404 "hall_not_found" "The hall does not exist";
-    /// No such session.
+    /// No session has this id.
     SessionNotFound = 404 "session_not_found" "The session does not exist";
-    /// A seat asked for is not in this session.
+    /// A requested seat is not in this session; `seats` names it.
     SeatNotFound = 404 "seat_not_found" "A seat does not exist in this session";
-    /// No such price tier, or not for this session.
+    /// No price tier has this id, or it does not apply to this session.
     PriceTierNotFound = 404 "price_tier_not_found" "The price tier does not exist";
-    /// No such reservation of this caller.
+    /// The caller has no reservation with this id.
     ReservationNotFound = 404 "reservation_not_found" "The reservation does not exist";
-    /// No such ticket of this caller.
+    /// The caller has no ticket with this id.
     TicketNotFound = 404 "ticket_not_found" "The ticket does not exist";
-    /// No such charge.
+    /// No payment has this id.
     PaymentNotFound = 404 "payment_not_found" "The payment does not exist";
-    /// The path exists, the method does not.
+    /// The path exists, but not with this method.
     MethodNotAllowed = 405 "method_not_allowed" "The method is not allowed here";
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     RequestTimeout = 408 "request_timeout" "The request did not arrive in time";
-    /// A seat is held or sold; `seats` names it.
+    /// A requested seat is held, sold or blocked; `seats` names it.
     SeatUnavailable = 409 "seat_unavailable" "A seat is not available";
     /// The session's sales have not begun.
     SalesNotStarted = 409 "sales_not_started" "Sales have not begun";
-    /// The session's sales are over, or it has begun.
-    SalesEnded = 409 "sales_ended" "Sales are over";
-    /// The session does not take place.
+    /// The session's sales have ended, or the session has begun.
+    SalesEnded = 409 "sales_ended" "Sales have ended";
+    /// The organizer cancelled the session.
     SessionCancelled = 409 "session_cancelled" "The session is cancelled";
-    /// The hall already has a session at that time.
+    /// The hall has another session at that time.
     SessionOverlap = 409 "session_overlap" "The hall has another session at that time";
     /// The hall already has a seat with these labels.
-    SeatExists = 409 "seat_exists" "The hall already has such a seat";
-    /// More seats than the hall's capacity.
-    HallFull = 409 "hall_full" "The hall's capacity is exceeded";
-    /// The hall has no seats yet, so there is nothing to sell in a session.
+    SeatExists = 409 "seat_exists" "The hall already has a seat with these labels";
+    /// The hall would have more seats than its capacity.
+    HallFull = 409 "hall_full" "The seats exceed the hall's capacity";
+    /// The hall has no seats yet, so a session in it would have nothing to sell.
     HallHasNoSeats = 409 "hall_has_no_seats" "The hall has no seats";
-    /// Something else depends on it; `detail` says what.
+    /// Other resources depend on this one; `detail` says which.
     ResourceInUse = 409 "resource_in_use" "The resource is in use";
     /// The reservation was cancelled.
     ReservationCancelled = 409 "reservation_cancelled" "The reservation was cancelled";
-    /// The reservation is paid already.
-    ReservationConfirmed = 409 "reservation_confirmed" "The reservation is confirmed";
-    /// The reservation's tickets were given back.
+    /// The reservation is already paid.
+    ReservationConfirmed = 409 "reservation_confirmed" "The reservation is already confirmed";
+    /// All tickets of the reservation were refunded.
     ReservationRefunded = 409 "reservation_refunded" "The reservation was refunded";
-    /// A payment for this reservation is under way.
-    ConfirmationInProgress = 409 "confirmation_in_progress" "The payment is being made";
-    /// A request with the same Idempotency-Key is at work.
-    IdempotencyKeyInFlight = 409 "idempotency_key_in_flight" "A request with this Idempotency-Key is at work";
-    /// The caller has as many open reservations as one may have.
-    TooManyReservations = 409 "too_many_reservations" "Too many reservations are open";
-    /// The caller has as many seats of this session as one may have.
-    TooManySeats = 409 "too_many_seats" "Too many seats of this session";
-    /// The ticket has been used.
-    TicketUsed = 409 "ticket_used" "The ticket was used";
-    /// The hold has ended.
+    /// A payment for this reservation is in progress.
+    ConfirmationInProgress = 409 "confirmation_in_progress" "A payment is in progress";
+    /// An earlier request with the same Idempotency-Key is still in progress.
+    IdempotencyKeyInFlight = 409 "idempotency_key_in_flight" "A request with this Idempotency-Key is in progress";
+    /// The caller has reached the limit on open reservations.
+    TooManyReservations = 409 "too_many_reservations" "Too many open reservations";
+    /// The request would exceed the limit on seats for one customer in this session.
+    TooManySeats = 409 "too_many_seats" "Too many seats in this session";
+    /// The ticket was already used.
+    TicketUsed = 409 "ticket_used" "The ticket was already used";
+    /// The reservation was not paid in time and has ended.
     ReservationExpired = 410 "reservation_expired" "The reservation has expired";
-    /// `If-Match` names another version than the present one.
-    PreconditionFailed = 412 "precondition_failed" "The resource was changed meanwhile";
-    /// The body is larger than this call takes.
+    /// `If-Match` names a version that is not the current one.
+    PreconditionFailed = 412 "precondition_failed" "The resource has changed";
+    /// The body is larger than this operation accepts.
     BodyTooLarge = 413 "body_too_large" "The body is too large";
-    /// The body is not declared as JSON.
+    /// The `Content-Type` does not declare JSON.
     UnsupportedMediaType = 415 "unsupported_media_type" "The content type is not supported";
-    /// The request was understood and breaks a rule; `errors` names every fault.
-    ValidationFailed = 422 "validation_failed" "The request breaks a rule";
-    /// The Idempotency-Key was used with another request.
-    IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used with another request";
-    /// More requests than anyone may make in this time.
+    /// The request is invalid; `errors` lists everything that is wrong with it.
+    ValidationFailed = 422 "validation_failed" "The request is invalid";
+    /// The Idempotency-Key was used for a different request.
+    IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used for a different request";
+    /// The caller sent more requests than its rate limit allows; `Retry-After` says when to try again.
     RateLimited = 429 "rate_limited" "Too many requests";
-    /// The header fields are larger than the service takes.
+    /// The header fields are larger than the service accepts.
     HeadersTooLarge = 431 "headers_too_large" "The header fields are too large";
-    /// A bug on our side.
-    InternalError = 500 "internal_error" "Something went wrong on our side";
-    /// The keys that access tokens are signed with have not been had yet.
-    AuthenticationUnavailable = 503 "authentication_unavailable" "Access tokens can't be checked";
-    /// The service's own database can't be reached.
-    DatabaseUnavailable = 503 "database_unavailable" "The database can't be reached";
-    /// The Event Service can't be reached.
+    /// An unexpected error in the service.
+    InternalError = 500 "internal_error" "The service failed unexpectedly";
+    /// The service has not yet loaded the keys that verify access tokens.
+    AuthenticationUnavailable = 503 "authentication_unavailable" "Access tokens can't be verified";
+    /// The service can't use its database.
+    DatabaseUnavailable = 503 "database_unavailable" "The database is unavailable";
+    /// The Booking Service can't reach the Event Service.
     EventServiceUnavailable = 503 "event_service_unavailable" "The Event Service can't be reached";
-    /// The message broker can't be reached.
+    /// The service can't reach the message broker.
     BrokerUnavailable = 503 "broker_unavailable" "The message broker can't be reached";
-    /// The payment provider gave no answer; the charge's fate is being asked for.
-    PaymentUnavailable = 503 "payment_unavailable" "The payment provider gave no answer";
-    /// As many streams are open as the service can feed.
-    TooManyWatchers = 503 "too_many_watchers" "Too many streams are open";
-    /// Too many requests are being worked on; this one was not begun.
+    /// The payment provider did not answer. The service keeps asking it for the outcome of the charge.
+    PaymentUnavailable = 503 "payment_unavailable" "The payment provider did not answer";
+    /// The service has reached its limit on open seat map streams.
+    TooManyWatchers = 503 "too_many_watchers" "Too many seat map streams are open";
+    /// The service is processing too many requests and did not start this one.
     Overloaded = 503 "overloaded" "The service is overloaded";
-    /// The request took longer than the service allows.
+    /// The request took longer than its time limit. It may have taken effect.
     DeadlineExceeded = 503 "deadline_exceeded" "The request took too long";
 }
 
-// By hand: the derived schema would show the Rust names, as it can't see what a macro renames them to.
+// Written by hand: the derived schema would show the Rust names, because it can't see the macro's `rename`.
 impl PartialSchema for Code {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("What went wrong, for programs"))
+            .description(Some("The kind of error, for programs"))
             .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
             .into()
     }
@@ -173,63 +173,63 @@ impl fmt::Display for Code {
     }
 }
 
-/// One fault of a request.
+/// One thing that is wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
-    /// Where in the body, as a JSON pointer (RFC 6901).
+    /// The place in the body, as a JSON pointer (RFC 6901); absent if the error is not in the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "/seats/0/price_tier_id")]
     pub pointer: Option<String>,
-    /// Which path or query parameter or header, when the fault is not in the body.
+    /// The name of the path parameter, query parameter or header; absent if the error is in the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameter: Option<String>,
-    /// What is wrong with it.
+    /// What is wrong, in words.
     pub detail: String,
 }
 
 impl FieldError {
-    /// A fault in the body.
+    /// An error in the body, at this JSON pointer.
     pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: Some(pointer.into()), parameter: None, detail: detail.into() }
     }
 
-    /// A fault of a path or query parameter or a header.
+    /// An error in a path parameter, query parameter or header.
     pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: None, parameter: Some(name.into()), detail: detail.into() }
     }
 }
 
-/// An error document (RFC 9457), with the members of our own that help a client.
+/// A problem document (RFC 9457), extended by `code`, `errors`, `seats` and `retry_after_seconds`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// The kind of problem as a URI: `urn:ticketing:problem:` and the code.
     #[schema(example = "urn:ticketing:problem:seat_unavailable")]
     pub r#type: String,
-    /// The kind of problem in words.
+    /// The kind of problem in words; the same for every problem with this `code`.
     pub title: String,
-    /// The HTTP status.
+    /// The HTTP status of the answer.
     #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
-    /// What happened this time, and what to do about it.
+    /// What happened this time, and what the client can do about it.
     pub detail: String,
-    /// This occurrence: `urn:uuid:` and the request's id when that is a UUID.
+    /// This occurrence: `urn:uuid:` and the request's id. Absent if that id is not a UUID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// The kind of problem for programs.
+    /// The kind of problem, for programs.
     pub code: Code,
-    /// `validation_failed`: every fault of the request.
+    /// Everything that is wrong with the request; only with `validation_failed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// `seat_unavailable`, `seat_not_found`: the seats that stopped the request.
+    /// The seats that stopped the request; only with `seat_unavailable` and `seat_not_found`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seats: Vec<SeatConflict>,
-    /// When to try again, in seconds; also in the `Retry-After` header.
+    /// The time after which to try again, in seconds. The `Retry-After` header has the same value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u32>,
 }
 
 impl Problem {
-    /// A problem of this kind; `detail` says what happened and what the client can do.
+    /// A problem with this code. `detail` says what happened and what the client can do.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self {
             r#type: format!("urn:ticketing:problem:{code}"),
@@ -244,23 +244,23 @@ impl Problem {
         }
     }
 
-    /// `422` with every fault found.
+    /// A `validation_failed` problem with all errors found.
     #[must_use]
     pub fn validation(errors: Vec<FieldError>) -> Self {
-        let faults = if errors.len() == 1 { "1 fault".into() } else { format!("{} faults", errors.len()) };
+        let found = if errors.len() == 1 { "1 error".into() } else { format!("{} errors", errors.len()) };
         Self {
             errors,
-            ..Self::new(Code::ValidationFailed, format!("The request has {faults}; `errors` lists all of them."))
+            ..Self::new(Code::ValidationFailed, format!("The request has {found}; `errors` lists all of them."))
         }
     }
 
-    /// The same problem, naming the seats that stopped the request.
+    /// Adds the seats that stopped the request.
     #[must_use]
     pub fn with_seats(self, seats: Vec<SeatConflict>) -> Self {
         Self { seats, ..self }
     }
 
-    /// The same problem, telling when to try again.
+    /// Adds the time after which to try again, in seconds.
     #[must_use]
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after_seconds: Some(seconds), ..self }
@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_code_is_written_as_it_is_named() {
+    fn a_code_serializes_to_its_name() {
         for code in Code::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
             assert!((400..600).contains(&code.status()), "{code}");

@@ -1,4 +1,4 @@
-//! The three state machines, a table each: what a seat, a reservation and a payment become, and by what.
+//! The state machines of a seat, a reservation and a payment: one table of transitions each.
 //!
 //! ```text
 //! seat          available ──reserve(r)──▶ reserved(r) ──confirm(r)──▶ sold(r)
@@ -9,20 +9,20 @@
 //!
 //! reservation   active ──start payment──▶ confirming ──pay──▶ confirmed ──refund the last ticket──▶ refunded
 //!               active ◀──keep waiting─── confirming
-//!               active ───────pay, by a later notice────────▶ confirmed
-//!               active ──▶ expired                its time is over
+//!               active ───pay, by a later notification──────▶ confirmed
+//!               active ──▶ expired                it is not paid in time
 //!               active | confirming ──▶ expired   it is paid and its seats are lost
 //!               active ──▶ cancelled              by the customer in time, or with its session
 //!
-//! payment       pending ──▶ processing                            the provider takes its time
+//! payment       pending ──▶ processing                            the provider will report later
 //!               pending | processing ──▶ captured                 the tickets are issued
 //!               pending | processing ──▶ declined                 nothing is or will be taken
-//!               pending | processing | declined ──▶ voided        the money came for nothing and is given back
+//!               pending | processing | declined ──▶ voided        no ticket can be issued, so the money is returned
 //! ```
 //!
-//! Nothing is decided here. Every change is made by one conditional statement on the row, and that statement is the judge. What
-//! stands here is what those statements must agree with: it tells what to answer when one has changed nothing, and random
-//! sequences of changes are held against it in the tests of both services.
+//! The tables here decide nothing: each change is one conditional SQL statement on the row, and the statement decides.
+//! The statements must agree with these tables. The services use the tables to choose an answer when a statement
+//! changed no row, and the tests of both services compare random sequences of changes with them.
 
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
@@ -30,19 +30,19 @@ use sqlx::FromRow;
 use crate::ids::ReservationId;
 use crate::seat_api::SeatStatus;
 
-/// What a step does to the state that it meets.
+/// The result of a step in a given state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition<State> {
-    /// The state becomes this one.
+    /// The step changes the state to this one.
     Changed(State),
-    /// It is as asked for already; repeating is harmless.
+    /// The step has already had its effect, so a repeat succeeds and changes nothing.
     AlreadySo,
-    /// It stays as it is, and is not as asked for.
+    /// The state does not allow the step and stays as it is.
     Refused,
 }
 
 impl<State> Transition<State> {
-    /// The state after it, given the one before.
+    /// The state after the step, given the state before.
     pub fn from(self, before: State) -> State {
         match self {
             Self::Changed(after) => after,
@@ -51,33 +51,34 @@ impl<State> Transition<State> {
     }
 }
 
-/// A session seat and whose it is.
+/// The state of a session seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
 pub struct Seat {
-    /// Who has it.
+    /// Whether the seat is available, reserved, sold or blocked.
     pub status: SeatStatus,
-    /// The reservation that holds or owns it: of `reserved` and `sold` seats only.
+    /// The reservation that holds or owns the seat; `None` unless the seat is `reserved` or `sold`.
     pub reservation_id: Option<ReservationId>,
 }
 
-/// What a reservation may want of a seat.
+/// What a reservation may do with a seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SeatStep {
-    /// To hold it.
+    /// Hold an available seat.
     Reserve,
-    /// To own what it holds.
+    /// Buy a seat that it holds.
     Confirm,
-    /// To free what it holds.
+    /// Free a seat that it holds.
     Release,
-    /// To free what it owns or, when the news of the confirmation is still on its way, holds.
+    /// Free a seat that it owns, or still holds because the message about the confirmation has not arrived.
     Refund,
 }
 
 impl Seat {
-    /// Nobody's.
+    /// A seat that no reservation holds or owns.
     pub const AVAILABLE: Self = Self { status: SeatStatus::Available, reservation_id: None };
 
-    /// What becomes of the seat when `by` wants `step`. Time plays no part: no clock frees a seat.
+    /// What happens to the seat when reservation `by` takes `step`. An overdue hold changes nothing: no clock frees a
+    /// seat.
     #[must_use]
     pub fn after(self, step: SeatStep, by: ReservationId) -> Transition<Self> {
         use SeatStatus::{Available, Blocked, Reserved, Sold};
@@ -89,7 +90,7 @@ impl Seat {
             (Reserved, Confirm) if is_own => Transition::Changed(Self { status: Sold, ..self }),
             (Sold, Confirm) if is_own => Transition::AlreadySo,
             (Reserved, Release) | (Reserved | Sold, Refund) if is_own => Transition::Changed(Self::AVAILABLE),
-            // It is not theirs any more, whoever has it now.
+            // The reservation no longer has the seat, whoever has it now.
             (Available | Blocked, Release | Refund) => Transition::AlreadySo,
             (Reserved | Sold, Release | Refund) if !is_own => Transition::AlreadySo,
             (Reserved | Sold | Blocked, Reserve) | (_, Confirm) | (Reserved | Sold, Release | Refund) => {
@@ -98,7 +99,7 @@ impl Seat {
         }
     }
 
-    /// The same seat in a session that is cancelled: what would be on sale is blocked.
+    /// The seat after the cancellation of its session: an available seat is blocked, others stay as they are.
     #[must_use]
     pub fn in_cancelled_session(self) -> Self {
         match self.status {
@@ -108,48 +109,48 @@ impl Seat {
     }
 }
 
-/// What became of a reservation, as it is stored. Clients see `confirming` as `active`.
+/// The state of a reservation as the database stores it. Clients see `confirming` as `active`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum ReservationState {
-    /// Its seats are held; it may be paid until its time is over.
+    /// The seats are held, and the customer may pay until the reservation expires.
     Active,
-    /// The provider is being asked for the money, and nobody else may end the reservation meanwhile.
+    /// A charge is with the payment provider. Until it answers, nothing else may end the reservation.
     Confirming,
-    /// Paid: its tickets are issued.
+    /// The reservation is paid, and its tickets are issued.
     Confirmed,
-    /// Not paid in time, or paid for seats that were lost.
+    /// The reservation was not paid in time, or its seats were lost before the payment arrived.
     Expired,
-    /// Given up by the customer, or with its session.
+    /// The customer or the session's organizer cancelled it.
     Cancelled,
-    /// All its tickets were given back.
+    /// All tickets of the reservation were refunded.
     Refunded,
 }
 
-/// What may be wanted of a reservation.
+/// What may be done with a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReservationStep {
-    /// To ask the provider for the money.
+    /// Ask the payment provider to charge the customer.
     StartPayment,
-    /// To give the lease back: the provider said no, or takes its time.
+    /// Release the lease, because the provider declined or will answer later.
     KeepWaiting,
-    /// To issue the tickets: the provider has the money. Time plays no part any more.
+    /// Issue the tickets, because the provider has the money. This is allowed even after the reservation's time.
     Pay,
-    /// To end it because its time is over.
+    /// End a reservation that was not paid in time.
     Expire,
-    /// To end it although the provider has the money, because its seats can't be had.
+    /// End a reservation whose seats are lost, although the provider has the money.
     LoseSeats,
-    /// The customer's: to give it up in time.
+    /// Cancel for the customer, which is allowed only before the reservation expires.
     Cancel,
-    /// The organizer's: to end it with its session, in time or not.
+    /// Cancel together with the session, before or after the reservation's time.
     CancelWithSession,
-    /// To take back the last of its tickets.
+    /// Refund the last ticket of the reservation.
     RefundLast,
 }
 
 impl ReservationStep {
-    /// All of them.
+    /// All steps.
     pub const ALL: [Self; 8] = [
         Self::StartPayment,
         Self::KeepWaiting,
@@ -163,11 +164,11 @@ impl ReservationStep {
 }
 
 impl ReservationState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 6] =
         [Self::Active, Self::Confirming, Self::Confirmed, Self::Expired, Self::Cancelled, Self::Refunded];
 
-    /// What becomes of the reservation; `in_time` by the clock of the database that has it.
+    /// What `step` does to the reservation. `in_time` is read from the clock of the Booking Service's database.
     #[must_use]
     pub const fn after(self, step: ReservationStep, in_time: bool) -> Transition<Self> {
         use ReservationStep::{
@@ -190,50 +191,51 @@ impl ReservationState {
         }
     }
 
-    /// Whether it may still become `confirmed`, so that its seats are held for it.
+    /// Whether the reservation may still become `confirmed`; its seats stay held until then.
     #[must_use]
     pub const fn is_under_way(self) -> bool {
         matches!(self, Self::Active | Self::Confirming)
     }
 }
 
-/// How far one attempt to charge has come, as it is stored.
+/// The state of one attempt to charge, as the database stores it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum PaymentState {
-    /// The provider was or will be asked, and its answer is not known. Its reservation is `confirming`.
+    /// The service has called or is about to call the provider and does not know the answer. Its reservation is
+    /// `confirming`.
     Pending,
-    /// The provider has taken it on and will tell. Its reservation is `active`, or has ended meanwhile.
+    /// The provider accepted the charge and will report the outcome. The reservation is `active`, or has ended since.
     Processing,
-    /// The money is taken, and its reservation is `confirmed`.
+    /// The provider took the money, and the reservation is `confirmed`.
     Captured,
-    /// Nothing was or will be taken.
+    /// The provider took no money and will take none.
     Declined,
-    /// The money was taken for nothing and is given back.
+    /// The provider took the money, but no ticket could be issued. The money is returned.
     Voided,
 }
 
-/// What the provider may have said of a charge.
+/// What the provider may report about a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PaymentStep {
-    /// It works on it.
+    /// The provider accepted the charge and will report the outcome.
     TakeOn,
-    /// It has the money, and the tickets are issued.
+    /// The provider has the money, and the tickets are issued.
     Capture,
-    /// It does not have the money and will not take it.
+    /// The provider has no money and will take none.
     Decline,
-    /// It has the money, and no ticket can be issued for it.
+    /// The provider has the money, but no ticket can be issued for it.
     Void,
 }
 
 impl PaymentStep {
-    /// All of them.
+    /// All steps.
     pub const ALL: [Self; 4] = [Self::TakeOn, Self::Capture, Self::Decline, Self::Void];
 }
 
 impl PaymentState {
-    /// What becomes of the payment.
+    /// What `step` does to the payment.
     #[must_use]
     pub const fn after(self, step: PaymentStep) -> Transition<Self> {
         use PaymentStep::{Capture, Decline, TakeOn, Void};
@@ -241,7 +243,7 @@ impl PaymentState {
             (Self::Pending, TakeOn) => Transition::Changed(Self::Processing),
             (Self::Pending | Self::Processing, Capture) => Transition::Changed(Self::Captured),
             (Self::Pending | Self::Processing, Decline) => Transition::Changed(Self::Declined),
-            // A provider that said no and took the money all the same is believed the second time.
+            // A provider may decline and take the money anyway. The later report counts, so the money is returned.
             (Self::Pending | Self::Processing | Self::Declined, Void) => Transition::Changed(Self::Voided),
             (Self::Processing, TakeOn)
             | (Self::Captured, Capture)
@@ -251,7 +253,7 @@ impl PaymentState {
         }
     }
 
-    /// Whether it may be or has become the reservation's payment: of these a reservation has one at most.
+    /// Whether this is, or may become, the payment of the reservation. A reservation has at most one such payment.
     #[must_use]
     pub const fn is_live(self) -> bool {
         matches!(self, Self::Pending | Self::Processing | Self::Captured)
@@ -267,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_moves_a_seat_that_is_anothers() {
+    fn no_step_changes_a_seat_of_another_reservation() {
         let (owner, other) = (ReservationId::new(), ReservationId::new());
         for status in [SeatStatus::Reserved, SeatStatus::Sold] {
             let seat = Seat { status, reservation_id: Some(owner) };
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sold_seat_is_given_up_by_a_refund_and_by_nothing_else() {
+    fn only_a_refund_frees_a_sold_seat() {
         let owner = ReservationId::new();
         let sold = Seat { status: SeatStatus::Sold, reservation_id: Some(owner) };
         for step in [SeatStep::Reserve, SeatStep::Confirm, SeatStep::Release] {
@@ -288,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_has_ended_and_what_is_paid_ends_by_refunds_only() {
+    fn an_ended_reservation_stays_so_and_only_refunds_end_a_paid_one() {
         for state in ReservationState::ALL.into_iter().filter(|state| !state.is_under_way()) {
             for (step, in_time) in ReservationStep::ALL.into_iter().flat_map(|step| [(step, true), (step, false)]) {
                 let may_go = (state, step) == (ReservationState::Confirmed, ReservationStep::RefundLast);
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_become_of_a_charge_stays_so_but_for_money_that_came_after_a_no() {
+    fn a_settled_charge_changes_only_when_money_follows_a_decline() {
         for state in [PaymentState::Captured, PaymentState::Declined, PaymentState::Voided] {
             for step in PaymentStep::ALL {
                 let may_go = (state, step) == (PaymentState::Declined, PaymentStep::Void);
@@ -307,7 +309,7 @@ mod tests {
         }
     }
 
-    /// A reservation and its charges as people would tell of them.
+    /// A reservation and its charges, described without the tables.
     #[derive(Debug, Clone, Default)]
     struct Story {
         time_is_over: bool,
@@ -343,7 +345,7 @@ mod tests {
             }
         }
 
-        /// The provider has the money.
+        /// The provider reports that it has the money.
         fn money_is_there(&mut self, buys_seats: bool) {
             if self.is_open() && buys_seats {
                 self.is_paid = true;
@@ -412,7 +414,7 @@ mod tests {
         }
     }
 
-    /// The same, kept by the tables.
+    /// The same reservation and charges, kept by the tables.
     struct Tables {
         reservation: ReservationState,
         payments: Vec<PaymentState>,
@@ -420,7 +422,7 @@ mod tests {
     }
 
     impl Tables {
-        /// Whether the table lets it.
+        /// Takes `step`. Returns whether it changed the reservation.
         fn step(&mut self, step: ReservationStep) -> bool {
             let after = self.reservation.after(step, self.in_time);
             self.reservation = after.from(self.reservation);
@@ -434,7 +436,7 @@ mod tests {
             *payment = after.from(*payment);
         }
 
-        /// The provider has said how a charge has ended, or that it takes its time.
+        /// Applies the provider's report: the outcome of a charge, or that the outcome follows later.
         fn hear(&mut self, said: PaymentStep) {
             let step = match said {
                 PaymentStep::TakeOn | PaymentStep::Decline => ReservationStep::KeepWaiting,
@@ -442,7 +444,7 @@ mod tests {
                 PaymentStep::Void => ReservationStep::LoseSeats,
             };
             let is_taken = self.step(step);
-            // The money came for a reservation that has ended.
+            // Money for a reservation that has ended is returned.
             self.pay(if said == PaymentStep::Capture && !is_taken { PaymentStep::Void } else { said });
         }
     }
@@ -483,7 +485,7 @@ mod tests {
         }
     }
 
-    /// The same sequences in every run, unless `PROPTEST_RNG_SEED` says otherwise.
+    /// Generates the same sequences in every run, unless `PROPTEST_RNG_SEED` is set.
     fn config() -> Config {
         let environment = Config { failure_persistence: None, ..Config::default() };
         match environment.rng_seed {
@@ -496,6 +498,6 @@ mod tests {
         #![proptest_config(config())]
 
         #[test]
-        fn the_tables_of_reservation_and_payment_tell_the_same_story(sequential 1..60 => Tables);
+        fn the_tables_of_reservation_and_payment_agree_with_the_story(sequential 1..60 => Tables);
     }
 }
