@@ -1,4 +1,4 @@
-//! Who may call what, and the internal API's own key and listener.
+//! Which callers each operation admits, and the internal API's own key and listener.
 
 use event_service::app;
 use service_kit::auth::{AuthSettings, InternalKeys};
@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use crate::support::TestApp;
 
-/// What each operation needs. One that is missing here, or is no more, fails the test.
+/// What a caller needs for each operation. The test fails if an operation is missing here or no longer exists.
 const NEEDS: &[(&str, Need)] = &[
     ("POST /api/v1/organizers", Organizer),
     ("GET /api/v1/organizers", Nothing),
@@ -65,7 +65,7 @@ const NEEDS: &[(&str, Need)] = &[
 ];
 
 #[tokio::test]
-async fn every_operation_lets_in_those_who_may_and_nobody_else() {
+async fn every_operation_admits_only_the_callers_it_should() {
     let login = Login::new();
     let app = TestApp::spawn_as(login.settings(), None).await;
     assert_only_those_who_may_are_let_in(&app.base, &app::skeleton().unwrap().1, &login, NEEDS).await;
@@ -84,7 +84,7 @@ async fn status_with(base: &str, key: Option<&str>) -> u16 {
 }
 
 #[tokio::test]
-async fn while_the_internal_key_is_changed_the_old_and_the_new_one_open() {
+async fn the_old_and_the_new_internal_key_work_during_a_rotation() {
     let app = TestApp::spawn_as(keyed("the new key", Some("the old key")), None).await;
     for (key, expected) in [
         (None, 401),
@@ -99,13 +99,13 @@ async fn while_the_internal_key_is_changed_the_old_and_the_new_one_open() {
     let after = TestApp::spawn_as(keyed("the new key", None), None).await;
     assert_eq!(status_with(&after.base, Some("the old key")).await, 401);
     let without = TestApp::spawn().await;
-    assert_eq!(status_with(&without.base, None).await, 200, "without a key nobody is asked for one");
+    assert_eq!(status_with(&without.base, None).await, 200, "a service without a key requires none");
 }
 
 #[tokio::test]
-async fn with_a_listener_of_its_own_the_internal_api_is_nowhere_else() {
+async fn with_its_own_listener_the_internal_api_is_served_only_there() {
     let port = loop {
-        // From below the range that the kernel hands out to outgoing connections.
+        // Below the range from which the kernel picks ports for outgoing connections.
         let port = 10_000 + (uuid::Uuid::now_v7().as_u128() % 10_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).await.is_ok() {
             break port;
@@ -117,12 +117,12 @@ async fn with_a_listener_of_its_own_the_internal_api_is_nowhere_else() {
     assert_eq!(status_with(&internal, Some("a key")).await, 200);
     assert_eq!(status_with(&internal, None).await, 401);
     let public = app.http.get(format!("{internal}/api/v1/events")).send().await.unwrap();
-    assert_eq!(public.status(), 404, "the public API is at the internal listener, too");
+    assert_eq!(public.status(), 404, "the internal listener also serves the public API");
     app.get("/api/v1/events", 200).await;
 }
 
 #[tokio::test]
-async fn the_document_names_what_this_service_takes() {
+async fn the_document_names_the_credentials_that_this_service_accepts() {
     let schemes = async |app: &TestApp| {
         let document = app.get("/openapi.json", 200).await;
         let names: Vec<String> = document["components"]["securitySchemes"]

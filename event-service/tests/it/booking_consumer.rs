@@ -1,4 +1,4 @@
-//! Messages from the Booking Service: applied once, in any order, and set aside when they can't be.
+//! Messages from the Booking Service are applied once and in any order. Those that can't be applied are dead-lettered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +77,7 @@ async fn channel(app: &TestApp) -> (Connection, Channel) {
 }
 
 #[tokio::test]
-async fn messages_move_seats_and_come_twice_without_harm() {
+async fn messages_change_seats_and_a_repeat_changes_nothing() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let (session, seats) = app.session(2).await;
@@ -94,7 +94,7 @@ async fn messages_move_seats_and_come_twice_without_harm() {
         .await;
 }
 
-/// Confirmation and the refunds of two tickets, in every order and each of them twice.
+/// One confirmation and the refunds of two tickets, in every order, with each message delivered twice.
 #[tokio::test]
 async fn the_order_of_messages_does_not_matter() {
     let app = TestApp::spawn().await;
@@ -117,7 +117,7 @@ async fn the_order_of_messages_does_not_matter() {
 }
 
 #[tokio::test]
-async fn a_late_expiry_frees_nothing_that_has_gone_to_another() {
+async fn a_late_expiry_does_not_free_a_seat_with_a_new_owner() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
     let (old, new) = (ReservationId::new(), ReservationId::new());
@@ -134,10 +134,10 @@ async fn a_late_expiry_frees_nothing_that_has_gone_to_another() {
     assert_eq!(app.statuses(&session).await, ["reserved"]);
 }
 
-/// A batch confirms one seat and frees another. While someone has the first of them, it must not hold back the second: whoever
-/// wants both, in their order, as a booking does, would stand against it for ever.
+/// A batch confirms one seat and frees another. While another transaction has the first seat locked, the batch must not
+/// lock the second: a booking locks both seats in order, so the two would deadlock.
 #[tokio::test]
-async fn messages_applied_together_wait_for_all_their_seats_before_they_change_any() {
+async fn a_batch_of_messages_locks_all_its_seats_before_it_changes_any() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let (session, mut seats) = app.session(2).await;
@@ -151,8 +151,8 @@ async fn messages_applied_together_wait_for_all_their_seats_before_they_change_a
     sqlx::query(lock).bind(&first[0]).execute(&mut *other).await.unwrap();
     let cancelled = event(BookingEventType::Cancelled, leaver, first, 1);
     publish(&app, &[message_of(&event(BookingEventType::Confirmed, buyer, last, 1)), message_of(&cancelled)]).await;
-    wait_until("the batch waits", SOON, async || app.waits_for_a_lock().await).await;
-    sqlx::query(lock).bind(&last[0]).execute(&mut *other).await.expect("the last seat is nobody's");
+    wait_until("the batch waits for a lock", SOON, async || app.waits_for_a_lock().await).await;
+    sqlx::query(lock).bind(&last[0]).execute(&mut *other).await.expect("nobody has the last seat locked");
     other.commit().await.unwrap();
     wait_until("both are applied", SOON, async || {
         let mut statuses = app.statuses(&session).await;
@@ -163,7 +163,7 @@ async fn messages_applied_together_wait_for_all_their_seats_before_they_change_a
 }
 
 #[tokio::test]
-async fn poison_is_set_aside_with_its_reason_and_the_others_go_on() {
+async fn a_bad_message_is_dead_lettered_with_its_reason_and_the_others_are_applied() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let (session, seats) = app.session(1).await;
@@ -204,9 +204,10 @@ async fn poison_is_set_aside_with_its_reason_and_the_others_go_on() {
     assert!(reasons[2].contains("not a booking event"), "{reasons:?}");
 }
 
-/// The broker ends the consumer without an error when its queue is deleted; a client that only watches for errors stays silent for ever.
+/// RabbitMQ ends the consumer without an error when its queue is deleted. A client that watches only for errors would
+/// never consume again.
 #[tokio::test]
-async fn the_consumer_comes_back_after_its_queue_was_deleted() {
+async fn the_consumer_restarts_after_its_queue_is_deleted() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let (_connection, channel) = channel(&app).await;
@@ -216,8 +217,8 @@ async fn the_consumer_comes_back_after_its_queue_was_deleted() {
     reserve(&app, &session, owner, &seats).await;
     let confirmed = message_of(&event(BookingEventType::Confirmed, owner, &seats, 1));
     let publisher = Arc::new(Publisher::new(app.broker.clone(), "test"));
-    // Until the queue is back the broker has nowhere to put the message, and says so.
-    wait_until("the queue is back", Duration::from_secs(30), async || {
+    // Until the queue exists again, the broker returns the message as unroutable.
+    wait_until("the queue exists again", Duration::from_secs(30), async || {
         publisher.connect_if_needed().await.unwrap();
         publisher.publish(std::slice::from_ref(&confirmed)).await.unwrap() == [Published::Confirmed]
     })

@@ -1,4 +1,4 @@
-//! Organizers, events, locations, halls and seats by their HTTP interface.
+//! Organizers, events, locations, halls and seats over HTTP.
 
 use reqwest::Method;
 use serde_json::json;
@@ -7,7 +7,7 @@ use service_kit::layers::BODY_BYTES_MAX;
 use crate::support::{TestApp, id};
 
 #[tokio::test]
-async fn what_is_created_is_found_at_its_location() {
+async fn a_created_resource_is_found_at_its_location() {
     let app = TestApp::spawn().await;
     let body = json!({ "name": "  City Stage  ", "description": "Plays", "contact_email": "a@example.com", "contact_phone": "1" });
     let response = app.call(Method::POST, "/api/v1/organizers", Some(&body)).await;
@@ -25,7 +25,7 @@ async fn what_is_created_is_found_at_its_location() {
 }
 
 #[tokio::test]
-async fn a_list_shows_each_row_once_over_all_its_pages() {
+async fn the_pages_of_a_list_show_each_row_once() {
     let app = TestApp::spawn().await;
     let mut made = Vec::new();
     for _ in 0..7 {
@@ -48,7 +48,7 @@ async fn a_list_shows_each_row_once_over_all_its_pages() {
 }
 
 #[tokio::test]
-async fn what_a_body_refers_to_must_exist() {
+async fn a_reference_in_a_body_must_exist() {
     let app = TestApp::spawn().await;
     let nobody = uuid::Uuid::now_v7();
     let event = json!({ "organizer_id": nobody, "title": "T", "event_type": "movie" });
@@ -70,7 +70,7 @@ async fn a_time_zone_must_be_real() {
 }
 
 #[tokio::test]
-async fn seats_are_made_singly_as_a_grid_and_as_a_list() {
+async fn seats_are_created_singly_as_a_grid_and_as_a_list() {
     let app = TestApp::spawn().await;
     let hall = app.hall(100).await;
     let seats = format!("/api/v1/halls/{hall}/seats");
@@ -95,7 +95,7 @@ async fn seats_are_made_singly_as_a_grid_and_as_a_list() {
 }
 
 #[tokio::test]
-async fn seats_come_all_or_none() {
+async fn a_call_creates_all_its_seats_or_none() {
     let app = TestApp::spawn().await;
     let hall = app.hall(5).await;
     let seats = format!("/api/v1/halls/{hall}/seats");
@@ -129,9 +129,9 @@ async fn a_hundred_thousand_seats_fit_in_one_call() {
     );
 }
 
-/// A body of this size is read beside the requests; what is wrong with it is told all the same.
+/// The service parses a body of this size on another thread. Its errors are still reported by pointer.
 #[tokio::test]
-async fn a_fault_in_a_large_body_is_named_by_its_place() {
+async fn an_error_in_a_large_body_is_named_by_its_pointer() {
     let app = TestApp::spawn().await;
     let hall = app.hall(100_000).await;
     let mut seats: Vec<_> =

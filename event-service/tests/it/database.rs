@@ -1,12 +1,12 @@
-//! The pool's safety net under dropped requests.
+//! What the pool guarantees when a request is dropped and when replicas start together.
 
 use futures::future::join_all;
 use service_kit::database::{begin, connect, lazy_pool};
 use service_kit::testing::{database, empty_database};
 use sqlx::PgPool;
 
-/// A `begin` that is dropped while it is on its way must not leave its transaction to the next borrower, whose "committed"
-/// rows nobody else would ever see.
+/// A `begin` that is dropped half-way must not leave an open transaction on the connection. The next borrower would
+/// commit rows into that transaction, and no other connection would see them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
     let url = database("event", &event_service::app::MIGRATIONS).await;
@@ -15,7 +15,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
     sqlx::query("create table written (n int)").execute(&pool).await.unwrap();
     let mut dropped = 0;
     for n in 0..300_i32 {
-        // Polled a few times and then dropped: now before BEGIN is sent, now while its answer is on the way.
+        // Polled 0 to 9 times and then dropped: sometimes before BEGIN is sent, sometimes before its answer arrives.
         let mut begin = Box::pin(begin(&pool));
         let mut begun = false;
         for _ in 0..n % 10 {
@@ -30,13 +30,13 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
             .fetch_one(&others)
             .await
             .unwrap();
-        assert!(seen, "row {n} was committed into a stale transaction");
+        assert!(seen, "row {n} was written into a stale transaction");
     }
-    assert!(dropped > 50, "only {dropped} begins were dropped half-way, so the test has tested nothing");
+    assert!(dropped > 50, "only {dropped} begins were dropped half-way, so the test proves nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_start_together_bring_the_schema_up_to_date_once() {
+async fn replicas_that_start_together_migrate_the_schema_once() {
     let url = empty_database().await;
     let replicas = (0..3).map(|_| connect(&url, "test", 2, &event_service::app::MIGRATIONS));
     for pool in join_all(replicas).await {

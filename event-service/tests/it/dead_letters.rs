@@ -1,4 +1,4 @@
-//! Dead letters: looked at, sent again when what they failed of is mended, or dropped.
+//! Dead letters can be listed, requeued once their cause is fixed, or dropped.
 
 use reqwest::Method;
 use service_kit::amqp::dead_letters_of;
@@ -11,30 +11,30 @@ use tokio::process::Command;
 use crate::booking_consumer::{SOON, consumer_is_up, event, message, message_of, publish, reserve};
 use crate::support::TestApp;
 
-async fn set_aside(app: &TestApp, count: u32) {
-    wait_until(&format!("{count} messages are set aside"), SOON, async || {
+async fn wait_for_dead_letters(app: &TestApp, count: u32) {
+    wait_until(&format!("{count} messages are dead-lettered"), SOON, async || {
         app.broker.messages_in(&dead_letters_of(&app.queue)).await.unwrap() == count
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_message_that_was_set_aside_is_applied_once_its_cause_is_mended() {
+async fn a_requeued_dead_letter_is_applied_once_its_cause_is_fixed() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let (session, seats) = app.session(1).await;
     let owner = ReservationId::new();
-    // The seat is not held for this reservation: a contradiction, set aside at once.
+    // The reservation does not hold this seat, so the consumer dead-letters the message without a retry.
     let confirmed = message_of(&event(BookingEventType::Confirmed, owner, &seats, 1));
     let nonsense = message(b"nonsense".to_vec(), BookingEventType::Expired);
     publish(&app, &[confirmed.clone(), nonsense.clone()]).await;
-    set_aside(&app, 2).await;
+    wait_for_dead_letters(&app, 2).await;
 
     let shown = async |series: &str| {
         let text = app.call(Method::GET, "/metrics", None).await.text().await.unwrap();
         text.lines().any(|line| line == series)
     };
-    wait_until("the metrics tell of it", SOON, async || shown("event_consumer_dead_letters 2").await).await;
+    wait_until("the metrics count both messages", SOON, async || shown("event_consumer_dead_letters 2").await).await;
     assert!(shown(r#"event_consumer_messages_total{result="dead_lettered"} 2"#).await);
 
     let listed = dead_letters::list(&app.broker, &app.queue, 10).await.unwrap();
@@ -44,33 +44,33 @@ async fn a_message_that_was_set_aside_is_applied_once_its_cause_is_mended() {
     assert!(letter.reason.contains("does not hold"), "{letter:?}");
     assert!(letter.body.contains(&owner.to_string()), "{letter:?}");
     assert_eq!(of(&listed, nonsense.message_id).body, "nonsense");
-    set_aside(&app, 2).await; // A look takes nothing away.
+    wait_for_dead_letters(&app, 2).await; // Listing removes nothing.
 
     reserve(&app, &session, owner, &seats).await;
     let sent = dead_letters::requeue(&app.broker, &app.queue, &Which::These(vec![confirmed.message_id])).await.unwrap();
     assert_eq!(sent.len(), 1);
     wait_until("the seat is sold", SOON, async || app.statuses(&session).await == ["sold"]).await;
-    set_aside(&app, 1).await;
+    wait_for_dead_letters(&app, 1).await;
 
-    // What is still wrong comes back, with the same id and a reason.
+    // A message that still can't be applied is dead-lettered again, with the same id and a reason.
     dead_letters::requeue(&app.broker, &app.queue, &Which::All).await.unwrap();
-    set_aside(&app, 1).await;
+    wait_for_dead_letters(&app, 1).await;
     let again = of(&dead_letters::list(&app.broker, &app.queue, 10).await.unwrap(), nonsense.message_id);
     assert_eq!(
         (again.routing_key.as_str(), again.reason.contains("not a booking event")),
         ("reservation.expired", true)
     );
     assert_eq!(dead_letters::drop(&app.broker, &app.queue, &Which::All).await.unwrap().len(), 1);
-    set_aside(&app, 0).await;
+    wait_for_dead_letters(&app, 0).await;
 }
 
 #[tokio::test]
-async fn the_command_shows_sends_again_and_drops() {
+async fn the_command_lists_and_drops_dead_letters() {
     let app = TestApp::spawn().await;
     consumer_is_up(&app).await;
     let messages: Vec<_> = (0..3).map(|_| message(b"nonsense".to_vec(), BookingEventType::Expired)).collect();
     publish(&app, &messages).await;
-    set_aside(&app, 3).await;
+    wait_for_dead_letters(&app, 3).await;
     let run = async |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_event-service"));
         command.arg("dead-letters").args(arguments);
@@ -83,9 +83,9 @@ async fn the_command_shows_sends_again_and_drops() {
     let first = messages[0].message_id.to_string();
     let (dropped, text) = run(&["drop", &first]).await;
     assert!(dropped && text.contains(&first), "{text}");
-    set_aside(&app, 2).await;
-    assert!(!run(&["drop"]).await.0, "whoever drops must say what");
+    wait_for_dead_letters(&app, 2).await;
+    assert!(!run(&["drop"]).await.0, "drop without ids or --all was accepted");
     let (dropped, text) = run(&["drop", "--all"]).await;
     assert_eq!((dropped, text.lines().count()), (true, 2), "{text}");
-    set_aside(&app, 0).await;
+    wait_for_dead_letters(&app, 0).await;
 }

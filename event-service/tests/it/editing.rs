@@ -1,4 +1,4 @@
-//! Changing and deleting: what is in use stays, and nobody overwrites a change that they have not seen.
+//! Editing and deleting: a resource in use is kept, and no client overwrites a change that it has not seen.
 
 use std::pin::pin;
 
@@ -39,7 +39,7 @@ async fn delete(app: &TestApp, path: &str, expected: u16) -> Value {
     serde_json::from_str(&text).unwrap_or(Value::Null)
 }
 
-/// One of each resource, the later ones standing on the earlier, with a change of each.
+/// The path of one resource of each kind and an edit for it. Each resource refers to those before it.
 async fn one_of_each(app: &TestApp) -> Vec<(String, Value)> {
     let organizer = app.organizer().await;
     let event = json!({ "organizer_id": organizer, "title": "Concert", "description": "old", "event_type": "concert" });
@@ -61,7 +61,7 @@ async fn one_of_each(app: &TestApp) -> Vec<(String, Value)> {
 }
 
 #[tokio::test]
-async fn an_edit_changes_what_it_names_and_nothing_else() {
+async fn an_edit_changes_only_the_fields_that_it_names() {
     let app = TestApp::spawn().await;
     for (path, change) in one_of_each(&app).await {
         let before = app.get(&path, 200).await;
@@ -80,7 +80,7 @@ async fn an_edit_changes_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_edit_is_held_against_the_rules_of_a_new_one() {
+async fn an_edit_is_validated_like_a_new_resource() {
     let app = TestApp::spawn().await;
     let paths: Vec<String> = one_of_each(&app).await.into_iter().map(|(path, _)| path).collect();
     let bad = [
@@ -104,7 +104,7 @@ async fn an_edit_is_held_against_the_rules_of_a_new_one() {
         named.dedup();
         let mut wrong: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
         wrong.sort_unstable();
-        // What PostgreSQL could not even be told is refused before the rules are looked at.
+        // Text that PostgreSQL can't store is rejected before the other rules are checked.
         assert!(named == wrong || named == ["name"], "{path}: {problem}");
         assert_eq!(app.get(path, 200).await, before);
     }
@@ -136,7 +136,7 @@ async fn a_stale_edit_is_refused() {
     }
 }
 
-/// Fifty editors who have all seen the same version: one edit counts.
+/// Fifty editors have seen the same version, and one edit succeeds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_edits_of_one_version_one_wins() {
     let app = TestApp::spawn().await;
@@ -150,7 +150,7 @@ async fn of_many_edits_of_one_version_one_wins() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_is_not_deleted_and_says_by_what() {
+async fn a_resource_in_use_is_not_deleted_and_the_answer_names_its_users() {
     let app = TestApp::spawn().await;
     let mut paths: Vec<String> = one_of_each(&app).await.into_iter().map(|(path, _)| path).collect();
     let users = ["1 event ", "1 session ", "1 hall ", "1 session ", "1 session "];
@@ -162,7 +162,7 @@ async fn what_is_in_use_is_not_deleted_and_says_by_what() {
     }
     assert_eq!(patch(&app, &paths[4], json!({ "seat_number": "2" }), 409).await["code"], "resource_in_use");
     assert_eq!(patch(&app, &paths[3], json!({ "capacity": 1 }), 200).await["capacity"], 1);
-    // From the session down, everything goes.
+    // Deleted from the session to the organizer, nothing is in use any more.
     paths.reverse();
     for path in &paths {
         delete(&app, path, 204).await;
@@ -210,7 +210,7 @@ async fn a_session_with_reserved_or_sold_seats_keeps_its_hall_event_and_currency
     }
     assert_eq!(delete(&app, &path, 409).await["code"], "resource_in_use");
     assert_eq!(app.statuses(&session).await, ["reserved", "available", "available"]);
-    // Time and price may change; the price is for those who buy from now on.
+    // Time and price may change. The new price applies to later buyers.
     let changed = patch(&app, &path, json!({ "base_price": 80, "end_time": "2031-12-31T00:00:00Z" }), 200).await;
     assert_eq!(changed["end_time"], "2031-12-31T00:00:00Z");
     let map = app.get(&format!("{path}/seat-map"), 200).await;
@@ -242,14 +242,18 @@ async fn a_session_can_not_be_moved_onto_another_or_into_an_empty_hall() {
 }
 
 #[tokio::test]
-async fn a_cancelled_session_is_off_sale_and_what_is_freed_in_it_stays_so() {
+async fn a_cancelled_session_is_off_sale_and_its_released_seats_are_blocked() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(3).await;
     let path = format!("/api/v1/sessions/{session}");
     let owner = hold(&app, &session, &[&seats[1]]).await;
     let cancelled = app.post(&format!("{path}/cancel"), &json!({}), 200).await;
     assert_eq!((&cancelled["status"], &cancelled["available_seats_count"]), (&json!("cancelled"), &json!(0)));
-    assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 200).await, cancelled, "repeating it is harmless");
+    assert_eq!(
+        app.post(&format!("{path}/cancel"), &json!({}), 200).await,
+        cancelled,
+        "a repeated cancel changes nothing"
+    );
     assert_eq!(app.statuses(&session).await, ["blocked", "reserved", "blocked"]);
     let wanted = json!({ "session_seat_ids": [seats[0]] });
     let check = format!("/api/internal/sessions/{session}/seats/check-availability");
@@ -264,7 +268,7 @@ async fn a_cancelled_session_is_off_sale_and_what_is_freed_in_it_stays_so() {
     let body = json!({ "reservation_id": owner, "session_seat_ids": [seats[1]] });
     app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200).await;
     assert_eq!(app.statuses(&session).await, ["blocked", "blocked", "blocked"]);
-    // Its time is free for another.
+    // Another session can take its time.
     let again = json!({ "event_id": cancelled["event_id"], "hall_id": cancelled["hall_id"], "base_price": 5,
         "start_time": cancelled["start_time"], "end_time": cancelled["end_time"] });
     app.post("/api/v1/sessions", &again, 201).await;
@@ -272,9 +276,10 @@ async fn a_cancelled_session_is_off_sale_and_what_is_freed_in_it_stays_so() {
     assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 404).await["code"], "session_not_found");
 }
 
-/// One frees a seat and another cancels its session, and neither sees what the other has not committed: whoever comes second waits.
+/// One transaction frees a seat and another cancels its session. Neither sees the uncommitted change of the other, so
+/// the second one waits.
 #[tokio::test]
-async fn a_seat_that_is_freed_while_its_session_is_cancelled_is_blocked_whoever_is_first() {
+async fn a_seat_freed_during_the_cancellation_of_its_session_ends_blocked() {
     let app = TestApp::spawn().await;
     for cancelled_first in [false, true] {
         let (session, seats) = app.session(1).await;
@@ -296,9 +301,9 @@ async fn a_seat_that_is_freed_while_its_session_is_cancelled_is_blocked_whoever_
     }
 }
 
-/// The seat's row has changed by the time that its release has come through: what is freed is the row as it is then.
+/// The seat's row changes while the release waits for its lock. The release must free the row as it is after the wait.
 #[tokio::test]
-async fn a_seat_that_is_freed_while_its_price_is_changed_is_free_at_the_new_price() {
+async fn a_seat_freed_during_a_price_change_has_the_new_price() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
     let (owner, id) = (hold(&app, &session, &[&seats[0]]).await, session.parse::<Uuid>().unwrap());
@@ -317,9 +322,9 @@ async fn a_seat_that_is_freed_while_its_price_is_changed_is_free_at_the_new_pric
     assert_eq!((&seat["status"], &seat["price"]), (&json!("available"), &json!(7.0)));
 }
 
-/// Both want the seat and its session seat, and the first one has only the seat when the second comes.
+/// Both transactions need the seat and its session seat. The first has locked only the seat when the second begins.
 #[tokio::test]
-async fn a_seat_is_edited_while_its_session_seats_are_made_anew() {
+async fn a_seat_is_edited_while_its_session_seats_are_recreated() {
     let app = TestApp::spawn().await;
     let (session, _) = app.session(1).await;
     let mut first = begin(&app.db).await.unwrap();
@@ -327,16 +332,17 @@ async fn a_seat_is_edited_while_its_session_seats_are_made_anew() {
     let seat: Uuid = sqlx::query_scalar(seat).fetch_one(&mut *first).await.unwrap();
     let path = format!("/api/v1/sessions/{session}");
     let second = pin!(patch(&app, &path, json!({ "currency": "EUR" }), 200));
-    let waits = pin!(wait_until("the second one waits", SOON, async || app.waits_for_a_lock().await));
-    let Either::Right((_, second)) = select(second, waits).await else { panic!("nobody waited") };
+    let waits =
+        pin!(wait_until("the second transaction waits for a lock", SOON, async || app.waits_for_a_lock().await));
+    let Either::Right((_, second)) = select(second, waits).await else { panic!("the second transaction did not wait") };
     session_seats::note_change_of(&mut first, seat.into()).await.unwrap();
     first.commit().await.unwrap();
     second.await;
 }
 
-/// A hold that is not committed yet can't be counted: whoever edits waits for it.
+/// The edit can't see a hold that is not committed yet, so it waits for it.
 #[tokio::test]
-async fn a_hold_that_is_being_made_keeps_event_and_currency_too() {
+async fn an_uncommitted_hold_also_keeps_event_and_currency() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
     let wish = Wish {

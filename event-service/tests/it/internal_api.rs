@@ -1,4 +1,4 @@
-//! The internal seat API, as the Booking Service meets it.
+//! The internal seat API, called the way the Booking Service calls it.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ const LATER: &str = "2031-01-01T00:00:00Z";
 const PAST: &str = "2020-01-01T00:00:00Z";
 
 #[tokio::test]
-async fn a_seat_goes_from_available_over_reserved_to_sold() {
+async fn a_seat_goes_from_available_through_reserved_to_sold() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(2).await;
     let path = |call: &str| format!("/api/internal/sessions/{session}/seats/{call}");
@@ -22,8 +22,11 @@ async fn a_seat_goes_from_available_over_reserved_to_sold() {
     let all = json!({ "session_seat_ids": seats });
     assert_eq!(app.post(&path("check-availability"), &all, 200).await["available"], true);
     app.post(&path("reserve"), &hold(owner, &seats[..1], LATER), 200).await;
-    let look = app.post(&path("check-availability"), &all, 200).await;
-    assert_eq!((&look["available"], &look["unavailable_seat_ids"]), (&json!(false), &json!([seats[0]])));
+    let availability = app.post(&path("check-availability"), &all, 200).await;
+    assert_eq!(
+        (&availability["available"], &availability["unavailable_seat_ids"]),
+        (&json!(false), &json!([seats[0]]))
+    );
     app.post(&path("confirm"), &json!({ "reservation_id": owner, "session_seat_ids": [seats[0]] }), 200).await;
     assert_eq!(app.statuses(&session).await, ["sold", "available"]);
     let refused = app.post(&path("reserve"), &hold(Uuid::now_v7(), &seats, LATER), 409).await;
@@ -31,7 +34,7 @@ async fn a_seat_goes_from_available_over_reserved_to_sold() {
         (&refused["code"], &refused["seats"]),
         (&json!("seat_unavailable"), &json!([{ "session_seat_id": seats[0], "status": "sold" }]))
     );
-    assert_eq!(app.statuses(&session).await, ["sold", "available"], "a refused reserve changed a seat");
+    assert_eq!(app.statuses(&session).await, ["sold", "available"], "a rejected reserve changed a seat");
 }
 
 #[tokio::test]
@@ -39,12 +42,15 @@ async fn unknown_sessions_and_seats_are_told_apart() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
     let (nowhere, nothing) = (Uuid::now_v7(), Uuid::now_v7().to_string());
-    let look = format!("/api/internal/sessions/{nowhere}/seats/check-availability");
-    assert_eq!(app.post(&look, &json!({ "session_seat_ids": seats }), 404).await["code"], "session_not_found");
+    let check = format!("/api/internal/sessions/{nowhere}/seats/check-availability");
+    assert_eq!(app.post(&check, &json!({ "session_seat_ids": seats }), 404).await["code"], "session_not_found");
     let path = format!("/api/internal/sessions/{session}/seats");
-    let look =
+    let availability =
         app.post(&format!("{path}/check-availability"), &json!({ "session_seat_ids": [seats[0], nothing] }), 200).await;
-    assert_eq!((&look["unknown_seat_ids"], &look["unavailable_seat_ids"]), (&json!([nothing]), &json!([nothing])));
+    assert_eq!(
+        (&availability["unknown_seat_ids"], &availability["unavailable_seat_ids"]),
+        (&json!([nothing]), &json!([nothing]))
+    );
     assert_eq!(
         app.post(&format!("{path}/reserve"), &hold(Uuid::now_v7(), &[nothing], LATER), 404).await["code"],
         "seat_not_found"
@@ -53,7 +59,7 @@ async fn unknown_sessions_and_seats_are_told_apart() {
 }
 
 #[tokio::test]
-async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
+async fn each_call_of_a_batch_is_answered_as_if_it_were_sent_alone() {
     let app = TestApp::spawn().await;
     let ((session, seats), (other, others)) = (app.session(3).await, app.session(1).await);
     let [first, rival, second] = [(); 3].map(|()| Uuid::now_v7());
@@ -73,7 +79,7 @@ async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
         (&json!("seat_unavailable"), &json!([{ "session_seat_id": seats[1], "status": "reserved" }]))
     );
     assert_eq!(held[2]["done"]["reservation_id"], json!(second));
-    assert_eq!(held[3]["refused"]["code"], "seat_not_found", "a seat of another session");
+    assert_eq!(held[3]["refused"]["code"], "seat_not_found", "the seat is in another session");
     assert_eq!(app.statuses(&session).await, ["reserved", "reserved", "available"]);
     assert_eq!(app.post("/api/internal/seats/reserve", &calls, 200).await["answers"], json!(held), "repeated");
 
@@ -86,9 +92,9 @@ async fn calls_in_one_body_are_each_answered_as_they_would_be_by_themselves() {
     }
 }
 
-/// Look, prices and hold in one exchange, alone and among others.
+/// One request checks availability, holds the seats and returns prices, alone and in a batch.
 #[tokio::test]
-async fn a_hold_with_prices_is_of_a_session_on_sale_and_tells_what_the_seats_cost() {
+async fn a_hold_with_prices_requires_a_session_on_sale_and_returns_the_prices() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(4).await;
     let (nowhere, nothing) = (Uuid::now_v7().to_string(), vec![Uuid::now_v7().to_string()]);
@@ -113,7 +119,7 @@ async fn a_hold_with_prices_is_of_a_session_on_sale_and_tells_what_the_seats_cos
     ] });
     let answers = app.post("/api/internal/seats/reserve", &calls, 200).await["answers"].clone();
     for (place, seat) in [(0, &seats[1]), (4, &seats[2])] {
-        assert_eq!(answers[place]["done"]["pricing"], pricing(seat).await, "each its own");
+        assert_eq!(answers[place]["done"]["pricing"], pricing(seat).await, "the prices of its own seats");
     }
     for (place, code) in [(1, "session_not_found"), (2, "seat_unavailable"), (3, "seat_not_found")] {
         assert_eq!(answers[place]["refused"]["code"], code);
@@ -129,7 +135,7 @@ async fn a_hold_with_prices_is_of_a_session_on_sale_and_tells_what_the_seats_cos
 }
 
 #[tokio::test]
-async fn holds_of_any_sessions_end_together_and_only_they() {
+async fn one_call_releases_holds_of_several_sessions_and_nothing_else() {
     let app = TestApp::spawn().await;
     let ((session, seats), (other, others)) = (app.session(4).await, app.session(1).await);
     let [first, second, third] = [(); 3].map(|()| Uuid::now_v7());
@@ -150,7 +156,7 @@ async fn holds_of_any_sessions_end_together_and_only_they() {
     freed.sort_unstable();
     let mut expected = [seats[0].as_str(), others[0].as_str()];
     expected.sort_unstable();
-    assert_eq!(freed, expected, "each that its reservation held, once");
+    assert_eq!(freed, expected, "each seat that its reservation held, once");
     assert_eq!(app.statuses(&session).await, ["available", "reserved", "sold", "sold"]);
     assert_eq!(app.statuses(&other).await, ["available"]);
     assert_eq!(app.post("/api/internal/seats/release", &holds, 200).await["session_seat_ids"], json!([]), "repeated");
@@ -160,7 +166,7 @@ async fn holds_of_any_sessions_end_together_and_only_they() {
 }
 
 #[tokio::test]
-async fn prices_come_with_labels_for_all_seats_or_some() {
+async fn prices_come_with_labels_for_all_seats_or_some_of_them() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(3).await;
     let all = app.get(&format!("/api/internal/sessions/{session}/pricing"), 200).await;
@@ -176,7 +182,7 @@ async fn prices_come_with_labels_for_all_seats_or_some() {
 }
 
 #[tokio::test]
-async fn holds_are_walked_in_order_without_gaps() {
+async fn overdue_holds_are_paged_in_order_without_gaps() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(5).await;
     let path = format!("/api/internal/sessions/{session}/seats/reserve");
@@ -204,7 +210,7 @@ async fn holds_are_walked_in_order_without_gaps() {
 }
 
 #[tokio::test]
-async fn the_internal_health_check_answers_to_both_methods() {
+async fn the_internal_health_check_accepts_both_methods() {
     let app = TestApp::spawn().await;
     assert_eq!(app.get("/api/internal/health", 200).await["status"], "healthy");
     assert_eq!(app.post("/api/internal/health", &json!({}), 200).await["status"], "healthy");

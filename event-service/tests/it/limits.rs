@@ -1,5 +1,5 @@
-//! What anyone may ask of a service, and how long they may take over it: limits on connections, heads, bodies and calls, over all
-//! replicas; and what browsers are told.
+//! Limits on connections, request heads, bodies and call rates, in one replica and across replicas. Also the headers
+//! that tell browsers what they may do.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::support::{IN_FLIGHT_MAX, TestApp};
 
-/// Longer than any of the times below.
+/// Longer than every limit that these tests set.
 const LONG: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -29,7 +29,7 @@ async fn connect(app: &TestApp) -> TcpStream {
     TcpStream::connect(app.base.trim_start_matches("http://")).await.unwrap()
 }
 
-/// What the service says until it closes the connection, and how long that took.
+/// What the service sends until it closes the connection, and how long that took.
 async fn until_closed(connection: &mut TcpStream) -> (String, Duration) {
     let (mut said, begun) = (Vec::new(), Instant::now());
     let ended = tokio::time::timeout(LONG, connection.read_to_end(&mut said)).await;
@@ -43,7 +43,7 @@ fn code_of(answer: &str) -> Value {
 }
 
 #[tokio::test]
-async fn who_sends_half_a_head_is_cut_off() {
+async fn a_client_that_sends_half_a_head_is_disconnected() {
     let app = TestApp::spawn_limited(hasty()).await;
     let mut connection = connect(&app).await;
     connection.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-slow:").await.unwrap();
@@ -51,9 +51,9 @@ async fn who_sends_half_a_head_is_cut_off() {
     assert!(said.is_empty() && took >= SHORT && took < SHORT * 2, "{took:?}: {said}");
 }
 
-/// Neither does a byte from time to time keep a connection.
+/// A byte now and then does not keep the connection open.
 #[tokio::test]
-async fn who_sends_a_head_byte_by_byte_is_cut_off() {
+async fn a_client_that_sends_a_head_byte_by_byte_is_disconnected() {
     let app = TestApp::spawn_limited(hasty()).await;
     let (mut reading, mut writing) = connect(&app).await.into_split();
     let trickle = async {
@@ -72,7 +72,7 @@ async fn who_sends_a_head_byte_by_byte_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_used_is_closed_and_one_that_is_stays() {
+async fn an_idle_connection_is_closed_and_one_in_use_stays_open() {
     let app = TestApp::spawn_limited(hasty()).await;
     let mut connection = connect(&app).await;
     for _ in 0..3 {
@@ -80,7 +80,7 @@ async fn a_connection_that_is_not_used_is_closed_and_one_that_is_stays() {
         let mut answer = [0; 4096];
         let length = connection.read(&mut answer).await.unwrap();
         assert!(answer[..length].starts_with(b"HTTP/1.1 200") && answer[..length].ends_with(b"\r\n\r\n"));
-        // Longer than a head may take, shorter than a connection may rest.
+        // Longer than the head limit, shorter than the idle limit.
         tokio::time::sleep(SHORT * 2).await;
     }
     let (_, took) = until_closed(&mut connection).await;
@@ -88,7 +88,7 @@ async fn a_connection_that_is_not_used_is_closed_and_one_that_is_stays() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_in_time_is_refused() {
+async fn a_body_that_does_not_arrive_in_time_is_rejected() {
     let app = TestApp::spawn_limited(hasty()).await;
     let head = "POST /api/v1/organizers HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
     for rest in ["content-length: 100\r\n\r\n{\"name\":", "transfer-encoding: chunked\r\n\r\n4\r\n{\"na\r\n"] {
@@ -101,9 +101,10 @@ async fn a_body_that_does_not_come_in_time_is_refused() {
     }
 }
 
-/// More clients than there are places hang in the middle of their bodies; nobody else notices.
+/// More clients than the limit on requests in flight stall in the middle of their bodies. Other requests are still
+/// served.
 #[tokio::test]
-async fn slow_bodies_take_no_places() {
+async fn stalled_bodies_do_not_count_as_requests_in_flight() {
     let app = TestApp::spawn().await;
     let path = format!("/api/v1/organizers/{}", app.organizer().await);
     let begun_request =
@@ -118,7 +119,7 @@ async fn slow_bodies_take_no_places() {
     let edited = app.call(Method::PATCH, &path, Some(&json!({ "name": "New" }))).await;
     assert_eq!(edited.status(), 200);
 
-    // Large bodies do have places on their way, which is why there may be few of them.
+    // Large bodies are limited while they arrive, so the service accepts only a few at a time.
     let large = begun_request.replace("content-length: 16", "content-length: 200000");
     for _ in 0..70 {
         let mut connection = connect(&app).await;
@@ -135,7 +136,7 @@ async fn slow_bodies_take_no_places() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
+async fn a_head_that_is_too_large_is_rejected() {
     let app = TestApp::spawn().await;
     let send = async |headers: &str| {
         let mut connection = connect(&app).await;
@@ -151,7 +152,7 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_are_turned_away() {
+async fn connections_beyond_the_limit_are_rejected() {
     let app = TestApp::spawn_limited(Limits { connections_max: 3, ..Limits::default() }).await;
     let mut open = Vec::new();
     for _ in 0..3 {
@@ -194,7 +195,7 @@ async fn browsers_are_told_what_they_may_do_with_an_answer() {
     let personal = app.http.get(format!("{}/api/v1/events", app.base)).header("x-user-id", Uuid::now_v7().to_string());
     assert_eq!(field(&personal.send().await.unwrap(), "cache-control"), "no-store");
 
-    // The page of the Swagger UI has no script of its own that its policy would forbid.
+    // The Swagger UI page has no inline script, which its policy would forbid.
     let page = get("/docs/", None).await;
     assert!(field(&page, "content-security-policy").contains("script-src 'self';"));
     let page = page.text().await.unwrap();
@@ -207,7 +208,7 @@ async fn browsers_are_told_what_they_may_do_with_an_answer() {
 }
 
 #[tokio::test]
-async fn without_an_allow_list_no_other_page_may_call_and_plain_http_stays() {
+async fn without_settings_no_other_origin_may_call_and_plain_http_is_allowed() {
     let app = TestApp::spawn().await;
     let answer = app.http.get(format!("{}/api/v1/events", app.base)).header("origin", "https://shop.example").send();
     let answer = answer.await.unwrap();
@@ -216,7 +217,7 @@ async fn without_an_allow_list_no_other_page_may_call_and_plain_http_stays() {
     }
 }
 
-/// Few calls; one proxy, which is this machine; and a place where replicas tell each other.
+/// Low rate limits that replicas share through Redis. Requests come through one trusted proxy, which is this machine.
 fn strict(redis_url: String) -> Limits {
     let rate = Rate { per_second: 0.1, burst: 40 };
     Limits {
@@ -227,7 +228,7 @@ fn strict(redis_url: String) -> Limits {
     }
 }
 
-/// A client behind the proxy, at an address that no other test has.
+/// A client behind the proxy, with an address that no other test uses.
 struct Client {
     user: Option<Uuid>,
     address: String,
@@ -247,7 +248,7 @@ impl Client {
         request.send().await.unwrap()
     }
 
-    /// How many calls pass until one does not, of this many.
+    /// How many of `calls` calls pass before the first is rate limited.
     async fn passed(&self, app: &TestApp, calls: usize) -> usize {
         for passed in 0..calls {
             if self.call(app, &self.address).await.status() == 429 {
@@ -259,13 +260,13 @@ impl Client {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_come_again() {
+async fn a_rate_limited_caller_is_told_when_to_retry() {
     let app = TestApp::spawn_limited(strict(server("TEST_REDIS_URL"))).await;
     let client = Client::new(Some(Uuid::now_v7()));
     assert_eq!(client.passed(&app, 100).await, 40);
     let asked_at = Instant::now();
     let refused = client.call(&app, &client.address).await;
-    assert!(asked_at.elapsed() >= Duration::from_millis(200), "a crowd that asks again at once is answered at once");
+    assert!(asked_at.elapsed() >= Duration::from_millis(200), "a rejected caller was answered without a delay");
     let headers = refused.headers().clone();
     assert_eq!(headers["ratelimit-policy"], "\"read\";q=40;w=400");
     let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
@@ -277,14 +278,14 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
     app.get("/api/internal/health", 200).await;
 }
 
-/// Each replica lets a burst pass before it has heard of the other: then they count together.
+/// Each replica lets a burst pass before it reads what the other has counted. From then on they count together.
 #[tokio::test]
-async fn a_limit_holds_over_two_replicas() {
+async fn a_limit_holds_across_two_replicas() {
     let limits = strict(server("TEST_REDIS_URL"));
     let (one, other) = tokio::join!(TestApp::spawn_limited(limits.clone()), TestApp::spawn_limited(limits));
     let client = Client::new(Some(Uuid::now_v7()));
     assert_eq!(client.passed(&one, 100).await, 40);
-    // Time for the first to tell, and between two calls for the second to hear.
+    // Leaves the first replica time to report to Redis, and the second time to read it between two calls.
     let mut passed = 0;
     while client.call(&other, &client.address).await.status() != 429 {
         passed += 1;
@@ -294,21 +295,21 @@ async fn a_limit_holds_over_two_replicas() {
 }
 
 #[tokio::test]
-async fn neither_invented_users_nor_invented_hops_dodge_the_limit_of_an_address() {
+async fn invented_users_and_hops_do_not_evade_the_limit_of_an_address() {
     let app = TestApp::spawn_limited(strict(server("TEST_REDIS_URL"))).await;
     let address = Client::new(None).address;
     let calls = join_all((0..200).map(async |n| {
         let client = Client { user: Some(Uuid::now_v7()), address: address.clone() };
-        // The proxy adds the last hop; whatever is before it was sent by the client.
+        // The proxy adds the last hop. The client sent everything before it.
         client.call(&app, &format!("198.51.100.{n}, {address}")).await.status()
     }));
     let passed = calls.await.into_iter().filter(|status| *status != 429).count();
-    assert_eq!(passed, 80, "twice what one user gets");
-    assert_eq!(Client::new(None).passed(&app, 10).await, 10, "another address is not concerned");
+    assert_eq!(passed, 80, "an address may make twice the calls of a user");
+    assert_eq!(Client::new(None).passed(&app, 10).await, 10, "another address has its own limit");
 }
 
 #[tokio::test]
-async fn without_redis_each_replica_counts_for_itself_and_nobody_waits() {
+async fn without_redis_each_replica_counts_alone_and_no_caller_waits() {
     let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
     let app = TestApp::spawn_limited(strict(redis_url)).await;
     for break_it in [ChaosProxy::freeze, ChaosProxy::cut] {

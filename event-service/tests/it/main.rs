@@ -1,4 +1,4 @@
-//! The Event Service's tests, as one binary: each on a database, an exchange and a queue of its own.
+//! The Event Service's tests in one binary. Each test has its own database, exchange and queue.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod support;

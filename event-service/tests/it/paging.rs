@@ -1,4 +1,4 @@
-//! Lists while others write.
+//! Paging through lists while other clients insert, and searching for events.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use crate::support::{TestApp, id};
 
-/// Sessions without seats, on hours of their own from `first` on.
+/// Inserts sessions without seats, one an hour from hour `first` on.
 async fn insert_sessions(db: &PgPool, event: &str, hall: &str, first: i64, count: usize) -> Vec<String> {
     let ids: Vec<SessionId> = (0..count).map(|_| SessionId::new()).collect();
     sqlx::query(
@@ -26,7 +26,7 @@ async fn insert_sessions(db: &PgPool, event: &str, hall: &str, first: i64, count
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_rows_are_each_shown_once_while_a_thousand_more_are_inserted() {
+async fn each_of_ten_thousand_rows_is_shown_once_while_a_thousand_are_inserted() {
     let app = TestApp::spawn().await;
     let (event, hall) = (app.event().await, app.hall(1).await);
     let present = insert_sessions(&app.db, &event, &hall, 0, 10_000).await;
@@ -82,5 +82,5 @@ async fn events_are_found_by_words_in_title_and_description() {
     let problem = app.get(&format!("/api/v1/events?q={}&limit=0&event_type=party", "x".repeat(101)), 422).await;
     let mut named: Vec<_> = problem["errors"].as_array().unwrap().iter().map(|fault| id(fault, "parameter")).collect();
     named.sort();
-    assert_eq!(named, ["event_type", "limit", "q"], "all faults at once");
+    assert_eq!(named, ["event_type", "limit", "q"], "all errors at once");
 }

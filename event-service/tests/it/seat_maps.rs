@@ -1,4 +1,4 @@
-//! Seat maps: as fresh as the tables, sent once, in the coding that the client likes.
+//! Seat maps match the tables, are not sent again unchanged, and use the content coding that the client prefers.
 
 use std::io::Read;
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::support::{TestApp, id};
 
-/// A hold of one seat by a new reservation.
+/// Holds one seat for a new reservation, and returns the reservation's id.
 async fn hold(app: &TestApp, session: &str, seat: &str) -> Uuid {
     let owner = Uuid::now_v7();
     let hold = json!({ "reservation_id": owner, "session_seat_ids": [seat], "reserved_until": "2031-01-01T00:00:00Z" });
@@ -20,7 +20,7 @@ async fn hold(app: &TestApp, session: &str, seat: &str) -> Uuid {
     owner
 }
 
-/// The map's tag, the map, and the bare array.
+/// The seat map's entity tag, the seat map, and the array of `/seats`.
 async fn shown(app: &TestApp, session: &str) -> (String, Value, Value) {
     let path = format!("/api/v1/sessions/{session}");
     let map = app.call(reqwest::Method::GET, &format!("{path}/seat-map"), None).await;
@@ -29,7 +29,7 @@ async fn shown(app: &TestApp, session: &str) -> (String, Value, Value) {
 }
 
 #[tokio::test]
-async fn a_map_that_is_followed_is_the_one_that_a_new_replica_reads() {
+async fn a_replica_that_follows_changes_has_the_map_that_a_new_one_reads() {
     let (database_url, exchange) = (database("event", &event_service::app::MIGRATIONS).await, unique("exchange"));
     let replica = async || {
         let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
@@ -37,7 +37,7 @@ async fn a_map_that_is_followed_is_the_one_that_a_new_replica_reads() {
         TestApp::spawn_with(database_url.clone(), broker).await
     };
     let (app, other) = (replica().await, replica().await);
-    // More than two pieces.
+    // 150 seats fill more than two compressed chunks.
     let (session, seats) = app.session(150).await;
     let path = format!("/api/v1/sessions/{session}");
     let internal = format!("/api/internal/sessions/{session}/seats");
@@ -65,12 +65,12 @@ async fn a_map_that_is_followed_is_the_one_that_a_new_replica_reads() {
         tags.push(seen.0);
     }
     let unchanged = tags.windows(2).filter(|pair| pair[0] == pair[1]).count();
-    assert_eq!(unchanged, 1, "only the last did nothing: {tags:?}");
+    assert_eq!(unchanged, 1, "only the last step changed nothing: {tags:?}");
 }
 
-/// The hall's seats are others then, and so are those of the map.
+/// Another hall has other seats, so the map must show those.
 #[tokio::test]
-async fn a_session_that_is_moved_or_deleted_takes_its_map_along() {
+async fn a_seat_map_follows_its_session_to_another_hall_and_into_deletion() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(3).await;
     let path = format!("/api/v1/sessions/{session}");
@@ -85,7 +85,7 @@ async fn a_session_that_is_moved_or_deleted_takes_its_map_along() {
     app.get(&format!("{path}/seat-map"), 404).await;
 }
 
-/// Numbers are drawn in one order and become visible in another.
+/// Change numbers are drawn in one order and become visible in another.
 #[tokio::test]
 async fn a_change_that_becomes_visible_late_is_not_missed() {
     let app = TestApp::spawn().await;
@@ -100,9 +100,9 @@ async fn a_change_that_becomes_visible_late_is_not_missed() {
     assert_eq!(app.statuses(&session).await, ["blocked", "reserved", "available"]);
 }
 
-/// Many buyers at once, who share what is read: each sees its own seat taken as soon as it has been told so.
+/// Sixteen buyers at once share the reads of the map. Each sees its seat reserved as soon as its hold is answered.
 #[tokio::test]
-async fn whoever_has_taken_a_seat_sees_it_taken() {
+async fn a_buyer_sees_its_own_hold_in_the_next_map() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(160).await;
     let buyers = seats.chunks(10).enumerate().map(async |(buyer, own)| {
@@ -138,7 +138,7 @@ async fn a_seat_map_is_not_sent_twice_and_never_stale() {
 }
 
 #[tokio::test]
-async fn a_seat_map_is_compressed_as_the_client_asks_and_known_by_a_tag_of_its_own() {
+async fn each_content_coding_of_a_seat_map_has_its_own_tag() {
     let app = TestApp::spawn().await;
     let (session, _) = app.session(200).await;
     let path = format!("{}/api/v1/sessions/{session}/seat-map", app.base);
@@ -168,7 +168,7 @@ async fn a_seat_map_is_compressed_as_the_client_asks_and_known_by_a_tag_of_its_o
         let known = get("zstd, br, gzip", &tag).await;
         assert_eq!((known.status().as_u16(), known.headers()["etag"].to_str().unwrap()), (304, tag.as_str()));
     }
-    // A short answer is sent as it is.
+    // A short answer is not compressed.
     let short =
         app.http.get(format!("{}/health/live", app.base)).header("accept-encoding", "gzip").send().await.unwrap();
     assert!(short.headers().get("content-encoding").is_none());

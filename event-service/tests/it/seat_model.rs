@@ -1,5 +1,5 @@
-//! Random sequences of everything that may be wanted of the seats of one session, against a model of them: the table of transitions
-//! first, then the statements on a real database. What one of the three says otherwise than the others is a fault.
+//! Random sequences of steps on the seats of one session, run against a model: first on the table of transitions, then
+//! by the statements on a real database. All three must agree.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,7 +23,7 @@ const SEATS: usize = 4;
 const UNKNOWN: usize = SEATS;
 const RESERVATIONS: usize = 4;
 
-/// Something that happens to the session, reservations and seats by their indexes.
+/// Something that happens to the session. Reservations and seats are given by index.
 #[derive(Debug, Clone)]
 enum Act {
     Want {
@@ -31,23 +31,23 @@ enum Act {
         by: usize,
         seats: Vec<usize>,
     },
-    /// The time of its holds goes by.
+    /// The holds of reservation `by` become overdue.
     RunOut {
         by: usize,
     },
     CancelSession,
 }
 
-/// What was answered.
+/// The outcome of an act.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Done,
-    /// The seats that stopped it: their status if they exist, and whose overdue holds they are.
+    /// The seats that stopped it. Each has its status if the seat exists, and the reservation of its overdue hold.
     Refused(Vec<(usize, Option<SeatStatus>, Option<usize>)>),
     Freed(Vec<usize>),
 }
 
-/// A seat as people would tell of it.
+/// A seat in the terms of a box office.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct ModelSeat {
     holder: Option<usize>,
@@ -59,7 +59,7 @@ struct ModelSeat {
 struct Model {
     seats: [ModelSeat; SEATS],
     session_is_cancelled: bool,
-    /// What the last act is to be answered.
+    /// The expected answer to the last act, where it has one.
     answer: Option<Answer>,
 }
 
@@ -121,7 +121,7 @@ impl Model {
         }
     }
 
-    /// Each seat's status and whose it is.
+    /// Each seat's status and the reservation that holds or owns it.
     fn shown(&self) -> Vec<(SeatStatus, Option<usize>)> {
         (0..SEATS).map(|seat| (self.status(seat), self.seats[seat].buyer.or(self.seats[seat].holder))).collect()
     }
@@ -140,7 +140,7 @@ impl ReferenceStateMachine for Model {
             4 => Just(SeatStep::Reserve), 3 => Just(SeatStep::Confirm),
             2 => Just(SeatStep::Release), 2 => Just(SeatStep::Refund),
         ];
-        // Mostly seats that exist, in any order.
+        // Twelve times of thirteen only seats that exist, in any order.
         let seats = prop_oneof![
             12 => subsequence((0..SEATS).collect::<Vec<_>>(), 1..=3),
             1 => subsequence((0..=UNKNOWN).collect::<Vec<_>>(), 1..=3),
@@ -197,7 +197,8 @@ fn the_table_of_transitions_agrees_with_the_model() {
     });
 }
 
-/// All of them or none for those that need all, and each by itself for the others. Returns the seats refused or freed.
+/// Applies a step by the table: `Reserve` and `Confirm` to all seats or none, the others to each seat alone. Returns
+/// the seats that changed, or the seats that refused.
 fn want_of_the_table(
     seats: &mut [Seat; SEATS],
     step: SeatStep,
@@ -229,7 +230,7 @@ fn assert_same_seats(answer: Result<Vec<usize>, Vec<usize>>, expected: Answer) {
         }
         (Ok(freed), Answer::Freed(expected)) => assert_eq!(sorted(freed), expected),
         (Ok(_), Answer::Done) => {}
-        (answer, expected) => panic!("{answer:?} instead of {expected:?}"),
+        (answer, expected) => panic!("answered {answer:?}, expected {expected:?}"),
     }
 }
 
@@ -247,9 +248,13 @@ fn the_statements_agree_with_the_model() {
                 assert_eq!(rows.iter().map(Row::shown).collect::<Vec<_>>(), model.shown());
                 for (seat, (old, new)) in before.iter().zip(&rows).enumerate() {
                     assert_eq!(new.overdue, model.seats[seat].time_is_over, "the hold of seat {seat} is overdue");
-                    // Whoever follows the seats hears of each step, and of nothing else.
+                    // The seat map stream sends each change, and nothing else.
                     let changed = old.shown() != new.shown();
-                    assert_eq!(old.number < new.number, changed, "the number of seat {seat} rises when it changes");
+                    assert_eq!(
+                        old.number < new.number,
+                        changed,
+                        "the change number of seat {seat} must rise exactly when the seat changes"
+                    );
                 }
                 before = rows;
             }
@@ -257,7 +262,7 @@ fn the_statements_agree_with_the_model() {
     });
 }
 
-/// A session in the database, with the reservations that want its seats.
+/// A session in the database, and the reservations that act on its seats.
 struct Session {
     seats: Seats,
     ids: Vec<SessionSeatId>,
@@ -357,7 +362,7 @@ impl Session {
     }
 }
 
-/// What may be announced of a reservation: events in the order of their commits, each with its seats.
+/// The events of one reservation in the order of their commits, each with its seats.
 type History = Vec<(BookingEventType, Vec<usize>)>;
 
 fn histories_of(seats: Vec<usize>) -> BoxedStrategy<History> {
@@ -374,7 +379,7 @@ fn histories_of(seats: Vec<usize>) -> BoxedStrategy<History> {
 }
 
 #[test]
-fn announcements_in_any_order_and_number_leave_the_seats_as_the_last_of_each_reservation_says() {
+fn events_in_any_order_and_repeated_leave_the_same_seats() {
     let histories = (histories_of(vec![0, 1, 2]), histories_of(vec![3])).prop_map(|(first, second)| [first, second]);
     let delivered = histories.prop_flat_map(|histories| {
         let once =

@@ -1,4 +1,4 @@
-//! Server-Sent Events: whoever follows a session has its map, whatever order changes become visible in.
+//! Server-Sent Events: a client that follows a session has its seat map, in whatever order changes become visible.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::support::{TestApp, id};
 
 type Map = HashMap<String, String>;
 
-/// Someone who follows a session: the stream, and the map as it is after what has come so far.
+/// A client that follows a session: its stream, and its map after the events received so far.
 struct Follower {
     response: Response,
     unread: String,
@@ -49,7 +49,7 @@ impl Follower {
         follower
     }
 
-    /// The connection broke; goes on from the last id.
+    /// Opens the stream again from the last event id, as a browser does after a broken connection.
     async fn resume(&mut self, app: &TestApp, session: &str) {
         self.response = open(app, session, self.last_id.as_deref()).await;
         self.unread.clear();
@@ -74,7 +74,7 @@ impl Follower {
         }
     }
 
-    /// Takes one change into the map; the higher version counts.
+    /// Applies the next change to the map, unless the map has a higher version of that seat.
     async fn step(&mut self) -> (String, String) {
         let (name, change) = self.next().await.unwrap_or_else(|| panic!("the stream ended"));
         assert_eq!(name, "change", "{change}");
@@ -96,7 +96,7 @@ impl Follower {
         };
         tokio::time::timeout(Duration::from_secs(20), done)
             .await
-            .unwrap_or_else(|_| panic!("the follower's map does not become that of the database"));
+            .unwrap_or_else(|_| panic!("the follower's map does not reach that of the database"));
     }
 }
 
@@ -105,13 +105,14 @@ async fn change(app: &TestApp, session: &str, what: &str, owner: Uuid, seats: &[
     app.post(&format!("/api/internal/sessions/{session}/seats/{what}"), &body, 200).await;
 }
 
-/// Two thousand reservations, a third of them sold and a third given back, while a hundred follow and one is cut off for five seconds.
+/// Two thousand reservations are made; a third is sold and a third released. Ninety-nine clients follow all the time,
+/// and one is disconnected for five seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_followers_of_ten_thousand_seats_end_with_the_map_of_the_database() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(10_000).await;
     let mut followers = join_all((0..100).map(|_| Follower::open(&app, &session))).await;
-    // Loaded after every snapshot, so it serves all of them.
+    // Loaded after all snapshots, so it fits every follower.
     let loaded = map_of(&app, &session).await;
     followers.iter_mut().for_each(|follower| follower.map.clone_from(&loaded));
     let mut unlucky = followers.pop().unwrap();
@@ -144,7 +145,7 @@ async fn a_hundred_followers_of_ten_thousand_seats_end_with_the_map_of_the_datab
         begun.elapsed()
     };
     let (final_map, away, followers) = tokio::join!(buyers, cut_off, async {
-        // All of them read while the others write.
+        // The followers read while the buyers write.
         let reading = followers.into_iter().map(|mut follower| async {
             let quiet = Duration::from_secs(3);
             while tokio::time::timeout(quiet, follower.step()).await.is_ok() {}
@@ -161,7 +162,7 @@ async fn a_hundred_followers_of_ten_thousand_seats_end_with_the_map_of_the_datab
     assert_eq!(map_of(&app, &session).await, final_map);
 }
 
-/// A change that was numbered first and committed last: a reader that asks for "newer than the last number" never sees it.
+/// The first change by number commits last. A reader that asks for "newer than the last number" would never see it.
 #[tokio::test]
 async fn a_change_that_becomes_visible_late_is_not_lost() {
     let app = TestApp::spawn().await;
@@ -174,7 +175,7 @@ async fn a_change_that_becomes_visible_late_is_not_lost() {
     session_seats::reserve(&mut late, &[wish]).await.unwrap();
     change(&app, &session, "reserve", Uuid::now_v7(), &[&seats[1]]).await;
     while follower.step().await != (seats[1].clone(), "reserved".to_owned()) {}
-    // One who was cut off after that change, and one who stayed.
+    // One follower resumes after that change, and one stays connected.
     let mut resumed = Follower::open(&app, &session).await;
     resumed.last_id.clone_from(&follower.last_id);
     resumed.resume(&app, &session).await;
@@ -187,19 +188,19 @@ async fn a_change_that_becomes_visible_late_is_not_lost() {
 }
 
 #[tokio::test]
-async fn what_happens_while_the_database_is_away_comes_when_it_is_back() {
+async fn a_follower_misses_nothing_when_the_database_connections_break() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
     let mut follower = Follower::open(&app, &session).await;
     for _ in 0..3 {
-        // Every connection of the service breaks, the one that looks for changes among them.
+        // Every connection of the service breaks, including the one that polls for changes.
         sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
             .execute(&app.db)
             .await
             .unwrap();
         let hold = json!({ "reservation_id": Uuid::nil(), "session_seat_ids": [seats[0]], "reserved_until": "2031-01-01T00:00:00Z" });
         let release = json!({ "reservation_id": Uuid::nil(), "session_seat_ids": [seats[0]] });
-        // The two have pools of their own.
+        // Reserve and release use different pools.
         for (verb, body) in [("reserve", hold), ("release", release)] {
             let path = format!("/api/internal/sessions/{session}/seats/{verb}");
             wait_until("the service has connections again", Duration::from_secs(10), async || {
@@ -213,7 +214,7 @@ async fn what_happens_while_the_database_is_away_comes_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn an_id_of_another_database_begins_anew() {
+async fn an_event_id_of_another_database_starts_with_a_new_snapshot() {
     let app = TestApp::spawn().await;
     let (session, _) = app.session(1).await;
     for id in ["999999999998:999999999999:@1", "20:10:@1", "10:20:", "-1", "x"] {
@@ -226,9 +227,9 @@ async fn an_id_of_another_database_begins_anew() {
     assert_eq!(stranger.json::<Value>().await.unwrap()["code"], "session_not_found");
 }
 
-/// An edit may make the seats anew, and changes alone would not say that the old ones have gone.
+/// An edit may replace the session's seats, and `change` events could not remove the old ones.
 #[tokio::test]
-async fn who_follows_a_session_hears_of_its_edits_and_of_its_end() {
+async fn an_edit_sends_a_new_snapshot_and_a_deletion_ends_the_stream() {
     let app = TestApp::spawn().await;
     let (session, _) = app.session(2).await;
     let path = format!("/api/v1/sessions/{session}");
@@ -236,7 +237,7 @@ async fn who_follows_a_session_hears_of_its_edits_and_of_its_end() {
     for edit in [json!({ "currency": "EUR" }), json!({ "base_price": 5 })] {
         let seen = follower.last_id.clone();
         assert_eq!(app.call(Method::PATCH, &path, Some(&edit)).await.status(), 200);
-        let next = tokio::time::timeout(SOON, follower.next()).await.expect("something is heard");
+        let next = tokio::time::timeout(SOON, follower.next()).await.expect("an event arrives");
         assert_eq!(next.unwrap().0, "snapshot", "{edit}");
         follower.last_id = seen;
         follower.resume(&app, &session).await;
@@ -247,7 +248,7 @@ async fn who_follows_a_session_hears_of_its_edits_and_of_its_end() {
 }
 
 #[tokio::test]
-async fn watchers_beyond_the_limit_are_told_to_come_back() {
+async fn streams_beyond_the_limit_are_rejected_with_a_retry_time() {
     let app = TestApp::spawn().await;
     let (session, _) = app.session(1).await;
     let mut followers = join_all((0..150).map(|_| Follower::open(&app, &session))).await;
@@ -255,7 +256,7 @@ async fn watchers_beyond_the_limit_are_told_to_come_back() {
     assert_eq!(refused.headers()["retry-after"], "10");
     assert_eq!(refused.json::<Value>().await.unwrap()["code"], "too_many_watchers");
     followers.pop();
-    wait_until("a place is free again", Duration::from_secs(20), async || {
+    wait_until("another stream can be opened", Duration::from_secs(20), async || {
         open(&app, &session, None).await.status() == 200
     })
     .await;

@@ -1,4 +1,4 @@
-//! The authority on seats, against a real database and without HTTP.
+//! The statements that change seats, on a real database and without HTTP.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(crate) async fn database_pool() -> PgPool {
     lazy_pool(&database("event", &app::MIGRATIONS).await, "test", 20).unwrap()
 }
 
-/// A session of `count` seats, written past the HTTP interface.
+/// Inserts a session of `count` seats directly into the tables.
 pub(crate) async fn seats_in(db: PgPool, count: i32) -> Seats {
     let session: Uuid = sqlx::query_scalar(
         "with o as (insert into organizers (organizer_id, name) values (gen_random_uuid(), 'o') returning organizer_id),
@@ -107,7 +107,7 @@ impl Seats {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the service that asks for a hold says when it is due")]
+#[expect(clippy::disallowed_methods, reason = "the service that requests a hold sets its end")]
 pub(crate) fn soon() -> DateTime<Utc> {
     Utc::now() + TimeDelta::minutes(10)
 }
@@ -115,7 +115,7 @@ pub(crate) fn soon() -> DateTime<Utc> {
 fn taken(outcome: &ChangeOutcome) -> Vec<SessionSeatId> {
     match outcome {
         ChangeOutcome::Refused(conflicts) => conflicts.iter().map(|conflict| conflict.session_seat_id).collect(),
-        ChangeOutcome::Done => panic!("it was done"),
+        ChangeOutcome::Done => panic!("the seats were not refused"),
     }
 }
 
@@ -129,7 +129,7 @@ async fn a_reservation_gets_all_its_seats_or_none() {
 }
 
 #[tokio::test]
-async fn each_change_is_harmless_when_repeated() {
+async fn a_repeated_change_changes_nothing() {
     let seats = seats(2).await;
     let owner = ReservationId::new();
     seats.reserve(owner, &seats.ids).await;
@@ -161,7 +161,7 @@ async fn a_seat_released_twice_stays_with_its_new_owner() {
 }
 
 #[tokio::test]
-async fn nobody_confirms_seats_that_they_do_not_all_hold() {
+async fn a_reservation_confirms_only_seats_that_it_holds_and_only_all_of_them() {
     let seats = seats(2).await;
     let (owner, other) = (ReservationId::new(), ReservationId::new());
     seats.reserve(owner, &seats.ids[..1]).await;
@@ -175,16 +175,16 @@ async fn seats_of_another_session_or_of_none_are_unknown() {
     let seats = seats(1).await;
     let stranger = SessionSeatId::new();
     let outcome = seats.reserve(ReservationId::new(), &[seats.ids[0], stranger]).await;
-    let ChangeOutcome::Refused(conflicts) = outcome else { panic!("reserved") };
+    let ChangeOutcome::Refused(conflicts) = outcome else { panic!("an unknown seat was reserved") };
     assert_eq!((conflicts.len(), conflicts[0].session_seat_id, conflicts[0].status), (1, stranger, None));
     let elsewhere = seats.reserve_each(&[wish(SessionId::new(), ReservationId::new(), &seats.ids, soon())]).await;
     assert_eq!(taken(&elsewhere[0]), seats.ids);
     assert_eq!(seats.state().await[0].1, SeatStatus::Available);
 }
 
-/// What comes together is one statement, and each wish of it is judged for itself.
+/// Requests that arrive together share one statement, and each is decided on its own.
 #[tokio::test]
-async fn wishes_that_come_together_are_each_granted_whole_or_not_at_all() {
+async fn each_request_of_a_batch_is_held_whole_or_not_at_all() {
     let seats = seats(8).await;
     let (owner, buyers) = (ReservationId::new(), [(); 4].map(|()| ReservationId::new()));
     seats.reserve(owner, &seats.ids[2..3]).await;
@@ -192,12 +192,12 @@ async fn wishes_that_come_together_are_each_granted_whole_or_not_at_all() {
     let outcomes = seats
         .reserve_each(&[
             wants(0, &seats.ids[0..2]),
-            // Its second seat is another's, so it does not get the first either.
+            // Another reservation has its second seat, so it does not get the first either.
             wish(seats.session, buyers[1], &[seats.ids[3], seats.ids[2]], soon()),
             wants(2, &[seats.ids[4], SessionSeatId::new()]),
-            // Of another session, although there are such seats.
+            // The seats exist, but in another session.
             wish(SessionId::new(), buyers[3], &seats.ids[5..6], soon()),
-            // Has it already, and wants one more.
+            // It holds the first seat already and requests one more.
             wish(seats.session, owner, &[seats.ids[2], seats.ids[6]], soon()),
         ])
         .await;
@@ -209,9 +209,9 @@ async fn wishes_that_come_together_are_each_granted_whole_or_not_at_all() {
     assert_eq!(owners, [first, first, Some(owner), None, None, None, Some(owner), None]);
 }
 
-/// Of two that would own the same seat, only who holds it gets it, however the two come.
+/// Of two reservations that confirm the same seat, only its holder gets it, in whatever order they arrive.
 #[tokio::test]
-async fn orders_that_come_together_are_each_sold_whole_or_not_at_all() {
+async fn each_order_of_a_batch_is_sold_whole_or_not_at_all() {
     let seats = seats(4).await;
     let (owner, rival, other) = (ReservationId::new(), ReservationId::new(), ReservationId::new());
     seats.reserve(owner, &seats.ids[0..2]).await;
@@ -220,14 +220,14 @@ async fn orders_that_come_together_are_each_sold_whole_or_not_at_all() {
     let outcomes = session_seats::confirm_each(&mut seats.db.acquire().await.unwrap(), &orders).await.unwrap();
     assert_eq!(taken(&outcomes[0]), vec![seats.ids[0]], "the rival was told that it has the seat");
     assert_eq!(outcomes[1], ChangeOutcome::Done);
-    assert_eq!(taken(&outcomes[2]), vec![seats.ids[3]], "it holds but one of the two");
+    assert_eq!(taken(&outcomes[2]), vec![seats.ids[3]], "it holds only one of the two");
     let states: Vec<_> = seats.state().await.into_iter().map(|(_, status, owner)| (status, owner)).collect();
     let sold = (SeatStatus::Sold, Some(owner));
     assert_eq!(states, [sold, sold, (SeatStatus::Reserved, Some(other)), (SeatStatus::Available, None)]);
 }
 
 #[tokio::test]
-async fn a_hold_past_its_time_stays_and_is_named_to_who_wants_it() {
+async fn an_overdue_hold_stays_and_is_named_to_the_next_buyer() {
     let seats = seats(2).await;
     let (late, buyer) = (ReservationId::new(), ReservationId::new());
     seats.reserve_until(late, &seats.ids[..1], soon() - TimeDelta::hours(1)).await;
@@ -240,7 +240,7 @@ async fn a_hold_past_its_time_stays_and_is_named_to_who_wants_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_hundred_want_one_seat_and_one_gets_it() {
+async fn three_hundred_buyers_want_one_seat_and_one_gets_it() {
     let seats = Arc::new(seats(1).await);
     let start = Arc::new(Barrier::new(300));
     let buyers = (0..300).map(|_| {
@@ -253,12 +253,10 @@ async fn three_hundred_want_one_seat_and_one_gets_it() {
     assert_eq!(join_all(buyers).await.into_iter().filter(|won| *won).count(), 1);
 }
 
-/// Sets that overlap in opposite orders, reserved and released over and over: no deadlock, and never a part of a set.
+/// Twelve buyers reserve and release overlapping sets in opposite orders, 40 times each. None deadlocks or gets a part
+/// of a set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "each buyer is a task of its own, so that they really run at the same time"
-)]
+#[expect(clippy::disallowed_methods, reason = "each buyer is its own task, so that the buyers run at the same time")]
 async fn overlapping_sets_in_opposite_orders_never_deadlock_or_split() {
     let seats = Arc::new(seats(6).await);
     let buyers: Vec<_> = (0..12_usize)
@@ -283,6 +281,6 @@ async fn overlapping_sets_in_opposite_orders_never_deadlock_or_split() {
         })
         .collect();
     let won: usize = join_all(buyers).await.into_iter().map(Result::unwrap).sum();
-    assert!(won > 0 && won < 12 * 40, "{won} wins: there was no contention, so the test has tested nothing");
+    assert!(won > 0 && won < 12 * 40, "{won} wins: there was no contention, so the test proves nothing");
     assert!(seats.state().await.iter().all(|(_, status, _)| *status == SeatStatus::Available));
 }

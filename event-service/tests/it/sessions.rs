@@ -1,4 +1,4 @@
-//! Sessions and their seats by the HTTP interface.
+//! Sessions and their seats over HTTP.
 
 use reqwest::Method;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{TestApp, id};
 
 #[tokio::test]
-async fn a_session_has_a_seat_for_each_of_its_hall() {
+async fn a_session_has_one_session_seat_for_each_seat_of_its_hall() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(7).await;
     assert_eq!(seats.len(), 7);
@@ -20,7 +20,7 @@ async fn a_session_has_a_seat_for_each_of_its_hall() {
 }
 
 #[tokio::test]
-async fn two_sessions_in_a_hall_can_not_overlap_but_may_touch() {
+async fn two_sessions_in_a_hall_may_touch_but_not_overlap() {
     let app = TestApp::spawn().await;
     let (hall, event) = (app.hall(1).await, app.event().await);
     app.post(&format!("/api/v1/halls/{hall}/seats"), &json!({ "row_number": 1, "seat_number": 1 }), 201).await;
@@ -37,7 +37,7 @@ async fn two_sessions_in_a_hall_can_not_overlap_but_may_touch() {
 }
 
 #[tokio::test]
-async fn a_refused_session_leaves_no_seats() {
+async fn a_rejected_session_leaves_no_seats() {
     let app = TestApp::spawn().await;
     let (hall, event) = (app.hall(1).await, app.event().await);
     assert_eq!(app.post("/api/v1/sessions", &app.session_body(&event, &hall), 409).await["code"], "hall_has_no_seats");

@@ -1,4 +1,4 @@
-//! A running Event Service, and the requests that tests make of it.
+//! A running Event Service and the requests that tests send to it.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -23,10 +23,10 @@ use tokio::net::TcpListener;
 
 use crate::booking_consumer::SOON;
 
-/// Requests in flight that the service takes.
+/// The service's limit on requests in flight.
 pub(crate) const IN_FLIGHT_MAX: usize = 300;
 
-/// A service of its own, with a look into its database.
+/// A service started for one test, with a pool on its database.
 pub(crate) struct TestApp {
     pub(crate) base: String,
     pub(crate) db: PgPool,
@@ -34,7 +34,7 @@ pub(crate) struct TestApp {
     pub(crate) queue: String,
     pub(crate) http: Client,
     lifecycle: Lifecycle,
-    /// Sessions made so far; each takes place on a day of its own.
+    /// Sessions created so far. Each takes place on its own day, so that none overlap.
     sessions: AtomicU32,
 }
 
@@ -57,7 +57,7 @@ impl TestApp {
         Self::spawn_within(limits, database_url, own_exchange(), AuthSettings::default(), None).await
     }
 
-    /// One that asks who calls.
+    /// A service that authenticates its callers.
     pub(crate) async fn spawn_as(auth: AuthSettings, internal_listen: Option<SocketAddr>) -> Self {
         let database_url = database("event", &app::MIGRATIONS).await;
         Self::spawn_within(Limits::default(), database_url, own_exchange(), auth, internal_listen).await
@@ -142,14 +142,14 @@ impl TestApp {
         id(&self.post(&path, &json!({ "name": "Great Hall", "capacity": capacity }), 201).await, "hall_id")
     }
 
-    /// A body for a session on a day of its own.
+    /// The body of a session on a day that no other session of this service has.
     pub(crate) fn session_body(&self, event: &str, hall: &str) -> Value {
         let day = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         let time = |hour: u32| format!("2031-{:02}-{:02}T{hour:02}:00:00Z", day / 28 + 1, day % 28 + 1);
         json!({ "event_id": event, "hall_id": hall, "start_time": time(19), "end_time": time(21), "base_price": 100.00 })
     }
 
-    /// A session of `seats` seats in one row, and the ids of its session seats in order.
+    /// Creates a session with `seats` seats in one row. Returns its id and the ids of its session seats in order.
     pub(crate) async fn session(&self, seats: u32) -> (String, Vec<String>) {
         let hall = self.hall(seats).await;
         self.post(&format!("/api/v1/halls/{hall}/seats/bulk"), &json!({ "rows": 1, "seats_per_row": seats }), 201)
@@ -161,16 +161,17 @@ impl TestApp {
         (session, seats)
     }
 
-    /// Whether a statement waits for what another transaction has locked.
+    /// Whether a statement waits for a lock of another transaction.
     pub(crate) async fn waits_for_a_lock(&self) -> bool {
         let sql = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')";
         sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
     }
 
-    /// Lets `second` come while `first` is under way, which is committed as soon as `second` waits for it, or has gone past it.
+    /// Runs `second` while `first` is open. Commits `first` as soon as `second` waits for a lock or is finished.
     pub(crate) async fn beside<T>(&self, first: PgTransaction<'_>, second: impl Future<Output = T>) -> T {
         let second = pin!(second);
-        let waits = pin!(wait_until("the second one waits", SOON, async || self.waits_for_a_lock().await));
+        let waits =
+            pin!(wait_until("the second transaction waits for a lock", SOON, async || self.waits_for_a_lock().await));
         let under_way = select(second, waits).await;
         first.commit().await.unwrap();
         match under_way {

@@ -1,4 +1,4 @@
-//! A server that speaks TLS: who believes it, how its certificate changes, and what slow clients cost.
+//! A TLS server: which clients trust it, how its certificate is replaced, and that slow clients block nobody.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A server with one route, which answers at once, and one that waits for a word.
+/// A server with one route that answers at once and one that answers after `word` is notified.
 struct Server {
     port: u16,
     lifecycle: Lifecycle,
@@ -70,7 +70,7 @@ fn believer(trust: &Trust) -> Client {
 }
 
 #[tokio::test]
-async fn a_client_talks_only_to_a_server_whose_certificate_is_right() {
+async fn a_client_accepts_only_a_server_with_a_valid_certificate() {
     let ca = TestCa::new();
     let wrong = [
         (TestCa::new().local(), "UnknownIssuer"),
@@ -90,7 +90,8 @@ async fn a_client_talks_only_to_a_server_whose_certificate_is_right() {
     assert!(plain.is_err(), "plaintext was answered: {plain:?}");
 }
 
-/// A folder with the files of a certificate, replaced as a whole like a mounted Kubernetes secret: by another target of a link.
+/// A folder with a certificate and its key. Like a mounted Kubernetes secret, both are replaced at once by a symbolic
+/// link.
 struct Files(PathBuf);
 
 impl Files {
@@ -131,7 +132,7 @@ impl Drop for Files {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_without_a_restart_and_open_connections_go_on() {
+async fn a_new_certificate_is_used_without_a_restart_and_connections_stay_open() {
     let (old_ca, new_ca) = (TestCa::new(), TestCa::new());
     let files = Files::new(&old_ca.local());
     let server = Server::start(files.certificate()).await;
@@ -140,14 +141,17 @@ async fn a_new_certificate_is_shown_without_a_restart_and_open_connections_go_on
     assert!(server.ask(&new, "/health/ready").await.is_err());
     let pair = new_ca.local();
     files.replace(&pair.certificate, &pair.key);
-    wait_until("the new certificate is shown", SOON, async || server.ask(&new, "/health/ready").await.is_ok()).await;
-    assert!(server.ask(&believer(&old_ca.trust()), "/health/ready").await.is_err(), "the old one is still shown");
-    // The connection of before: a new one would not be believed, as the line above shows.
+    wait_until("the new certificate is used", SOON, async || server.ask(&new, "/health/ready").await.is_ok()).await;
+    assert!(
+        server.ask(&believer(&old_ca.trust()), "/health/ready").await.is_err(),
+        "the old certificate is still used"
+    );
+    // Uses the open connection: this client would not trust a new one, as the line above shows.
     server.ask(&old, "/health/ready").await.unwrap();
 }
 
 #[tokio::test]
-async fn who_begins_a_handshake_and_falls_silent_holds_nobody_up_and_is_let_go() {
+async fn a_client_that_stalls_in_the_handshake_blocks_nobody_and_is_disconnected() {
     let ca = TestCa::new();
     let server = Server::start(ca.local().for_server()).await;
     let begun = Instant::now();
@@ -156,15 +160,16 @@ async fn who_begins_a_handshake_and_falls_silent_holds_nobody_up_and_is_let_go()
         silent.push(TcpStream::connect(("127.0.0.1", server.port)).await.unwrap());
     }
     assert_eq!(server.ask(&believer(&ca.trust()), "/health/ready").await.unwrap(), "yes");
-    assert!(begun.elapsed() < Duration::from_secs(4), "an honest client waited {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "another client waited {:?}", begun.elapsed());
     for stream in &mut silent {
-        let end = tokio::time::timeout(SOON, stream.read(&mut [0])).await.expect("the server let it go");
+        let end =
+            tokio::time::timeout(SOON, stream.read(&mut [0])).await.expect("the server closes the silent connection");
         assert!(matches!(end, Ok(0) | Err(_)));
     }
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_the_answer_that_is_on_its_way() {
+async fn a_stop_waits_for_the_answer_in_progress() {
     let ca = TestCa::new();
     let server = Server::start(ca.local().for_server()).await;
     let client = believer(&ca.trust());
@@ -172,13 +177,13 @@ async fn a_stop_waits_for_the_answer_that_is_on_its_way() {
     let stopping = async {
         server.begun.notified().await;
         server.lifecycle.stop();
-        wait_until("nobody is let in any more", SOON, async || {
+        wait_until("new connections are refused", SOON, async || {
             TcpStream::connect(("127.0.0.1", server.port)).await.is_err()
         })
         .await;
-        // A look at it, no wait: the end of the process must not have come yet.
+        // Polled once, not awaited: the process must not have ended yet.
         let ended = server.lifecycle.finished().now_or_never();
-        assert!(ended.is_none(), "the process ends before its answer is given");
+        assert!(ended.is_none(), "the process ended before its answer was sent");
         server.word.notify_one();
         server.lifecycle.finished().await
     };
@@ -188,8 +193,8 @@ async fn a_stop_waits_for_the_answer_that_is_on_its_way() {
 }
 
 #[tokio::test]
-async fn the_health_check_asks_a_service_that_speaks_tls() {
-    // For the name that clients use, which is not the address that is asked.
+async fn the_health_check_works_with_a_tls_service() {
+    // Issued for the name that clients use, not for the address that the health check connects to.
     let pair = TestCa::new().issue(&["tickets.example.com"], 2100);
     let server = Server::start(pair.for_server()).await;
     let port = server.port.to_string();
