@@ -55,7 +55,7 @@ impl BookingEventType {
 pub struct BookingEvent {
     /// Identifies the message; a message that is published again keeps it.
     pub event_id: MessageId,
-    /// What changed.
+    /// What happened to the reservation.
     pub event_type: BookingEventType,
     /// The [`SCHEMA_VERSION`] of the service that wrote the message.
     pub schema_version: u32,

@@ -150,7 +150,7 @@ pub enum ReservationStep {
 }
 
 impl ReservationStep {
-    /// All steps.
+    /// Every step, for tests that try all of them.
     pub const ALL: [Self; 8] = [
         Self::StartPayment,
         Self::KeepWaiting,
@@ -164,7 +164,7 @@ impl ReservationStep {
 }
 
 impl ReservationState {
-    /// All states.
+    /// Every state, for tests that try all of them.
     pub const ALL: [Self; 6] =
         [Self::Active, Self::Confirming, Self::Confirmed, Self::Expired, Self::Cancelled, Self::Refunded];
 
@@ -230,7 +230,7 @@ pub enum PaymentStep {
 }
 
 impl PaymentStep {
-    /// All steps.
+    /// Every step, for tests that try all of them.
     pub const ALL: [Self; 4] = [Self::TakeOn, Self::Capture, Self::Decline, Self::Void];
 }
 
