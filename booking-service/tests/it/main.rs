@@ -13,6 +13,7 @@ mod chaos;
 mod confirm;
 mod crash;
 mod crash_points;
+mod english;
 mod event_client;
 mod expiry;
 mod fair_use;
