@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the running system from outside. See ./test_integration.sh --help.
 #
-# jq has variables of its own, which look to shellcheck like forgotten ones of the shell:
+# The variables of jq look to shellcheck like variables of the shell:
 # shellcheck disable=SC2016
 set -euo pipefail
 
@@ -57,7 +57,7 @@ readonly EVENT_API=$EVENT_URL/api/v1
 readonly BOOKING_API=$BOOKING_URL/api/v1
 
 readonly BUYERS=50
-# The promise of the system for everything that travels by message.
+# The limit that the system promises for every change that travels by message.
 readonly MESSAGE_SECONDS=5
 
 # --- checks -----------------------------------------------------------------------------
@@ -77,7 +77,7 @@ fail() {
 
 skip() { printf '%sSKIP%s  %s\n' "$YELLOW" "$PLAIN" "$*"; }
 
-# check WHAT COMMAND...: passes when the command does. A failure shows the last answer.
+# check WHAT COMMAND...: passes if the command succeeds. A failure prints the last answer.
 check() {
     local what=$1
     shift
@@ -89,25 +89,25 @@ check() {
     fi
 }
 
-# status_is PATTERN: of the last answer.
+# status_is PATTERN: true if the status of the last answer matches.
 status_is() { [[ $STATUS =~ ^($1)$ ]]; }
 
-# check_status WHAT STATUS [EXPRESSION]: of the last answer. In the expression (jq) a null or
-# false is a failure.
+# check_status WHAT STATUS [EXPRESSION]: checks the last answer. A result of null or false of the expression (jq) is a
+# failure.
 check_status() { check "$1" answer_is "$2" "${3:-.}"; }
 
 answer_is() { [[ $STATUS == "$1" ]] && json "$2"; }
 
 json() { jq -e "$@" <<<"$BODY" >/dev/null 2>&1; }
 
-# check_within WHAT SECONDS COMMAND...: passes when the command does within that time.
+# check_within WHAT SECONDS COMMAND...: passes if the command succeeds within that time.
 check_within() {
     local what=$1 seconds=$2
     shift 2
     check "$what (within $seconds s)" wait_until "$seconds" "$@"
 }
 
-# check_problem WHAT STATUS-PATTERN [CODE]: the last answer is a problem document.
+# check_problem WHAT STATUS-PATTERN [CODE]: checks that the last answer is a problem document.
 check_problem() { check "$1" is_problem "$2" "${3:-}"; }
 
 is_problem() {
@@ -122,8 +122,8 @@ finish() {
     ((FAILED == 0))
 }
 
-# created WHAT ID_FIELD: checks for 201 and leaves the id in CREATED. Without it nothing that
-# follows means anything.
+# created WHAT ID_FIELD: checks for 201 and leaves the id in CREATED. Without the id the script ends, because all later
+# checks need it.
 created() {
     check_status "$1" 201
     CREATED=$(field "$2")
@@ -141,8 +141,8 @@ SEATS='[]'
 STANDARD=''
 PREMIUM=''
 
-# seat_body NUMBER TIER [FILTER]: the body of a reservation for the seat with that place in
-# the list; the filter (jq) may change it.
+# seat_body NUMBER TIER [FILTER]: prints the body of a reservation for the seat at that position of the list. The filter
+# (jq) may change it.
 seat_body() {
     jq -c --arg session "$SESSION" --argjson number "$1" --arg tier "$2" '
         {session_id: $session, seats: [.[$number]
@@ -327,7 +327,7 @@ race_for_one_seat() {
     body=$(seat_body 2 "$STANDARD")
     mkdir "$dir"
     for ((buyer = 1; buyer <= BUYERS; buyer++)); do
-        # Not their own processes' work: making a token takes longer than the race.
+        # Made before the race, because making a token takes longer than the race.
         name_caller "$(new_uuid)" customer
         callers+=("$CALLER")
     done
@@ -490,7 +490,7 @@ follow_seat_map() {
     wait "$follower" 2>/dev/null || true
 }
 
-# A hold of some seconds may end before the worker comes to it.
+# A hold of some seconds may end before the worker handles it.
 reservation_has_ended() { reservation_status_is "$1" "$2" cancelled || reservation_status_is "$1" "$2" expired; }
 
 cancel_session() {
@@ -538,13 +538,13 @@ check_broker() {
     check_status "queue $QUEUE is durable" 200 .durable
     broker "exchanges/%2F/$EXCHANGE/bindings/source"
     for key in reservation.confirmed reservation.expired reservation.cancelled ticket.refunded; do
-        # A binding may be a pattern: * is one word, # any number of them.
+        # A binding may be a pattern: * is one word, # is any number of words.
         check "$key reaches the queue" json --arg queue "$QUEUE" --arg key "$key" '
             any(.[]; .destination == $queue and (.routing_key
                 | gsub("\\."; "\\.") | gsub("\\*"; "[^.]+") | gsub("#"; ".*")
                 | . as $pattern | $key | test("^" + $pattern + "$")))'
     done
-    # The management interface gathers its numbers every five seconds.
+    # The management interface updates its numbers every five seconds.
     check_within 'the queue has a consumer' 15 queue_matches '.consumers >= 1'
     check_within 'no message is left in the queue' 15 queue_matches '.messages == 0'
 }

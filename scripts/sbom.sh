@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# A bill of materials (CycloneDX 1.6, JSON) of what is in the two programs: every crate that is compiled into one of them, with
-# version, licence, checksum and who uses it.
+# A bill of materials (CycloneDX 1.6, JSON) of the two programs: every crate that is compiled into one of them, with
+# version, licence, checksum and users.
 #   scripts/sbom.sh >sbom.json
-# The same sources give the same bytes. Needs cargo and Python 3.11 or later, and no net once the crates are there.
+# The same sources give the same bytes. It needs cargo and Python 3.11 or later, and no network once cargo has the
+# crates. cargo-cyclonedx 0.5.9 would be a program of 179 crates to compile, for the same list in one file for each
+# program.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# For the machines that the images are made for. A script on standard input would be in the way of what it reads.
+# For the platform of the images. Python reads its script from standard input, so the metadata is in a file.
 metadata=$(mktemp)
 trap 'rm -f "$metadata"' EXIT
 cargo metadata --locked --format-version 1 --filter-platform x86_64-unknown-linux-gnu >"$metadata"
@@ -22,7 +24,7 @@ with open("Cargo.lock", "rb") as lock:
 checksums = {(package["name"], package["version"]): package.get("checksum")
              for package in tomllib.loads(lock_bytes.decode())["package"]}
 packages = {package["id"]: package for package in metadata["packages"]}
-# What is compiled in: neither tests nor what build scripts use.
+# Only crates that are compiled in: no tests, and no dependencies of build scripts.
 uses = {node["id"]: sorted({dependency["pkg"] for dependency in node["deps"]
                             if any(kind["kind"] is None for kind in dependency["dep_kinds"])})
         for node in metadata["resolve"]["nodes"]}
@@ -39,7 +41,7 @@ def component(package):
         "purl": reference(package),
     }
     if package["license"]:
-        # Some old crates write "MIT/Apache-2.0", which is no expression.
+        # Some old crates write "MIT/Apache-2.0", which is not a valid expression.
         made["licenses"] = [{"expression": package["license"].replace("/", " OR ")}]
     checksum = checksums[package["name"], package["version"]]
     if checksum:

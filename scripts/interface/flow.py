@@ -1,4 +1,4 @@
-"""The whole flow, organizer to refund, with the clients that were generated from the two OpenAPI documents.
+"""The whole flow, organizer to refund, with the clients generated from the two OpenAPI documents.
 
 Usage: flow.py EVENT_SERVICE_URL BOOKING_SERVICE_URL REAL_IDS_FILE USER_ID HEADER
 HEADER says who calls: that user, who may also do what an organizer may.

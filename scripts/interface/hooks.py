@@ -1,4 +1,4 @@
-"""Gives generated requests something to be about: without real ids nearly all of them end in a 404.
+"""Puts real ids into generated requests: without them nearly all requests end in a 404.
 
 REAL_IDS names a JSON file: {"session_id", "price_tier_id", "user_id", "seats": [{"session_seat_id", "row_number", "seat_number"}]}.
 An id is replaced only where the generator put a well-formed one, so that what is meant to be wrong stays wrong.
@@ -14,7 +14,7 @@ import schemathesis
 with open(os.environ["REAL_IDS"], encoding="utf-8") as file:
     REAL = json.load(file)
 SEATS = itertools.cycle(REAL["seats"])
-# Hardly any generated tag is the present one: every other edit goes without.
+# A generated tag almost never matches the current one, so every second edit has no tag.
 DROP_TAG = itertools.cycle([True, False])
 
 
@@ -59,7 +59,7 @@ def before_call(context, case, kwargs):
     elif operation in ("get_pricing", "stream_seat_map"):
         replace(case.path_parameters, "session_id", REAL["session_id"])
     elif operation in ("cancel_session", "update_session", "delete_session"):
-        # Lists lead to the real session, too; the rest of the run needs it as it is.
+        # Lists also lead to the real session, which the rest of the run needs unchanged.
         if case.path_parameters.get("session_id") == REAL["session_id"]:
             case.path_parameters["session_id"] = str(uuid.uuid4())
     elif operation == "list_tickets":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tries the interface from outside, with what others generate from the OpenAPI documents: clients that
-# do the whole flow, and requests by the thousand that are held against the documents.
+# Tests the interface from outside, with code that tools generate from the OpenAPI documents: clients that run the whole
+# flow, and thousands of requests whose answers must match the documents.
 set -euo pipefail
 
 usage() {
@@ -9,14 +9,14 @@ Usage: scripts/interface/run.sh EVENT_SERVICE_URL BOOKING_SERVICE_URL [OPTION...
 
   --examples N     generated requests for each operation (default 10)
   --token-command COMMAND
-                   prints an access token, with --user UUID and --role ROLE behind it, for services
-                   with AUTH_MODE=jwt; also by TICKETING_TOKEN_COMMAND. INTERNAL_API_KEY, if they
-                   have one, comes from the environment
+                   prints an access token and takes --user UUID and --role ROLE, for services with
+                   AUTH_MODE=jwt. TICKETING_TOKEN_COMMAND sets it, too. If the services have an
+                   INTERNAL_API_KEY, it must be in the environment
   --seed N         the same seed makes the same requests (default 1)
-  --work-dir DIR   where to keep the Python environment between runs (default: a folder that
-                   is deleted at the end)
+  --work-dir DIR   the folder that keeps the Python environment between runs (default: a folder
+                   that is deleted at the end)
 
-Both services must run. They get a lot of data that nobody wants: use ones of your own.
+Both services must run. The tests fill their databases with useless data, so use test systems.
 HELP
 }
 
@@ -45,14 +45,14 @@ main() {
     mkdir -p "$work_dir"
     work_dir=$(cd "$work_dir" && pwd)
     local bin=$work_dir/venv/bin
-    # Complete is what has the mark of the present requirements.
+    # An environment is complete if it has a copy of the current requirements.
     if ! cmp -s "$here/requirements.txt" "$work_dir/installed.txt"; then
         rm -rf "$work_dir/venv"
         python3 -m venv "$work_dir/venv"
         "$bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
         cp "$here/requirements.txt" "$work_dir/installed.txt"
     fi
-    # The generator tidies what it has made with ruff, which it looks for in the path.
+    # The generator formats its code with ruff, which it finds in the path.
     export PATH=$bin:$PATH NO_PROXY='*'
 
     local name
@@ -61,7 +61,7 @@ main() {
         [[ $name == event ]] || url=${urls[1]}
         rm -rf "$work_dir/clients/${name}_client"
         mkdir -p "$work_dir/clients"
-        # A warning means that something in the document has no client.
+        # A warning means that a part of the document has no client.
         "$bin/openapi-python-client" generate --url "$url/openapi.json" --meta none --overwrite \
             --fail-on-warning --config "$here/openapi-python-client.yaml" --output-path "$work_dir/clients/${name}_client"
     done
@@ -79,13 +79,13 @@ main() {
     local header options=()
     for header in "${headers[@]}"; do options+=(--header "$header"); done
 
-    # It leaves a folder where it runs.
+    # It leaves a folder in its working folder.
     cd "$work_dir"
     export SCHEMATHESIS_HOOKS=$here/hooks.py
     for name in event booking; do
         local url=${urls[0]}
         [[ $name == event ]] || url=${urls[1]}
-        # What goes by two names is created under one and deleted under the other; one is enough.
+        # Some operations have two names. With both, one would delete what the other creates, so one is enough.
         "$bin/st" --config-file "$here/schemathesis.toml" run "$url/openapi.json" --no-color \
             --exclude-operation-id-regex '_by_other_name$' --max-examples "$examples" --seed "$seed" --workers 1 --continue-on-failure \
             "${options[@]}"

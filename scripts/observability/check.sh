@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Holds dashboard and alert rules against a Prometheus that watches the running system. See --help.
+# Checks the dashboard and the alert rules with a Prometheus that scrapes the running system. See --help.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -12,9 +12,9 @@ usage() {
     cat <<'HELP'
 Usage: scripts/observability/check.sh PROMETHEUS_URL EVENT_SERVICE_URL BOOKING_SERVICE_URL
 
-Has promtool look at the configuration, makes some traffic, and asks that Prometheus every query
-of the dashboard and of the alert rules: each must be understood, and give numbers. The system has
-to run with AUDIT_INTERVAL_MINUTES set, and Prometheus to look at it every second or so
+Checks the configuration with promtool, makes some traffic, and runs every query of the dashboard
+and of the alert rules: each must be valid and give numbers. The system must run with
+AUDIT_INTERVAL_MINUTES set, and Prometheus must scrape it about every second
 (OBSERVE_INTERVAL_SECONDS=1 ./start.sh --native --observe).
 HELP
 }
@@ -25,25 +25,25 @@ if (($# != 3)) || [[ $1 == --help ]]; then
 fi
 readonly PROMETHEUS=$1 EVENT_API=$2/api/v1 BOOKING_API=$3/api/v1
 readonly CONFIG=deploy/observability
-readonly PATIENCE_SECONDS=45
+readonly TIMEOUT_SECONDS=45
 
-# Alert rules that give nothing while all is well, even without their threshold.
+# Alert rules that return nothing while the system is healthy, even without their threshold.
 readonly RIGHTLY_EMPTY='^absent\('
 
 step 'Metrics, alerts and dashboard'
 promtool check config "$CONFIG/prometheus.yml" >/dev/null || die "$CONFIG/prometheus.yml has a fault: promtool check config $CONFIG/prometheus.yml"
 promtool check rules "$CONFIG/alerts.yml" >/dev/null || die "$CONFIG/alerts.yml has a fault: promtool check rules $CONFIG/alerts.yml"
 for target in "$2" "$3"; do
-    # Names and help texts as they should be.
-    curl --silent --fail --noproxy '*' "$target/metrics" | promtool check metrics || die "$target/metrics is not as Prometheus wants it"
+    # Checks the names and the help texts.
+    curl --silent --fail --noproxy '*' "$target/metrics" | promtool check metrics || die "promtool found faults in $target/metrics"
 done
 
 ask() { curl --silent --noproxy '*' --max-time 10 "$PROMETHEUS/api/v1/$1" "${@:2}"; }
 
 all_up() { [[ $(ask query --data-urlencode 'query=sum(up)' | jq -r '.data.result[0].value[1]') == 3 ]]; }
-wait_until "$PATIENCE_SECONDS" all_up || die "Prometheus does not reach both services and the worker: $PROMETHEUS/targets"
+wait_until "$TIMEOUT_SECONDS" all_up || die "Prometheus can't scrape both services and the worker: $PROMETHEUS/targets"
 
-# Without a threshold, what is left of an alert's expression is a number at all times.
+# Without its threshold, the expression of an alert must always be a number.
 rules=$(ask rules)
 mapfile -t queries < <({
     jq -r '.panels[].targets[]?.expr' "$CONFIG/grafana/dashboards/sale.json"
@@ -51,9 +51,9 @@ mapfile -t queries < <({
 } | sort -u)
 ((${#queries[@]} > 40)) || die "only ${#queries[@]} queries were found"
 unexplained=$(jq -r '.data.groups[].rules[] | select([.annotations.summary, .annotations.description, .annotations.action] | any(. == null or . == "")) | .name' <<<"$rules")
-[[ -z $unexplained ]] || die "alerts without a summary, a description, or what to do: $unexplained"
+[[ -z $unexplained ]] || die "alerts without a summary, a description or an action: $unexplained"
 
-# What the queries count has to happen while Prometheus looks.
+# The events that the queries count must happen while Prometheus scrapes.
 make_traffic() {
     local user session seat body reservation
     user=$(new_uuid)
@@ -73,21 +73,21 @@ make_traffic() {
     [[ $STATUS == 200 ]] || die "a payment answered $STATUS: $BODY"
 }
 
-# Prints the queries that are not understood, or have no number yet.
+# Prints the queries that are invalid or have no number yet.
 unanswered() {
     local query answer
     for query in "${queries[@]}"; do
         [[ ! $query =~ $RIGHTLY_EMPTY ]] || { ask query --data-urlencode "query=$query" | jq -e '.status == "success"' >/dev/null && continue; }
         answer=$(ask query --data-urlencode "query=$query")
         if ! jq -e '.status == "success"' <<<"$answer" >/dev/null; then
-            printf 'not understood: %s: %s\n' "$query" "$(jq -r .error <<<"$answer")"
+            printf 'invalid: %s: %s\n' "$query" "$(jq -r .error <<<"$answer")"
         elif ! jq -e '[.data.result[].value[1] | select(. != "NaN")] | length > 0' <<<"$answer" >/dev/null; then
             printf 'no number: %s\n' "$query"
         fi
     done
 }
 
-deadline=$((SECONDS + PATIENCE_SECONDS))
+deadline=$((SECONDS + TIMEOUT_SECONDS))
 while true; do
     make_traffic
     missing=$(unanswered)
