@@ -1,4 +1,4 @@
-//! The audit finds a planted fault of each kind, and nothing where nothing is wrong.
+//! The audit finds a planted fault of each kind, and reports nothing in a healthy system.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::support::{SOON, System, text_of};
 
-/// One reservation in each state, at rest: active, confirmed, refunded and cancelled.
-async fn at_rest() -> System {
+/// A settled system with one reservation in each state: active, confirmed, refunded and cancelled.
+async fn settled_system() -> System {
     let system = System::start().await;
     let sale = system.sale(4).await;
     let user = Uuid::now_v7();
@@ -40,10 +40,10 @@ enum Where {
 }
 use Where::{Booking, Event};
 
-/// Plants each fault in a system of its own, and expects the audit to name it.
+/// Plants each fault in its own system, and expects the audit to name it.
 async fn each_is_found(faults: &[(Where, &'static str, usize, &str)]) {
     for (place, sql, promise, fault) in faults {
-        let system = at_rest().await;
+        let system = settled_system().await;
         let clean = system.audit().await;
         assert!(clean.is_clean(), "\n{clean}");
         let db: &PgPool = match place {
@@ -110,7 +110,7 @@ async fn faults_of_seats_and_tickets_are_found() {
 }
 
 #[tokio::test]
-async fn leaks_are_found() {
+async fn leaked_seats_are_found() {
     each_is_found(&[
         (
             Event,
@@ -195,7 +195,7 @@ async fn faults_of_money_are_found() {
 }
 
 #[tokio::test]
-async fn lost_and_stuck_events_and_false_answers_are_found() {
+async fn lost_events_stuck_events_and_wrong_stored_answers_are_found() {
     each_is_found(&[
         (
             Booking,
@@ -205,7 +205,7 @@ async fn lost_and_stuck_events_and_false_answers_are_found() {
         ),
         (
             Booking,
-            // Out of the relay's reach, so that it does not mend it while the audit looks.
+            // The rule keeps the relay from publishing the event during the audit.
             "update outbox set published_at = null, created_at = now() - interval '61 seconds';
              create rule stuck as on update to outbox do instead nothing",
             6,
@@ -222,8 +222,8 @@ async fn lost_and_stuck_events_and_false_answers_are_found() {
 }
 
 #[tokio::test]
-async fn a_message_set_aside_is_found() {
-    let system = at_rest().await;
+async fn a_dead_lettered_message_is_found() {
+    let system = settled_system().await;
     let publisher = &system.app.publisher;
     let nonsense = service_kit::amqp::Outgoing {
         message_id: Uuid::now_v7(),
@@ -233,13 +233,13 @@ async fn a_message_set_aside_is_found() {
         traceparent: None,
     };
     publisher.publish(&[nonsense]).await.unwrap();
-    wait_until("the message is set aside", SOON, async || !system.audit().await.verdicts[6].first.is_empty()).await;
+    wait_until("the message is dead-lettered", SOON, async || !system.audit().await.verdicts[6].first.is_empty()).await;
 }
 
-/// What only one look finds was in passing.
+/// A state that only one of the two passes finds is temporary.
 #[tokio::test]
-async fn a_state_in_passing_is_told_from_a_violation() {
-    let system = at_rest().await;
+async fn a_temporary_state_is_not_a_violation() {
+    let system = settled_system().await;
     let break_it = "update session_seats set reserved_until = now(), status = 'reserved' where status = 'sold'";
     sqlx::query(break_it).execute(&system.event_db).await.unwrap();
     let patience = Patience { settle: Duration::from_secs(2), late: Duration::from_secs(60) };
@@ -257,8 +257,8 @@ async fn a_state_in_passing_is_told_from_a_violation() {
 }
 
 #[tokio::test]
-async fn the_command_prints_a_line_a_promise_and_tells_by_its_exit_status() {
-    let system = at_rest().await;
+async fn the_command_prints_a_line_for_each_promise_and_exits_with_the_verdict() {
+    let system = settled_system().await;
     let run = async |arguments: &[&str]| {
         let settings = &system.settings;
         Command::new(env!("CARGO_BIN_EXE_booking-service"))

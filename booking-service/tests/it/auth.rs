@@ -1,4 +1,4 @@
-//! Who may call what: the matrix, other people's things, tokens for trials, and what production refuses.
+//! Authorization: what each role may call, other users' data, trial tokens, and what production refuses.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::processes::event_binary;
 use crate::support::{SOON, System, answer, text_of};
 
-/// What each operation needs. One that is missing here, or is no more, fails the test.
+/// What each operation requires. An operation that is missing here, or that no longer exists, fails the test.
 const NEEDS: &[(&str, Need)] = &[
     ("POST /api/v1/admin/price-tiers", Organizer),
     ("GET /api/v1/admin/price-tiers", Nothing),
@@ -57,7 +57,7 @@ const NEEDS: &[(&str, Need)] = &[
 ];
 
 #[tokio::test]
-async fn every_operation_lets_in_those_who_may_and_nobody_else() {
+async fn every_operation_admits_only_callers_that_meet_its_requirement() {
     let login = Login::new();
     let system = System::start_as(None, login.settings(), None, |_, _| ()).await;
     assert_only_those_who_may_are_let_in(&system.booking_base, &app::skeleton().unwrap().1, &login, NEEDS).await;
@@ -80,7 +80,7 @@ async fn a_journey_with_tokens_goes_through_both_services() {
 }
 
 #[tokio::test]
-async fn an_event_service_that_does_not_know_our_key_is_no_reason_to_hold_seats() {
+async fn a_wrong_internal_key_is_refused_and_holds_no_seat() {
     let login = Login::new();
     let mut system = System::start_behind(login).await;
     let sale = system.sale(1).await;
@@ -92,7 +92,7 @@ async fn an_event_service_that_does_not_know_our_key_is_no_reason_to_hold_seats(
     assert_eq!(system.statuses(&sale.session).await, ["available"]);
 }
 
-/// Every row of the tables that tell what became of a sale.
+/// All rows of the tables that record a sale.
 async fn rows(system: &System) -> BTreeMap<&'static str, Vec<Value>> {
     let mut all = BTreeMap::new();
     for (table, sql) in [
@@ -108,8 +108,9 @@ async fn rows(system: &System) -> BTreeMap<&'static str, Vec<Value>> {
     all
 }
 
-/// A paid reservation with two tickets and one that is held, of one user; their ids.
-async fn belongings(system: &System) -> (Uuid, Vec<String>) {
+/// Makes a user with a paid reservation of two tickets and a held reservation. Returns the user and the ids of all of
+/// it.
+async fn paid_and_held(system: &System) -> (Uuid, Vec<String>) {
     let sale = system.sale(3).await;
     let (paid, user) = system.reserved(&sale, &[0, 1]).await;
     let confirmed = system.confirm(&paid, user, None, 200).await;
@@ -121,8 +122,8 @@ async fn belongings(system: &System) -> (Uuid, Vec<String>) {
     (user, ids)
 }
 
-async fn nothing_of_a_is_there_for_b(system: System) {
-    let (owner, ids) = belongings(&system).await;
+async fn assert_a_stranger_sees_nothing(system: System) {
+    let (owner, ids) = paid_and_held(&system).await;
     system.settle().await;
     let (stranger, before) = (Uuid::now_v7(), rows(&system).await);
     let document = app::skeleton().unwrap().1;
@@ -154,7 +155,7 @@ async fn nothing_of_a_is_there_for_b(system: System) {
     assert!(tried > 200, "only {tried} calls");
     assert_eq!(system.get("/api/v1/reservations", stranger, 200).await["items"], json!([]));
     assert_eq!(rows(&system).await, before, "a stranger has changed something");
-    // For the owner all of it is there.
+    // The owner still sees all of it.
     system.get(&format!("/api/v1/reservations/{}", ids[1]), owner, 200).await;
     system.get(&format!("/api/v1/tickets/{}", ids[4]), owner, 200).await;
     system.finish().await;
@@ -162,18 +163,18 @@ async fn nothing_of_a_is_there_for_b(system: System) {
 
 #[tokio::test]
 async fn what_one_user_owns_does_not_exist_for_another() {
-    nothing_of_a_is_there_for_b(System::start_behind(Login::new()).await).await;
+    assert_a_stranger_sees_nothing(System::start_behind(Login::new()).await).await;
 }
 
 #[tokio::test]
-async fn what_one_user_owns_does_not_exist_for_another_without_tokens_either() {
-    nothing_of_a_is_there_for_b(System::start().await).await;
+async fn without_tokens_what_one_user_owns_does_not_exist_for_another() {
+    assert_a_stranger_sees_nothing(System::start().await).await;
 }
 
 #[tokio::test]
-async fn an_admin_sees_and_ends_what_anyone_has() {
+async fn an_admin_reads_cancels_and_refunds_for_any_user() {
     let system = System::start_behind(Login::new()).await;
-    let (owner, ids) = belongings(&system).await;
+    let (owner, ids) = paid_and_held(&system).await;
     let admin = Uuid::now_v7();
     let call = async |method: Method, path: String, expected: u16| {
         let request = system.http.request(method, format!("{}{path}", system.booking_base));
@@ -185,7 +186,7 @@ async fn an_admin_sees_and_ends_what_anyone_has() {
     let cancelled = call(Method::DELETE, format!("/api/v1/reservations/{}", ids[2]), 200).await;
     assert_eq!((&cancelled["status"], &cancelled["user_id"]), (&json!("cancelled"), &json!(owner)));
     assert_eq!(call(Method::POST, format!("/api/v1/tickets/{}/refund", ids[4]), 200).await["status"], "refunded");
-    // What a booking left that died before it wrote its reservation is nobody's.
+    // A booking that crashed before it wrote its reservation leaves a row that belongs to nobody.
     let abandoned = Uuid::now_v7();
     let sql = "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
                select $1, '00000000-0000-0000-0000-000000000000', session_id, 'expired', now() - interval '1 second', now(), 1, 0, ''
@@ -195,7 +196,7 @@ async fn an_admin_sees_and_ends_what_anyone_has() {
         call(method, format!("/api/v1/reservations/{abandoned}{rest}"), 404).await;
     }
     let own = call(Method::GET, "/api/v1/reservations".to_owned(), 200).await;
-    assert_eq!(own["items"], json!([]), "the list is of the caller's own, for admins too");
+    assert_eq!(own["items"], json!([]), "the list has only the caller's own reservations, for admins too");
     let organizer =
         system.by(admin, &["organizer"], system.http.get(format!("{}/api/v1/tickets/{}", system.booking_base, ids[4])));
     assert_eq!(answer(organizer.send().await.unwrap(), 404).await["code"], "ticket_not_found");
@@ -209,7 +210,7 @@ async fn an_admin_sees_and_ends_what_anyone_has() {
 }
 
 #[tokio::test]
-async fn until_the_keys_can_be_had_tokens_are_neither_believed_nor_refused() {
+async fn until_the_keys_are_loaded_a_token_gets_a_temporary_error() {
     let key = SigningKey::ec();
     let (up, set) = (Arc::new(AtomicBool::new(false)), jwks(&[&key]));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -242,10 +243,10 @@ async fn until_the_keys_can_be_had_tokens_are_neither_believed_nor_refused() {
     assert!(refused.headers().contains_key("retry-after"));
     assert_eq!(answer(refused, 503).await["code"], "authentication_unavailable");
     up.store(true, Ordering::Relaxed);
-    wait_until("the token is believed", SOON, async || call().await.status() == 200).await;
+    wait_until("the token is accepted", SOON, async || call().await.status() == 200).await;
 }
 
-/// Runs it with these settings alone; whether it ended well, and what it said.
+/// Runs the program with only these settings. Returns whether it succeeded, and its output.
 async fn run(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> (bool, String) {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(settings.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
@@ -255,7 +256,7 @@ async fn run(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> (
 }
 
 #[tokio::test]
-async fn a_token_for_trials_is_believed_by_services_with_the_same_secret() {
+async fn a_trial_token_is_accepted_by_services_with_the_same_secret() {
     let secret = "a secret of thirty-two bytes or more";
     let system = System::start_as(None, believing(KeySource::Secret(Secret::from(secret))), None, |_, _| ()).await;
     let program = Path::new(env!("CARGO_BIN_EXE_booking-service"));
@@ -281,7 +282,7 @@ async fn a_token_for_trials_is_believed_by_services_with_the_same_secret() {
 }
 
 #[tokio::test]
-async fn production_refuses_what_serves_trials_and_says_all_of_it_at_once() {
+async fn production_refuses_trial_settings_and_reports_all_of_them_at_once() {
     let booking = Path::new(env!("CARGO_BIN_EXE_booking-service")).to_owned();
     let by_default = ["AUTH_MODE=header", "DATABASE_URL", "RABBITMQ_URL", "INTERNAL_API_KEY"];
     let short =
@@ -293,7 +294,7 @@ async fn production_refuses_what_serves_trials_and_says_all_of_it_at_once() {
         assert!(!started && by_default.iter().all(|part| said.contains(part)), "{command}: {said}");
         let (started, said) = run(&program, &[command], &short).await;
         assert!(!started && of_short.iter().all(|part| said.contains(part)), "{command}: {said}");
-        // What is as it should be gets as far as looking for the service on a port where none is.
+        // With valid settings, the health check gets as far as connecting to a port where no service listens.
         let good = [
             ("ENVIRONMENT", "production"),
             ("AUTH_MODE", "jwt"),

@@ -1,4 +1,4 @@
-//! Reservations: made, shown, listed, refused.
+//! Reservations: how they are made, shown, listed and refused.
 
 use futures::future::join_all;
 use serde_json::json;
@@ -25,14 +25,14 @@ async fn a_reservation_holds_its_seats_at_the_tiers_price() {
     assert!((595..=600).contains(&made["time_remaining_seconds"].as_i64().unwrap()));
     let mut shown = system.get(&location, user, 200).await;
     shown["time_remaining_seconds"] = made["time_remaining_seconds"].clone();
-    assert_eq!(shown, made, "what was answered is not what is kept");
+    assert_eq!(shown, made, "the answer is not what is stored");
     assert_eq!(system.statuses(&sale.session).await, ["reserved", "available", "reserved"]);
     assert_eq!(system.lock_owner(&sale, 0).await, Some(text_of(&made, "id")));
     system.finish().await;
 }
 
 #[tokio::test]
-async fn a_taken_seat_is_refused_by_name_and_takes_none_of_the_others() {
+async fn a_refusal_names_the_taken_seat_and_holds_none_of_the_others() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     system.reserved(&sale, &[1]).await;
@@ -47,7 +47,7 @@ async fn a_taken_seat_is_refused_by_name_and_takes_none_of_the_others() {
 }
 
 #[tokio::test]
-async fn unknown_things_are_named() {
+async fn the_code_names_what_is_unknown() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let order = |change: fn(&mut serde_json::Value, String)| {
@@ -99,7 +99,7 @@ async fn an_order_that_contradicts_the_seat_map_is_refused() {
 }
 
 #[tokio::test]
-async fn nobody_sees_anothers_reservation() {
+async fn a_user_does_not_see_another_users_reservation() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     let (id, owner) = system.reserved(&sale, &[0]).await;
@@ -116,7 +116,7 @@ async fn nobody_sees_anothers_reservation() {
 }
 
 #[tokio::test]
-async fn a_customer_lists_their_own_newest_first_in_pages() {
+async fn a_customer_lists_their_reservations_newest_first_in_pages() {
     let system = System::start().await;
     let sale = system.sale(5).await;
     let user = Uuid::now_v7();
@@ -166,9 +166,9 @@ async fn seats_are_sold_only_while_their_session_is_on_sale() {
     system.finish().await;
 }
 
-/// The worker would free them too, but later: the next buyer is not to wait for it.
+/// The worker would free them too, but later, and the next buyer should not wait for it.
 #[tokio::test]
-async fn a_booking_that_the_database_does_not_write_frees_its_seats_at_once() {
+async fn a_booking_that_the_database_rejects_frees_its_seats_at_once() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let spoil = "alter table reservation_items add constraint spoilt check (false) not valid";
@@ -182,9 +182,9 @@ async fn a_booking_that_the_database_does_not_write_frees_its_seats_at_once() {
     system.finish().await;
 }
 
-/// Many bookings come to be written while the database is busy, so they are written together; one of them may not be any more.
+/// The database is busy, so many bookings are written in one batch. Meanwhile one of them loses its key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_booking_that_has_lost_its_key_spoils_none_of_those_written_with_it() {
+async fn a_booking_that_lost_its_key_does_not_fail_the_others_in_its_batch() {
     let system = System::start().await;
     let sale = system.sale(20).await;
     let users: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();

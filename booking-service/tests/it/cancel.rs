@@ -17,7 +17,7 @@ async fn a_cancelled_reservation_frees_its_seats_before_it_answers() {
 }
 
 #[tokio::test]
-async fn a_paid_reservation_can_not_be_cancelled() {
+async fn a_paid_reservation_cannot_be_cancelled() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;

@@ -1,4 +1,4 @@
-//! Payment: once or not at all, whatever the provider says or does not say.
+//! Payment: a reservation is charged once or not at all, whatever the provider answers.
 
 use booking_service::reconcile;
 use futures::future::join_all;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::support::{SOON, System, text_of};
 
 #[tokio::test]
-async fn paying_makes_tickets_and_sells_the_seats_by_message() {
+async fn a_payment_makes_tickets_and_a_message_sells_the_seats() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     let (id, user) = system.reserved(&sale, &[0, 1]).await;
@@ -37,7 +37,7 @@ async fn paying_makes_tickets_and_sells_the_seats_by_message() {
 }
 
 #[tokio::test]
-async fn repeating_gives_the_same_answer_and_charges_once() {
+async fn a_repeated_confirmation_gets_the_same_answer_and_charges_once() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -74,7 +74,7 @@ async fn a_declined_payment_keeps_the_hold_and_may_be_tried_again() {
     system.finish().await;
 }
 
-/// The provider took the money and its answer was lost: the recovery asks, and the customer gets the ticket.
+/// The provider charged, but its answer was lost. The worker asks the provider, and the customer gets the ticket.
 #[tokio::test]
 async fn a_charge_whose_answer_was_lost_ends_in_a_ticket() {
     let system = System::start().await;
@@ -93,9 +93,9 @@ async fn a_charge_whose_answer_was_lost_ends_in_a_ticket() {
     system.finish().await;
 }
 
-/// The provider never heard of the charge: the reservation is given back, and the lost request can't charge later.
+/// The provider never received the charge. The reservation is active again, and the lost request cannot charge later.
 #[tokio::test]
-async fn a_charge_that_never_arrived_gives_the_reservation_back() {
+async fn a_charge_that_never_arrived_leaves_the_reservation_active() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -108,9 +108,9 @@ async fn a_charge_that_never_arrived_gives_the_reservation_back() {
     system.finish().await;
 }
 
-/// A lease stops expiry even when the hold's time ends meanwhile.
+/// A payment's lease prevents the expiry, even when the hold's time ends meanwhile.
 #[tokio::test]
-async fn a_payment_under_way_does_not_expire() {
+async fn a_reservation_does_not_expire_during_its_payment() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -136,9 +136,9 @@ async fn end_lease(system: &System) {
         .unwrap();
 }
 
-/// Must not happen; if it does all the same, the last net catches it: nobody pays for a seat that another has, and nothing hangs.
+/// Other checks prevent this state. If it occurs all the same, the buyer is refunded, and no request hangs.
 #[tokio::test]
-async fn who_paid_for_a_seat_that_another_has_a_ticket_for_gets_the_money_back() {
+async fn a_payment_for_a_seat_with_another_ticket_is_refunded() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let (other, other_user) = system.reserved(&sale, &[1]).await;
@@ -155,9 +155,9 @@ async fn who_paid_for_a_seat_that_another_has_a_ticket_for_gets_the_money_back()
     assert_eq!(system.count("select count(*) from refunds where status = 'settled'").await, 1);
 }
 
-/// What comes at the same time is done together; what spoils it for one must not spoil it for the others.
+/// Concurrent payments share a batch. A payment that fails must not fail the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn payments_that_come_together_are_each_judged_for_themselves() {
+async fn payments_in_one_batch_each_get_their_own_outcome() {
     let system = System::start().await;
     let sale = system.sale(43).await;
     let (lost, user) = system.reserved(&sale, &[42]).await;
@@ -165,7 +165,7 @@ async fn payments_that_come_together_are_each_judged_for_themselves() {
     let mut orders = Vec::new();
     for seat in 0..42 {
         let (id, user) = system.reserved(&sale, &[seat]).await;
-        // Of each seven: four pay, and one each has cancelled, is declined, and is not the owner.
+        // Of seven orders, four are paid. One is cancelled, one is declined, and one is confirmed by a stranger.
         orders.push(match seat % 7 {
             4 => {
                 system.cancel(&id, user, 200).await;
@@ -176,7 +176,7 @@ async fn payments_that_come_together_are_each_judged_for_themselves() {
             _ => (id, user, None, 200),
         });
     }
-    // The very first one's seat has another ticket already.
+    // The first order's seat already has another ticket.
     sqlx::query("update tickets set session_seat_id = $1 where id = $2")
         .bind(sale.seats[0].parse::<Uuid>().unwrap())
         .bind(lost.as_str().unwrap().parse::<Uuid>().unwrap())
@@ -190,8 +190,8 @@ async fn payments_that_come_together_are_each_judged_for_themselves() {
     let paid = "select count(*) from reservations r where status = 'confirmed'
                 and (select count(*) from tickets where reservation_id = r.id) = 1 and (select count(*) from payments where reservation_id = r.id) = 1";
     assert_eq!(system.count(paid).await, 24);
-    // One that spoils its batch makes all of it go alone; whether any go together is seen where all are well.
-    wait_until("payments are done together", SOON, async || {
+    // A payment that fails splits its batch, so only payments that all succeed show that batches form.
+    wait_until("payments share a transaction", SOON, async || {
         let (sale, mut orders) = (system.sale(8).await, Vec::new());
         for seat in 0..8 {
             orders.push(system.reserved(&sale, &[seat]).await);

@@ -12,16 +12,16 @@ use uuid::Uuid;
 use crate::processes::{self, Process, free_port};
 use crate::support::System;
 
-/// `serve` or `worker`, as a process of its own, past the wires that a test may cut on the way to the Event Service.
+/// Starts `serve` or `worker` as a process. It reaches the Event Service directly, not through the test's proxy.
 pub(crate) async fn spawn(system: &System, subcommand: &str) -> Process {
     let settings = Settings { event_service_url: system.event_base.clone(), ..system.settings.clone() };
     processes::start(processes::booking(&settings, subcommand, free_port().await)).await
 }
 
-/// Two hundred bookings of two seats each are under way when the process dies. Afterwards no seat is held without a reservation, no reservation has
-/// less than its seats, and everyone who was told `201` has a reservation.
+/// The process dies during two hundred bookings of two seats each. Afterwards every hold has a reservation, every
+/// reservation has all its seats, and every buyer that was told `201` has a reservation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
+async fn sigkill_during_two_hundred_bookings_leaves_nothing_half_done() {
     let system = System::start().await;
     let sale = system.sale(400).await;
     let Process { child: mut process, base } = spawn(&system, "serve").await;
@@ -52,10 +52,10 @@ async fn kill_nine_amid_two_hundred_bookings_leaves_nothing_half_done() {
     system.finish().await;
 }
 
-/// A thousand requests under one Idempotency-Key, and the process dies when the seats are held and the reservation is not written.
-/// The next thousand, at another process, make it: one reservation, and the seats held for it.
+/// A thousand requests share one Idempotency-Key. The process dies after it has held the seats and before it writes the
+/// reservation. The next thousand requests, at another process, make one reservation with those seats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation() {
+async fn sigkill_during_a_thousand_requests_with_one_key_makes_one_reservation() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let (user, http) = (Uuid::now_v7(), Client::builder().build().unwrap());
@@ -68,7 +68,7 @@ async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation()
         join_all(requests).await
     };
     let Process { child: mut process, base } = spawn(&system, "serve").await;
-    // The row can't be written, so the one that works on the key gets as far as the hold and no further.
+    // The row cannot be written, so the request that claimed the key holds the seats and gets no further.
     let mut blocked = service_kit::database::begin(&system.app.db).await.unwrap();
     sqlx::query("lock table reservations in exclusive mode").execute(&mut *blocked).await.unwrap();
     let killer = async {
@@ -79,7 +79,7 @@ async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation()
         process.kill().await.unwrap();
     };
     let (answers, ()) = tokio::join!(thousand(&base), killer);
-    assert!(!answers.contains(&201), "a reservation was confirmed that could not be written");
+    assert!(!answers.contains(&201), "a buyer was told 201 for a reservation that could not be written");
     drop(blocked);
     assert_eq!(system.count("select count(*) from reservations").await, 0);
 
@@ -88,10 +88,10 @@ async fn kill_nine_amid_a_thousand_requests_with_one_key_makes_one_reservation()
     sqlx::query("update idempotency_keys set locked_until = now()").execute(&system.app.db).await.unwrap();
     let answers = thousand(&base).await;
     assert!(answers.iter().all(|status| [201, 409].contains(status)), "{answers:?}");
-    // One who found it at work comes again.
+    // A request that got `409` succeeds when it is repeated.
     assert!(thousand(&base).await.iter().all(|status| *status == 201));
     assert_eq!(system.count("select count(*) from reservations where status = 'active'").await, 1);
-    // What the dead attempt held is settled as any hold without a reservation; it was the same seats, so the new attempt did that.
+    // The new attempt has taken over the dead attempt's hold of the same seats. Reconciliation would settle any other.
     reconcile_once(&system.app, &mut Sweep::default()).await.unwrap();
     system.finish().await;
 }

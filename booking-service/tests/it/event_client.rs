@@ -1,4 +1,4 @@
-//! What leaves together for the Event Service, and comes back in pieces.
+//! Batched calls to the Event Service, and the separate answer of each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 
 const CALLS: usize = 8;
 
-/// Exchanges of one call, and of several.
+/// Counts the requests that carry one call, and those that carry several.
 type Counted = Arc<[AtomicUsize; 2]>;
 
 fn held(request: ReserveRequest) -> SeatsChanged {
@@ -31,12 +31,12 @@ fn held(request: ReserveRequest) -> SeatsChanged {
     SeatsChanged { reservation_id, session_seat_ids, pricing: None }
 }
 
-async fn alone(State(counted): State<Counted>, Json(request): Json<ReserveRequest>) -> Json<SeatsChanged> {
+async fn single(State(counted): State<Counted>, Json(request): Json<ReserveRequest>) -> Json<SeatsChanged> {
     counted[0].fetch_add(1, Ordering::Relaxed);
     Json(held(request))
 }
 
-/// A client of an Event Service with these routes.
+/// A client of an Event Service that has these routes.
 async fn client_of(routes: Router) -> EventClient {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
@@ -45,10 +45,11 @@ async fn client_of(routes: Router) -> EventClient {
     EventClient::new(&base, &InternalKeys::default(), &Trust::default(), &Lifecycle::new()).unwrap()
 }
 
-/// The reservations that want holds, and what they are answered, in an Event Service with these routes.
+/// Sends [`CALLS`] holds to an Event Service with these routes. Returns each reservation with its answer, and the
+/// counts.
 async fn ask(routes: Router<Counted>) -> (Vec<(ReservationId, Result<SeatsChanged, Error>)>, [usize; 2]) {
     let counted = Counted::default();
-    let routes = routes.route("/api/internal/sessions/{session}/seats/reserve", post(alone));
+    let routes = routes.route("/api/internal/sessions/{session}/seats/reserve", post(single));
     let client = client_of(routes.with_state(Arc::clone(&counted))).await;
     let ask = async |reservation_id: ReservationId| {
         let session_seat_ids = vec![SessionSeatId::new()];
@@ -64,41 +65,41 @@ async fn ask(routes: Router<Counted>) -> (Vec<(ReservationId, Result<SeatsChange
         });
         (reservation_id, answer)
     };
-    // All are asked before the client gets to its work, so they leave together.
+    // All calls are queued before the client's task runs, so they share a batch.
     let answers = join_all((0..CALLS).map(|_| ask(ReservationId::new()))).await;
     (answers, [0, 1].map(|which: usize| counted[which].load(Ordering::Relaxed)))
 }
 
 #[tokio::test]
-async fn an_event_service_that_takes_one_call_at_a_time_is_asked_for_each_by_itself() {
+async fn an_event_service_without_batches_gets_each_call_separately() {
     let older = Router::new().fallback(async |State(counted): State<Counted>| {
         counted[1].fetch_add(1, Ordering::Relaxed);
         service_kit::error::problem_response(Problem::new(Code::NotFound, "There is nothing here."))
     });
-    let (answers, [alone, together]) = ask(older).await;
+    let (answers, [single, batched]) = ask(older).await;
     for (owner, answer) in answers {
         assert_eq!(answer.unwrap().reservation_id, owner);
     }
-    assert_eq!((alone, together), (CALLS, 1));
+    assert_eq!((single, batched), (CALLS, 1));
 }
 
 #[tokio::test]
-async fn each_of_many_gets_its_own_answer_and_what_failed_alone_is_asked_for_again() {
+async fn each_call_of_a_batch_gets_its_own_answer_and_failed_ones_are_repeated() {
     let each = async |State(counted): State<Counted>, Json(calls): Json<Calls<ReserveRequest>>| {
         counted[1].fetch_add(1, Ordering::Relaxed);
         let answer = |(place, request): (usize, ReserveRequest)| {
             CallAnswer::from(match place % 3 {
                 0 => Ok(held(request)),
                 1 => Err(Problem::new(Code::SessionNotFound, request.reservation_id.to_string())),
-                _ => Err(Problem::new(Code::DatabaseUnavailable, "Come again.")),
+                _ => Err(Problem::new(Code::DatabaseUnavailable, "Try again later.")),
             })
         };
         let requests = calls.calls.into_iter().map(|call| call.body);
         Json(CallAnswers { answers: requests.enumerate().map(answer).collect() })
     };
-    let (answers, [alone, together]) = ask(Router::new().route("/api/internal/seats/reserve", post(each))).await;
-    // What failed where others did not was asked for again.
-    assert_eq!((alone, together), (CALLS / 3, 1));
+    let (answers, [single, batched]) = ask(Router::new().route("/api/internal/seats/reserve", post(each))).await;
+    // The calls that failed while others succeeded were sent again.
+    assert_eq!((single, batched), (CALLS / 3, 1));
     for (place, (owner, answer)) in answers.into_iter().enumerate() {
         match answer {
             Ok(held) => assert_eq!((held.reservation_id, place % 3 == 1), (owner, false)),
@@ -109,7 +110,7 @@ async fn each_of_many_gets_its_own_answer_and_what_failed_alone_is_asked_for_aga
 }
 
 #[tokio::test]
-async fn an_answer_that_can_not_be_read_costs_the_others_nothing() {
+async fn an_unreadable_answer_fails_only_its_own_call() {
     let newer = async |Json(calls): Json<Calls<ReserveRequest>>| {
         let mut answers: Vec<_> =
             calls.calls.into_iter().map(|call| serde_json::json!({ "done": held(call.body) })).collect();
@@ -122,7 +123,7 @@ async fn an_answer_that_can_not_be_read_costs_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn fewer_answers_than_calls_are_no_answer() {
+async fn a_batch_with_fewer_answers_than_calls_fails_as_a_whole() {
     let one = async |Json(calls): Json<Calls<ReserveRequest>>| {
         Json(CallAnswers { answers: vec![CallAnswer::from(Ok(held(calls.calls[0].body.clone())))] })
     };
@@ -132,7 +133,7 @@ async fn fewer_answers_than_calls_are_no_answer() {
 }
 
 #[tokio::test]
-async fn more_holds_than_a_call_takes_end_in_several() {
+async fn more_holds_than_one_call_accepts_are_released_by_several() {
     let counted = Counted::default();
     let release = async |State(counted): State<Counted>, Json(request): Json<ReleaseRequest>| {
         counted[0].fetch_add(1, Ordering::Relaxed);
@@ -148,9 +149,10 @@ async fn more_holds_than_a_call_takes_end_in_several() {
     assert_eq!([0, 1].map(|which: usize| counted[which].load(Ordering::Relaxed)), [2, SEATS_PER_CALL_MAX + 1]);
 }
 
-/// One of the first call's seats is locked by somebody; those of the second are freed all the same, and the caller hears of the fault.
+/// One seat of the first call is locked. The seats of the second call are freed all the same, and the caller gets the
+/// error.
 #[tokio::test]
-async fn a_release_that_fails_costs_those_behind_it_nothing() {
+async fn a_failed_release_does_not_stop_the_releases_after_it() {
     let counted = Counted::default();
     let locked = SessionSeatId::new();
     let release = async move |State(counted): State<Counted>, Json(request): Json<ReleaseRequest>| {

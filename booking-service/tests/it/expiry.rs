@@ -1,4 +1,4 @@
-//! Holds end: by the worker, by a buyer who wants the seat, and for who comes too late.
+//! How holds end: by the worker, by a buyer that wants the seat, and by a confirmation that comes too late.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::crash;
 use crate::support::{SOON, System};
 
-/// Moves all reservations and holds into the past, as if the hold time had gone by.
+/// Moves all reservations and holds into the past, as if the hold time had passed.
 async fn let_time_pass(system: &System) {
     system.let_reservations_run_out().await;
     let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";
@@ -48,13 +48,13 @@ async fn the_worker_puts_an_unpaid_seat_back_on_sale_within_two_seconds() {
 }
 
 #[tokio::test]
-async fn reservations_that_expire_together_take_their_own_locks_away_and_no_others() {
+async fn reservations_that_expire_together_release_only_their_own_locks() {
     let system = System::start().await;
     let sales = [system.sale(3).await, system.sale(1).await];
     system.reserved(&sales[0], &[0]).await;
     system.reserved(&sales[0], &[1, 2]).await;
     system.reserved(&sales[1], &[0]).await;
-    // What a buyer has locked meanwhile who found the seat free.
+    // Another buyer found this seat free and has locked it meanwhile.
     let (session, seat) = (sales[0].session.parse().unwrap(), sales[0].seats[2].parse().unwrap());
     let buyer = Uuid::now_v7().into();
     system.app.locks.release(session, &[(seat, system.lock_owner(&sales[0], 2).await.unwrap().parse().unwrap())]).await;
@@ -72,7 +72,7 @@ async fn reservations_that_expire_together_take_their_own_locks_away_and_no_othe
 }
 
 #[tokio::test]
-async fn without_a_broker_expired_seats_are_on_sale_again_all_the_same() {
+async fn without_a_broker_expired_seats_still_return_to_sale() {
     let system = System::start().await;
     let sales = [system.sale(3).await, system.sale(1).await];
     system.reserved(&sales[0], &[0, 1]).await;
@@ -85,7 +85,7 @@ async fn without_a_broker_expired_seats_are_on_sale_again_all_the_same() {
     assert_eq!(expire_due(&system.app, 100).await.unwrap(), 2);
     assert_eq!(system.statuses(&sales[0].session).await, ["available", "available", "sold"]);
     assert_eq!(system.statuses(&sales[1].session).await, ["available"]);
-    // Whoever buys them meanwhile keeps them when the messages come.
+    // A buyer that reserves one meanwhile keeps it when the messages arrive.
     let (_, _) = system.reserved(&sales[0], &[1]).await;
     system.to_broker.heal();
     system.settle().await;
@@ -94,7 +94,7 @@ async fn without_a_broker_expired_seats_are_on_sale_again_all_the_same() {
 }
 
 #[tokio::test]
-async fn without_the_event_service_expired_seats_are_freed_by_their_events() {
+async fn without_the_event_service_expired_seats_are_freed_later_by_their_events() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     system.reserved(&sale, &[0, 1]).await;
@@ -107,12 +107,12 @@ async fn without_the_event_service_expired_seats_are_freed_by_their_events() {
 }
 
 #[tokio::test]
-async fn without_a_worker_a_buyer_who_wants_an_expired_seat_gets_it() {
+async fn without_a_worker_the_next_buyer_gets_an_expired_seat() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let (old, old_user) = system.reserved(&sale, &[0, 1]).await;
     let_time_pass(&system).await;
-    assert_eq!(system.statuses(&sale.session).await, ["reserved", "reserved"], "a clock freed a seat");
+    assert_eq!(system.statuses(&sale.session).await, ["reserved", "reserved"], "time alone freed a seat");
     let (_, _) = system.reserved(&sale, &[0]).await;
     assert_eq!(system.confirm(&old, old_user, None, 410).await["code"], "reservation_expired");
     system.seats_become(&sale, &["reserved", "available"]).await;
@@ -120,7 +120,7 @@ async fn without_a_worker_a_buyer_who_wants_an_expired_seat_gets_it() {
 }
 
 #[tokio::test]
-async fn a_late_confirmation_is_told_so_even_before_the_worker_came() {
+async fn a_late_confirmation_is_refused_even_before_the_worker_has_run() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -134,7 +134,7 @@ async fn a_late_confirmation_is_told_so_even_before_the_worker_came() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_workers_share_the_due_ones_and_end_each_once() {
+async fn several_workers_share_the_due_reservations_and_end_each_once() {
     let system = System::start().await;
     let sale = system.sale(40).await;
     for seat in 0..40 {
@@ -156,7 +156,7 @@ async fn several_workers_share_the_due_ones_and_end_each_once() {
             }
         }
     });
-    // Each may find nothing while the others hold the last rows; what is left is nobody's.
+    // A worker may find nothing while the others have the last rows locked. Together they end all of them.
     let ended: usize = join_all(workers).await.into_iter().sum();
     assert_eq!(ended, 40);
     assert_eq!(system.count("select count(*) from outbox where event_type = 'reservation.expired'").await, 40);
@@ -166,15 +166,16 @@ async fn several_workers_share_the_due_ones_and_end_each_once() {
     system.finish().await;
 }
 
-/// Thousands of holds expire in the same second, with two workers, one of which is killed half-way. `EXPIRY_SEATS=100000` for the real thing.
+/// Thousands of holds expire in the same second. Two workers end them, and one is killed half-way. Set
+/// `EXPIRY_SEATS=100000` for a full-size run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_hall_that_expires_at_once_is_back_on_sale_although_a_worker_dies() {
+async fn a_whole_hall_that_expires_at_once_returns_to_sale_although_a_worker_dies() {
     let seats = scale("EXPIRY_SEATS", 2000);
     let system = System::start().await;
     let sale = system.sale(seats as u32).await;
     let ids: Vec<Uuid> = (0..seats).map(|_| Uuid::now_v7()).collect();
     let held: Vec<Uuid> = sale.seats.iter().map(|seat| seat.parse().unwrap()).collect();
-    // One reservation a seat, as bookings would have left them, all of them due three seconds from now.
+    // One reservation per seat, as bookings would have left them. All of them expire three seconds from now.
     let due: chrono::DateTime<chrono::Utc> =
         sqlx::query_scalar("select now() + interval '3 seconds'").fetch_one(&system.app.db).await.unwrap();
     sqlx::query(

@@ -1,4 +1,5 @@
-//! What one customer may have and ask for, and that a crowd of readers and bookers does not delay those who buy.
+//! Limits for one customer: reservations, seats and requests. A flood of requests from one user must not delay other
+//! buyers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,9 +16,9 @@ use uuid::Uuid;
 use crate::processes::{self, free_port};
 use crate::support::{Sale, System, answer, text_of};
 
-/// Fifty reservations of one user at once, in as many batches as come of it.
+/// One user sends fifty reservations at once, which are written in any number of batches.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_fifty_reservations_at_once_as_many_are_made_as_one_may_have() {
+async fn of_fifty_reservations_at_once_only_as_many_as_allowed_are_made() {
     let system = System::start_limited(|_, rules| rules.open_reservations_max = 4).await;
     let sale = system.sale(60).await;
     let user = Uuid::now_v7();
@@ -32,9 +33,10 @@ async fn of_fifty_reservations_at_once_as_many_are_made_as_one_may_have() {
     }
     assert_eq!(made.len(), 4);
     let held = system.statuses(&sale.session).await.iter().filter(|status| *status == "reserved").count();
-    assert_eq!(held, 4, "what was refused holds nothing");
+    assert_eq!(held, 4, "a refused reservation holds a seat");
 
-    // Others are not concerned, and what has ended leaves room: paid, given up, or past its time before anyone has ended it.
+    // Other users are not limited. An ended reservation makes room: a paid one, a cancelled one, and one past its
+    // expiry time.
     system.reserve(&sale, Uuid::now_v7(), &[50], 201).await;
     system.reserve(&sale, user, &[51], 409).await;
     system.confirm(&made[0], user, None, 200).await;
@@ -48,19 +50,20 @@ async fn of_fifty_reservations_at_once_as_many_are_made_as_one_may_have() {
     system.finish().await;
 }
 
-/// The one way in which two could both find room: the second looks before the first has committed. It waits instead, and then sees it.
+/// Both could pass the limit if the second query ran before the first transaction committed. The second waits instead,
+/// and then counts the first.
 #[tokio::test]
 async fn the_second_reservation_of_a_user_waits_for_the_first_and_counts_it() {
     let system = System::start().await;
     let (user, session) = (Uuid::now_v7(), Uuid::now_v7());
     let refusal = "select refusal from reservation_refusals(array[$1], array[$2], '{7}', '{}', '{0}', '{100}')";
-    let look = |user: Uuid| sqlx::query_scalar::<_, Option<String>>(refusal).bind(user).bind(session);
+    let refusal_of = |user: Uuid| sqlx::query_scalar::<_, Option<String>>(refusal).bind(user).bind(session);
     let mut first = service_kit::database::begin(&system.app.db).await.unwrap();
-    assert_eq!(look(user).fetch_one(&mut *first).await.unwrap(), None);
+    assert_eq!(refusal_of(user).fetch_one(&mut *first).await.unwrap(), None);
     let insert = "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
                   values ($1, $2, $3, 'active', now() - interval '1 minute', now() + interval '1 minute', 1, 1, 'USD')";
     sqlx::query(insert).bind(Uuid::now_v7()).bind(user).bind(session).execute(&mut *first).await.unwrap();
-    let (db, second) = (system.app.db.clone(), look(user));
+    let (db, second) = (system.app.db.clone(), refusal_of(user));
     let second = system.lifecycle.spawn_work(async move { second.fetch_one(&db).await });
     wait_until("the second waits", Duration::from_secs(5), async || {
         let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted
@@ -71,12 +74,12 @@ async fn the_second_reservation_of_a_user_waits_for_the_first_and_counts_it() {
     assert!(!second.is_finished(), "the second did not wait");
     first.commit().await.unwrap();
     assert_eq!(second.await.unwrap().unwrap().as_deref(), Some("too_many_reservations"));
-    // Another user has other reservations, if the same lock.
-    assert_eq!(look(Uuid::now_v7()).fetch_one(&system.app.db).await.unwrap(), None);
+    // The limit is per user: another user has no open reservation, even if both use the same lock.
+    assert_eq!(refusal_of(Uuid::now_v7()).fetch_one(&system.app.db).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn seats_of_a_session_are_counted_held_and_bought_until_they_are_given_back() {
+async fn held_and_sold_seats_of_a_session_count_until_they_are_refunded() {
     let system = System::start_limited(|_, rules| rules.seats_per_session_max = 5).await;
     let (sale, other_sale) = (system.sale(40).await, system.sale(10).await);
     let user = Uuid::now_v7();
@@ -99,9 +102,9 @@ async fn seats_of_a_session_are_counted_held_and_bought_until_they_are_given_bac
     system.finish().await;
 }
 
-/// The same key after a refusal that has passed by.
+/// The refusal is temporary, so the same key succeeds once the user is below the limit.
 #[tokio::test]
-async fn a_refusal_that_passes_by_is_not_kept_under_its_key() {
+async fn a_temporary_refusal_is_not_stored_under_its_key() {
     let system = System::start_limited(|_, rules| rules.open_reservations_max = 1).await;
     let sale = system.sale(2).await;
     let user = Uuid::now_v7();
@@ -118,27 +121,27 @@ async fn a_refusal_that_passes_by_is_not_kept_under_its_key() {
 }
 
 const FLOODING_CLIENTS: usize = 100;
-/// What one user may read and hold.
+/// One user's rates for reads and for holds.
 const READS: Rate = Rate { per_second: 20.0, burst: 100 };
 const HOLDS: Rate = Rate { per_second: 2.0, burst: 20 };
-/// What else goes on on the machine only ever makes it worse, so the best of some measurements counts.
+/// How often to measure at most. One good measurement is enough, because other load on the machine only slows it down.
 const MEASURED_MAX: usize = 3;
-/// How long they may take until all of them have come.
-const CROWD_COMES: Duration = Duration::from_secs(30);
-/// What the shared cores of this machine may cost beside that, as the crowd's own work is done by them, too.
-const NOTICED: Duration = Duration::from_millis(25);
+/// How long it may take until all flooding clients send requests.
+const FLOOD_START_TIMEOUT: Duration = Duration::from_secs(30);
+/// The delay that is always allowed: the flooding clients use the same cores as the services.
+const DELAY_ALLOWED: Duration = Duration::from_millis(25);
 
-/// Where buyers and the flood go.
+/// The services that buyers and the flood call, and the seats on sale.
 #[derive(Clone)]
-struct Doors {
+struct Targets {
     event: String,
     booking: String,
     sale: Arc<Sale>,
     next_seat: Arc<AtomicUsize>,
 }
 
-impl Doors {
-    /// Seat map, reservation, payment, ticket: by a new customer, for a seat that nobody else wants.
+impl Targets {
+    /// A new customer's seat map, reservation, payment and ticket, for a seat that nobody else wants.
     async fn journey(&self, http: &Client) {
         let user = Uuid::now_v7();
         let seat = self.next_seat.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +156,7 @@ impl Doors {
         answer(as_user(http.get(format!("{booking}/api/v1/tickets/user/{user}"))).await.unwrap(), 200).await;
     }
 
-    /// The times of so many journeys, one after the other, in order of length.
+    /// Makes `count` journeys, one after the other. Returns their durations, sorted.
     async fn journeys(&self, count: usize) -> Vec<Duration> {
         let http = Client::builder().build().unwrap();
         let mut times = Vec::with_capacity(count);
@@ -166,10 +169,11 @@ impl Doors {
         times
     }
 
-    /// Reads maps and tries to reserve, as fast as it can, until it is told to stop. Counts what it is answered.
+    /// Reads seat maps and tries to reserve, as fast as it can, until `stop` is set. Counts the answers: passed and
+    /// refused.
     async fn flood(&self, http: &Client, user: Uuid, stop: &AtomicBool, answers: &[AtomicUsize; 2]) {
         let map = format!("{}/api/v1/sessions/{}/seat-map", self.event, self.sale.session);
-        // Seats at the far end of the hall.
+        // The last seat of the hall, which no buyer reaches.
         let order = self.sale.order(&[self.sale.seats.len() - 1]);
         while !stop.load(Ordering::Relaxed) {
             let hold = http.post(format!("{}/api/v1/reservations", self.booking)).json(&order);
@@ -187,53 +191,54 @@ fn at(times: &[Duration], share: f64) -> Duration {
     times[((times.len() - 1) as f64 * share) as usize]
 }
 
-fn alone<T: Send + 'static>(
+/// Runs `work` on a thread and a runtime of its own.
+fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce(tokio::runtime::Runtime) -> T + Send + 'static,
 ) -> std::thread::JoinHandle<T> {
     std::thread::spawn(|| work(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()))
 }
 
-/// Journeys by themselves and beside the crowd, and what became of the crowd's calls.
+/// The durations of journeys without and with the flood, and the counts of the flood's answers.
 struct Measured {
     quiet: Vec<Duration>,
     flooded: Vec<Duration>,
     passed: usize,
-    /// While the buyer bought.
+    /// Only those refused while the buyer made the flooded journeys.
     refused: usize,
     took: Duration,
 }
 
 impl Measured {
-    /// Looks whether there was a crowd and it was held back; the p99 of a journey without it and beside it.
+    /// Checks that there was a flood and that it was limited. Returns the p99 of a journey without it and with it.
     fn check(&self) -> (Duration, Duration) {
         let Self { quiet, flooded, passed, refused, took } = self;
         println!("quiet:   p50 {:.1?}, p99 {:.1?}", at(quiet, 0.5), at(quiet, 0.99));
         println!("flooded: p50 {:.1?}, p99 {:.1?}", at(flooded, 0.5), at(flooded, 0.99));
-        println!("the crowd: {passed} calls passed in {took:.1?}, {refused} were refused while the buyer bought");
-        assert!(*refused > FLOODING_CLIENTS, "there was no crowd");
+        println!("the flood: {passed} calls passed in {took:.1?}, {refused} were refused while the buyer bought");
+        assert!(*refused > FLOODING_CLIENTS, "there was no flood");
         let may_pass: f64 = [READS, HOLDS]
             .iter()
             .map(|rate| f64::from(rate.burst) + (rate.per_second * took.as_secs_f64()).ceil())
             .sum();
-        assert!(*passed as f64 <= may_pass, "{passed} calls of the crowd passed, and {may_pass} may");
+        assert!(*passed as f64 <= may_pass, "{passed} calls of the flood passed, and only {may_pass} may pass");
         (at(quiet, 0.99), at(flooded, 0.99))
     }
 }
 
-fn measure(doors: &Doors, count: usize) -> Measured {
+fn measure(targets: &Targets, count: usize) -> Measured {
     let journeys = |count: usize| {
-        let doors = doors.clone();
-        alone(move |runtime| runtime.block_on(doors.journeys(count))).join().unwrap()
+        let targets = targets.clone();
+        on_own_thread(move |runtime| runtime.block_on(targets.journeys(count))).join().unwrap()
     };
-    // Statements are planned, and connections opened, when they are first needed.
+    // The first journeys plan the statements and open the connections.
     journeys(20);
     let quiet = journeys(count);
     let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]));
-    let (crowd, told, counted) = (doors.clone(), Arc::clone(&stop), Arc::clone(&answers));
+    let (flooded_targets, told, counted) = (targets.clone(), Arc::clone(&stop), Arc::clone(&answers));
     let begun = Instant::now();
-    let flood = alone(move |runtime| {
+    let flood = on_own_thread(move |runtime| {
         let (http, user) = (Client::builder().build().unwrap(), Uuid::now_v7());
-        let clients = (0..FLOODING_CLIENTS).map(|_| crowd.flood(&http, user, &told, &counted));
+        let clients = (0..FLOODING_CLIENTS).map(|_| flooded_targets.flood(&http, user, &told, &counted));
         runtime.block_on(join_all(clients));
     });
     let [passed, refused] = [0, 1].map(|kind| {
@@ -241,7 +246,7 @@ fn measure(doors: &Doors, count: usize) -> Measured {
         move || answers[kind].load(Ordering::Relaxed)
     });
     tokio::runtime::Handle::current()
-        .block_on(wait_until("the crowd is there", CROWD_COMES, async || refused() > 10 * FLOODING_CLIENTS));
+        .block_on(wait_until("the flood has started", FLOOD_START_TIMEOUT, async || refused() > 10 * FLOODING_CLIENTS));
     let refused_before = refused();
     let flooded = journeys(count);
     let refused = refused() - refused_before;
@@ -250,13 +255,13 @@ fn measure(doors: &Doors, count: usize) -> Measured {
     Measured { quiet, flooded, passed: passed(), refused, took: begun.elapsed() }
 }
 
-/// Both services are processes with the limits of real life; the crowd and the buyer have a thread each.
+/// Both services run as processes with realistic limits. The flood and the buyer have a thread each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clients_of_one_user_do_not_delay_another() {
     let journeys = scale("FLOOD_JOURNEYS", 150);
     let system = System::start().await;
     let sale = system.sale(2000).await;
-    // The processes publish and consume.
+    // Only the processes may publish and consume.
     system.to_broker.cut();
     let limited = |mut command: tokio::process::Command| {
         command
@@ -278,7 +283,7 @@ async fn a_hundred_clients_of_one_user_do_not_delay_another() {
     let event = limited(processes::event(&settings, system.event_database_url.reveal(), event_port));
     let event = processes::start(event).await;
     let booking = processes::start(limited(processes::booking(&settings, "serve", booking_port))).await;
-    let doors = Doors {
+    let targets = Targets {
         event: event.base.clone(),
         booking: booking.base.clone(),
         sale: Arc::new(sale),
@@ -287,22 +292,22 @@ async fn a_hundred_clients_of_one_user_do_not_delay_another() {
 
     let mut last = None;
     for _ in 0..MEASURED_MAX {
-        let doors = doors.clone();
-        let measured = tokio::task::spawn_blocking(move || measure(&doors, journeys)).await.unwrap();
+        let targets = targets.clone();
+        let measured = tokio::task::spawn_blocking(move || measure(&targets, journeys)).await.unwrap();
         let (quiet, flooded) = measured.check();
-        last = Some((flooded, (quiet * 3 / 2).max(quiet + NOTICED)));
+        last = Some((flooded, (quiet * 3 / 2).max(quiet + DELAY_ALLOWED)));
         if last.is_some_and(|(flooded, most)| flooded <= most) {
             break;
         }
     }
     let (flooded, most) = last.unwrap();
-    assert!(flooded <= most, "a buyer's p99 is {flooded:?}, and may be {most:?}");
+    assert!(flooded <= most, "a buyer's p99 is {flooded:?}, and at most {most:?} is allowed");
     drop((event, booking));
     system.to_broker.heal();
     system.finish().await;
 }
 
-/// The limits' answer is a problem like any other.
+/// A rate-limited request gets a problem document like any other error.
 #[tokio::test]
 async fn one_user_gets_a_burst_of_reservations_and_then_waits() {
     let rate = |burst| Rate { per_second: 0.01, burst };

@@ -31,21 +31,21 @@ async fn a_repeated_reservation_is_the_same_one() {
     assert!(!is_replayed(&first));
     let location = first.headers()["location"].clone();
     let made = answer(first, 201).await;
-    // The standard writes keys in quotes, many clients do not: they mean the same.
+    // The standard quotes keys, and many clients do not. Both forms mean the same key.
     let again = reserve(&system, &sale, user, "\"key-1\"", &[0]).await;
     assert!(is_replayed(&again));
     assert_eq!(again.headers()["location"], location);
     assert_eq!(answer(again, 201).await, made);
     assert_eq!(answer(reserve(&system, &sale, user, "key-1", &[1]).await, 422).await["code"], "idempotency_key_reused");
     let other = reserve(&system, &sale, Uuid::now_v7(), "key-1", &[1]).await;
-    assert!(!is_replayed(&other), "keys of two users met");
+    assert!(!is_replayed(&other), "two users share a key");
     answer(other, 201).await;
     assert_eq!(system.count("select count(*) from reservations").await, 2);
     system.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_twins_at_once_make_one_reservation() {
+async fn a_thousand_identical_requests_at_once_make_one_reservation() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let user = Uuid::now_v7();
@@ -63,7 +63,7 @@ async fn a_thousand_twins_at_once_make_one_reservation() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_kept_and_an_outage_is_not() {
+async fn a_refusal_is_stored_under_its_key_and_an_outage_is_not() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let user = Uuid::now_v7();
@@ -87,9 +87,10 @@ async fn a_refusal_is_kept_and_an_outage_is_not() {
     system.finish().await;
 }
 
-/// The attempt died between the hold and the reservation. The next request under the key takes over once its lock has run out.
+/// The attempt died between the hold and the reservation. The next request under the key takes over once the key's lock
+/// has run out.
 #[tokio::test]
-async fn a_dead_attempt_is_taken_over() {
+async fn the_next_request_takes_over_a_dead_attempt() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let user = Uuid::now_v7();
@@ -122,7 +123,7 @@ async fn a_repeated_payment_gets_the_same_answer_even_when_it_was_declined() {
     let again = post(&system, &path, user, "try-1", &declined).await;
     assert!(is_replayed(&again));
     answer(again, 402).await;
-    assert_eq!(system.count("select count(*) from payments").await, 1, "a repeated payment was asked for twice");
+    assert_eq!(system.count("select count(*) from payments").await, 1, "a repeated payment made a second payment");
     assert_eq!(
         answer(post(&system, &path, user, "try-1", &json!({})).await, 422).await["code"],
         "idempotency_key_reused"
@@ -150,9 +151,9 @@ async fn keys_are_forgotten_after_a_day() {
     system.finish().await;
 }
 
-/// Who comes too early is told when to come back, and comes back under the same key.
+/// A buyer that comes too early is told when the sale starts, and may then repeat the request under the same key.
 #[tokio::test]
-async fn a_key_that_came_before_the_sale_buys_when_it_opens() {
+async fn a_key_used_before_the_sale_buys_when_the_sale_opens() {
     let system = System::start().await;
     let (sale, user) = (system.sale(1).await, Uuid::now_v7());
     let opens = async |when: &'static str| sqlx::query(when).execute(&system.event_db).await.unwrap();
@@ -163,10 +164,10 @@ async fn a_key_that_came_before_the_sale_buys_when_it_opens() {
     system.finish().await;
 }
 
-/// The payment of another tab is declined at the moment at which this one asks for the reservation. This one was never tried, so it is not
-/// told that it was declined, today or when its key comes again.
+/// Another tab's payment is declined at the moment when this request asks for the reservation. This request has not
+/// tried to pay. It must not be told that it was declined, neither now nor when its key is repeated.
 #[tokio::test]
-async fn who_meets_a_payment_that_is_declined_was_not_declined() {
+async fn a_request_that_meets_a_declined_payment_is_not_declined_itself() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -178,7 +179,7 @@ async fn who_meets_a_payment_that_is_declined_was_not_declined() {
     let path = format!("/api/v1/reservations/{id}/confirm");
     let confirm = async || post(&system, &path, user, "mine", &json!({ "payment_id": "pay_good" })).await;
     let commit = async {
-        system.someone_waits().await;
+        system.wait_for_blocked_statement().await;
         declined.commit().await.unwrap();
     };
     let (met, ()) = tokio::join!(confirm(), commit);

@@ -1,5 +1,5 @@
-//! The Booking Service's tests, as one binary. Each runs both services in this process, on databases, an exchange and a queue of
-//! its own, and ends with a look at both databases: whatever the test did, the promises must hold.
+//! The Booking Service's tests, as one binary. Each test runs both services in this process, with its own databases,
+//! exchange and queue. At the end it audits both databases: whatever the test did, the promises must hold.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod processes;

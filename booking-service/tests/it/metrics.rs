@@ -1,4 +1,4 @@
-//! Each failure shows in the metrics, and so does a good day.
+//! The metrics of a healthy sale, and of each kind of failure.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn a_sale_can_be_followed_in_the_metrics() {
         .await;
     assert_eq!(system.metric(&system.event_base, r#"event_holds_total{outcome="held"}"#).await, Some(2.0));
     assert_eq!(system.metric(&system.event_base, "event_consumer_up").await, Some(1.0));
-    wait_until("messages and their way are counted", SOON, async || {
+    wait_until("messages and their delay are counted", SOON, async || {
         let applied = system.metric(&system.event_base, r#"event_consumer_messages_total{result="applied"}"#).await;
         let measured = system.metric(&system.event_base, "event_consumer_lag_seconds_count").await;
         (applied, measured) == (Some(2.0), Some(2.0))
@@ -66,18 +66,18 @@ async fn a_bypassed_lock_a_waiting_event_and_a_repeated_message_are_counted() {
     system.to_redis.heal();
 
     system.to_broker.cut();
-    wait_until("the consumer is seen to be down", SOON, async || {
+    wait_until("the consumer is shown as down", SOON, async || {
         system.metric(&system.event_base, "event_consumer_up").await == Some(0.0)
     })
     .await;
     system.confirm(&id, user, None, 200).await;
-    wait_until("an event is seen to wait", SOON, async || {
+    wait_until("an event is shown as waiting", SOON, async || {
         system.metric(&system.booking_base, "booking_outbox_pending").await == Some(1.0)
             && system.metric(&system.booking_base, "booking_outbox_oldest_age_seconds").await > Some(0.0)
     })
     .await;
     system.to_broker.heal();
-    wait_until("it has left", Duration::from_secs(30), async || {
+    wait_until("the event is published", Duration::from_secs(30), async || {
         system.metric(&system.booking_base, "booking_outbox_published_total").await == Some(1.0)
     })
     .await;
@@ -93,13 +93,13 @@ async fn a_bypassed_lock_a_waiting_event_and_a_repeated_message_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_worker_tells_when_its_tasks_went_through_and_what_its_audit_found() {
+async fn the_worker_reports_when_its_tasks_succeeded_and_what_its_audit_found() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, None, 200).await;
     system.seats_become(&sale, &["sold"]).await;
-    // A ticket that vanished: paid means seated is broken, and one sold seat has no owner.
+    // Without its ticket, a sold seat has no owner, which breaks the promise "paid means seated".
     sqlx::query("delete from tickets").execute(&system.app.db).await.unwrap();
     let settings = Settings { event_service_url: system.event_base.clone(), ..system.settings.clone() };
     let worker = app::start(&settings, "booking-worker", &system.lifecycle).await.unwrap();
@@ -110,7 +110,7 @@ async fn the_worker_tells_when_its_tasks_went_through_and_what_its_audit_found()
         let series = format!(r#"booking_worker_last_success_timestamp_seconds{{task="{task}"}}"#);
         system.metric(&base, &series).await.is_some_and(|when| when > 1.7e9)
     };
-    wait_until("the tasks have gone through", SOON, async || {
+    wait_until("the tasks have succeeded", SOON, async || {
         ran("expiry").await && ran("holds").await && ran("refunds").await
     })
     .await;
@@ -118,7 +118,7 @@ async fn the_worker_tells_when_its_tasks_went_through_and_what_its_audit_found()
     assert_eq!(
         system.metric(&base, &violations("paid means seated")).await,
         None,
-        "nothing is said before the first audit"
+        "a value is shown before the first audit"
     );
     let stopping = system.lifecycle.token();
     let plan = Audits {
@@ -128,7 +128,7 @@ async fn the_worker_tells_when_its_tasks_went_through_and_what_its_audit_found()
         queue: settings.queue.clone(),
     };
     let auditing = audit_again_and_again(&worker, &plan, stopping);
-    let seen = wait_until("the audit's findings show", Duration::from_secs(30), async || {
+    let seen = wait_until("the audit's findings are shown", Duration::from_secs(30), async || {
         system.metric(&base, &violations("paid means seated")).await >= Some(1.0)
     });
     tokio::select! {

@@ -1,4 +1,4 @@
-//! A part is down or frozen: what users see, and what heals.
+//! Outages: what users see while a server is down or hangs, and how the system recovers.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ async fn without_a_broker_the_client_gets_its_ticket_and_the_seat_is_sold_later(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_booking_works_and_soon_as_fast() {
+async fn without_redis_booking_works_and_is_soon_as_fast_as_before() {
     let system = System::start().await;
     let sale = system.sale(12).await;
     for (fault, seats) in [("cut", 0..5), ("frozen", 5..10)] {
@@ -65,7 +65,7 @@ async fn without_redis_booking_works_and_soon_as_fast() {
         system.to_redis.heal();
         wait_until("Redis is used again", SOON, async || system.app.locks.ping().await.is_ok()).await;
     }
-    // The watch looks every half second; then seats are locked again.
+    // The service checks Redis every half second, and then locks seats again.
     wait_until("seats are locked again", SOON, async || {
         let (id, user) = system.reserved(&sale, &[11]).await;
         let locked = system.lock_owner(&sale, 11).await == Some(id.clone());
@@ -76,9 +76,9 @@ async fn without_redis_booking_works_and_soon_as_fast() {
     system.finish().await;
 }
 
-/// A lock that outlived its reservation, because Redis was away when that ended, must not cost a sale.
+/// Redis was down when the reservation ended, so its lock stayed. That must not cost a sale.
 #[tokio::test]
-async fn a_stale_lock_is_taken_down_by_who_meets_it() {
+async fn the_next_buyer_removes_a_stale_lock() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -91,9 +91,9 @@ async fn a_stale_lock_is_taken_down_by_who_meets_it() {
     system.finish().await;
 }
 
-/// A process that dies after it has locked and before it holds anything leaves a lock that no reservation will ever end.
+/// A process that dies between its lock and its hold leaves a lock that no reservation will ever release.
 #[tokio::test]
-async fn the_lock_of_a_booking_that_died_is_taken_down_and_that_of_one_under_way_is_not() {
+async fn the_lock_of_a_dead_booking_is_removed_and_that_of_a_running_one_is_not() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let now = u64::try_from(system.count("select extract(epoch from now())::int8").await).unwrap();
@@ -103,7 +103,7 @@ async fn the_lock_of_a_booking_that_died_is_taken_down_and_that_of_one_under_way
         let locked = system.app.locks.acquire(session, &[seat], owner.into(), system.settings.rules.hold_time).await;
         assert_eq!(locked, LockOutcome::Acquired);
     }
-    // Who wants both hears of the one that is taken, and the other can be had.
+    // A buyer that wants both seats is told of the locked one. The other one is available.
     let refused = system.reserve(&sale, Uuid::now_v7(), &[0, 1], 409).await;
     assert_eq!(refused["seats"], json!([{ "session_seat_id": sale.seats[1], "status": "reserved" }]));
     system.reserved(&sale, &[0]).await;
@@ -112,7 +112,7 @@ async fn the_lock_of_a_booking_that_died_is_taken_down_and_that_of_one_under_way
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_event_service_nothing_is_held_and_the_rest_works_on() {
+async fn without_the_event_service_nothing_is_held_and_the_rest_still_works() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -137,7 +137,7 @@ async fn without_the_event_service_nothing_is_held_and_the_rest_works_on() {
     assert_eq!((&health["status"], &health["checks"]["event_service"]), (&json!("degraded"), &json!("down")));
     system.to_event_service.heal();
     system.seats_become(&sale, &["sold", "available", "available"]).await;
-    // The failed calls were enough to open it.
+    // The failed calls were enough to open the circuit.
     circuit_closes(&system).await;
     system.reserved(&sale, &[2]).await;
     system.finish().await;
@@ -151,45 +151,48 @@ async fn circuit_closes(system: &System) -> Duration {
     .await
 }
 
-/// The first buyers wait for an answer that does not come; after that everyone hears of it at once, and of its return within seconds.
+/// The first buyers wait for an answer that does not come. Then everyone is refused at once, and bookings work again
+/// within seconds of the recovery.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_event_service_hangs_the_circuit_opens_and_closes_by_itself() {
     let system = System::start().await;
     let sale = system.sale(102).await;
     system.to_event_service.freeze();
     let begun = Instant::now();
-    // Each wants a seat of its own: the gate would turn away all but one who want the same.
-    let stampede = (2..102).map(async |seat| system.reserve(&sale, Uuid::now_v7(), &[seat], 503).await);
-    join_all(stampede).await;
-    assert!(begun.elapsed() < Duration::from_secs(4), "the stampede waited {:?}", begun.elapsed());
+    // Each buyer wants a different seat: the seat locks would refuse all but one buyer of the same seat.
+    let bookings = (2..102).map(async |seat| system.reserve(&sale, Uuid::now_v7(), &[seat], 503).await);
+    join_all(bookings).await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "the buyers waited {:?}", begun.elapsed());
     let health = system.get("/health", Uuid::now_v7(), 200).await;
     assert_eq!(health["checks"]["event_service_circuit"], "down");
     assert_eq!(system.metric(&system.booking_base, "booking_event_service_circuit_open").await, Some(1.0));
     let failed = r#"booking_reservations_total{outcome="failed",reason="event_service_unavailable"}"#;
     assert_eq!(system.metric(&system.booking_base, failed).await, Some(100.0));
     let mut slowest = Duration::ZERO;
-    let mut turned_away = 0;
-    // For two seconds: some are the probe that is let through, and wait for it.
+    let mut refused_at_once = 0;
+    // Within these two seconds, some requests are let through to probe the Event Service, and wait for it.
     let until = Instant::now() + Duration::from_secs(2);
     while Instant::now() < until {
         let begun = Instant::now();
         assert_eq!(system.reserve(&sale, Uuid::now_v7(), &[0], 503).await["code"], "event_service_unavailable");
         if begun.elapsed() < Duration::from_millis(500) {
-            turned_away += 1;
+            refused_at_once += 1;
             slowest = slowest.max(begun.elapsed());
         }
     }
-    assert!(turned_away > 20, "only {turned_away} were turned away at once");
+    assert!(refused_at_once > 20, "only {refused_at_once} were refused at once");
     system.to_event_service.heal();
-    // Nobody books meanwhile: who looks at the health first must not be told for ever to stay away.
+    // Nobody books meanwhile. A client that checks the health before it books must see the circuit close.
     let recovered = circuit_closes(&system).await;
     assert_eq!(system.metric(&system.booking_base, "booking_event_service_circuit_open").await, Some(0.0));
     system.reserved(&sale, &[1]).await;
-    println!("turned away {turned_away}, the slowest after {slowest:?}; the circuit closed after {recovered:?}");
+    println!(
+        "refused at once: {refused_at_once}, the slowest after {slowest:?}; the circuit closed after {recovered:?}"
+    );
     system.finish().await;
 }
 
-/// Requests reach the database and its answers are lost, while a process starts: it must not wait for them for ever.
+/// The database receives a starting process's requests, and its answers are lost. The process must not wait for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_silent_when_a_process_starts_is_asked_again() {
     let system = System::start().await;

@@ -1,4 +1,4 @@
-//! No event is lost, and none that the broker did not take counts as published.
+//! No event is lost, and no event that the broker did not accept counts as published.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::support::{System, answer};
 
 #[tokio::test]
-async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
+async fn an_event_that_reaches_no_queue_stays_in_the_outbox() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     system.to_broker.cut(); // So that the service's own relay does not publish it first.
@@ -36,9 +36,9 @@ async fn an_event_that_no_queue_takes_stays_in_the_outbox() {
     system.finish().await;
 }
 
-/// A hall's holds end at once, and then somebody pays.
+/// All holds of a hall expire at once, and then a customer pays.
 #[tokio::test]
-async fn what_is_urgent_does_not_wait_behind_expired_reservations() {
+async fn an_urgent_event_does_not_wait_behind_expired_reservations() {
     let system = System::start().await;
     let sale = system.sale(4).await;
     system.to_broker.cut(); // So that the service's own relay does not publish them first.
@@ -61,9 +61,9 @@ async fn what_is_urgent_does_not_wait_behind_expired_reservations() {
     system.finish().await;
 }
 
-/// More than a batch of them, and behind them one event of each kind that a queue takes.
+/// More than one batch of undeliverable events, and behind them one deliverable event of each kind.
 #[tokio::test]
-async fn events_that_nobody_takes_keep_no_others_back() {
+async fn undeliverable_events_do_not_hold_up_others() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let stuck = "insert into outbox (id, event_type, reservation_id, sequence, payload, created_at)
@@ -74,7 +74,7 @@ async fn events_that_nobody_takes_keep_no_others_back() {
     system.reserved(&sale, &[1]).await;
     system.let_reservations_run_out().await;
     assert_eq!(expire_due(&system.app, 100).await.unwrap(), 1);
-    wait_until("both have left", Duration::from_secs(20), async || {
+    wait_until("both events are published", Duration::from_secs(20), async || {
         let waiting = "select count(*) from outbox where published_at is null and event_type <> 'nobody.listens'";
         system.count(waiting).await == 0
     })
@@ -85,7 +85,7 @@ async fn events_that_nobody_takes_keep_no_others_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_relays_share_the_work_and_publish_everything() {
+async fn several_relays_share_the_work_and_publish_everything() {
     let system = System::start().await;
     let sale = system.sale(30).await;
     for seat in 0..30 {
@@ -99,13 +99,14 @@ async fn two_relays_share_the_work_and_publish_everything() {
         async move { while relay_batch(&db, &publisher, Wanted::Urgent).await.unwrap() != Relayed::default() {} }
     });
     join_all(relays).await;
-    // Everything was published twice; the inbox makes the second time harmless.
+    // Every event was published twice. The inbox makes the second time harmless.
     system.finish().await;
 }
 
-/// The receiver has lost everything: its inbox and what the messages did. Replayed once they are all applied; replayed again, nothing changes.
+/// The Event Service has lost its inbox and the effects of its messages. One replay applies them all again, and a
+/// second replay changes nothing.
 #[tokio::test]
-async fn what_a_receiver_lost_is_replayed_and_the_rest_is_not_harmed() {
+async fn a_replay_restores_what_the_receiver_lost_and_changes_nothing_else() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     let admin = Uuid::now_v7();

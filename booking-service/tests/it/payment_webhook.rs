@@ -1,4 +1,5 @@
-//! The provider's notices: believed only when signed, harmless in any number and order, and never too late to end well.
+//! The provider's notices: accepted only with a valid signature, harmless in any number and order, and handled even if
+//! late.
 
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ async fn tell(system: &System, event_type: &str, payment: &str) -> Value {
     answer(send(system, &notice(&Uuid::now_v7().to_string(), event_type, payment)).await, 200).await
 }
 
-/// A reservation whose payment the provider has taken on; its id, its user and the charge.
+/// Makes a reservation whose payment the provider is processing. Returns its id, its user and the charge.
 async fn processing(system: &System, sale: &Sale, seat: usize) -> (String, Uuid, String) {
     let (id, user) = system.reserved(sale, &[seat]).await;
     let accepted = system.confirm(&id, user, Some(json!({ "payment_id": "pay_async" })), 202).await;
@@ -49,7 +50,7 @@ async fn processing(system: &System, sale: &Sale, seat: usize) -> (String, Uuid,
     (id, user, text_of(&accepted, "payment_id"))
 }
 
-/// Ends the reservation as if its time had gone by, and gives its seats back.
+/// Expires the reservation as if its time had passed, and frees its seats.
 async fn let_expire(system: &System) {
     system.let_reservations_run_out().await;
     assert_eq!(expire_due(&system.app, 100).await.unwrap(), 1);
@@ -64,7 +65,7 @@ async fn charges(system: &System, state: &'static str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_payment_that_takes_its_time_ends_in_tickets_when_the_notice_comes() {
+async fn a_slow_payment_yields_tickets_when_its_notice_comes() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user, payment) = processing(&system, &sale, 0).await;
@@ -76,7 +77,7 @@ async fn a_payment_that_takes_its_time_ends_in_tickets_when_the_notice_comes() {
     assert_eq!(
         answer(send(&system, &captured).await, 200).await,
         json!({ "handled": true, "duplicate": true }),
-        "it was worked on before"
+        "the notice was handled before"
     );
     let paid = system.confirm(&id, user, None, 200).await;
     assert_eq!((text_of(&paid, "payment_id"), paid["tickets"].as_array().unwrap().len()), (payment, 1));
@@ -86,10 +87,10 @@ async fn a_payment_that_takes_its_time_ends_in_tickets_when_the_notice_comes() {
     system.finish().await;
 }
 
-/// A client asks under its key how far the payment is: when it has been declined it says so, as one that is declined at once does, and
-/// nothing is charged anew.
+/// A client repeats its key to learn the state of its payment. A later decline is answered as an immediate one is, and
+/// nothing is charged again.
 #[tokio::test]
-async fn a_key_whose_payment_is_declined_in_the_end_says_so() {
+async fn a_key_whose_payment_is_declined_later_reports_the_decline() {
     let system = System::start().await;
     let (id, user) = system.reserved(&system.sale(1).await, &[0]).await;
     let confirm = async |key: &str, payment_id: &str, expected: u16| {
@@ -101,7 +102,7 @@ async fn a_key_whose_payment_is_declined_in_the_end_says_so() {
     for (key, payment_id) in [("slow", "pay_async"), ("other", "pay_good")] {
         assert_eq!(text_of(&confirm(key, payment_id, 202).await, "payment_id"), payment);
     }
-    // Another's payment is under way: that is not the last word, and not forgotten.
+    // Another payment is in progress. This answer is temporary, and the key keeps its own payment.
     let set = async |sql: &'static str| sqlx::query(sql).execute(&system.app.db).await.unwrap();
     set("update reservations set status = 'confirming', confirming_until = now() + interval '1 minute'").await;
     assert_eq!(confirm("slow", "pay_async", 409).await["code"], "confirmation_in_progress");
@@ -117,7 +118,7 @@ async fn a_key_whose_payment_is_declined_in_the_end_says_so() {
 }
 
 #[tokio::test]
-async fn a_notice_that_is_not_signed_as_it_must_be_changes_nothing() {
+async fn a_notice_without_a_valid_signature_changes_nothing() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user, payment) = processing(&system, &sale, 0).await;
@@ -129,7 +130,7 @@ async fn a_notice_that_is_not_signed_as_it_must_be_changes_nothing() {
     }
     let path = format!("{}/api/v1/payments/webhook", system.booking_base);
     assert_eq!(system.http.post(&path).json(&captured).send().await.unwrap().status(), 401);
-    // Signed, but for other bytes.
+    // The signature is valid, but for another body.
     let signature = sign(&Secret::from(WEBHOOK_SECRET), time, captured.to_string().as_bytes());
     let forged = notice("evt_2", "payment.captured", &payment);
     let forged = system.http.post(&path).header(SIGNATURE, signature).json(&forged);
@@ -149,13 +150,13 @@ async fn a_notice_that_is_not_signed_as_it_must_be_changes_nothing() {
 
     assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "active");
     assert_eq!(system.count("select count(*) from payment_notices").await, 0);
-    // The secret before the last change is still taken.
+    // The previous secret is still accepted.
     answer(send_signed(&system, &captured, "of last month", time).await, 200).await;
     system.confirm(&id, user, None, 200).await;
     system.finish().await;
 }
 
-/// The notice overtakes the provider's own answer: the customer need not wait for the lease to run out.
+/// The notice arrives before the provider's own answer, so the customer need not wait for the lease to run out.
 #[tokio::test]
 async fn a_notice_may_come_before_the_answer() {
     let system = System::start().await;
@@ -178,7 +179,7 @@ async fn a_notice_may_come_before_the_answer() {
 }
 
 #[tokio::test]
-async fn notices_in_the_wrong_order_change_nothing_that_is_decided() {
+async fn notices_in_the_wrong_order_do_not_change_a_decided_payment() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let (id, user, payment) = processing(&system, &sale, 0).await;
@@ -197,11 +198,11 @@ async fn notices_in_the_wrong_order_change_nothing_that_is_decided() {
 }
 
 #[tokio::test]
-async fn money_that_comes_after_the_expiry_buys_the_seats_if_they_are_still_free() {
+async fn a_payment_after_the_expiry_buys_the_seats_if_they_are_still_free() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user, payment) = processing(&system, &sale, 0).await;
-    // The news of the expiry stays on the way: it must not free what is booked again.
+    // The message of the expiry is delayed. It must not free the seats that are booked again.
     system.to_broker.freeze();
     let_expire(&system).await;
     assert_eq!(tell(&system, "payment.captured", &payment).await, json!({ "handled": true, "duplicate": false }));
@@ -219,7 +220,7 @@ async fn money_that_comes_after_the_expiry_buys_the_seats_if_they_are_still_free
 }
 
 #[tokio::test]
-async fn money_that_comes_when_the_seats_are_gone_is_given_back_once() {
+async fn a_payment_for_seats_that_are_gone_is_refunded_once() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let (_, user, payment) = processing(&system, &sale, 0).await;
@@ -233,7 +234,7 @@ async fn money_that_comes_when_the_seats_are_gone_is_given_back_once() {
     assert_eq!(system.get(&format!("/api/v1/tickets/user/{user}"), user, 200).await, json!([]));
     assert_eq!(system.count("select count(*) from mock_provider_refunds where amount = 100").await, 1);
 
-    // Who has given the reservation up wants the money and not the seat.
+    // A customer that has cancelled the reservation wants the money and not the seat.
     let (id, user, payment) = processing(&system, &sale, 1).await;
     system.cancel(&id, user, 200).await;
     tell(&system, "payment.captured", &payment).await;
@@ -244,17 +245,21 @@ async fn money_that_comes_when_the_seats_are_gone_is_given_back_once() {
 }
 
 #[tokio::test]
-async fn without_a_notice_the_provider_is_asked() {
+async fn without_a_notice_the_worker_asks_the_provider() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     let (captured, user, _) = processing(&system, &sale, 0).await;
     sqlx::query("update mock_provider_charges set state = 'captured'").execute(&system.app.db).await.unwrap();
-    assert_eq!(reconcile::follow_up_payments(&system.app).await.unwrap(), 0, "it is given time to send its notice");
+    assert_eq!(
+        reconcile::follow_up_payments(&system.app).await.unwrap(),
+        0,
+        "the provider has time to send its notice"
+    );
     sqlx::query("update payments set updated_at = now() - interval '1 minute'").execute(&system.app.db).await.unwrap();
     assert_eq!(reconcile::follow_up_payments(&system.app).await.unwrap(), 1);
     assert_eq!(system.get(&format!("/api/v1/reservations/{captured}"), user, 200).await["status"], "confirmed");
 
-    // One that still works on it when the time is over may not take the money any more.
+    // A charge that is still processing when the reservation expires is voided.
     processing(&system, &sale, 1).await;
     let_expire(&system).await;
     assert_eq!(reconcile::follow_up_payments(&system.app).await.unwrap(), 1);
@@ -273,12 +278,12 @@ async fn a_late_payment_waits_for_the_event_service() {
     system.to_event_service.cut();
     assert_eq!(tell(&system, "payment.captured", &payment).await["handled"], false);
     system.to_event_service.heal();
-    // Another takes it up when the one that was at it has had its time.
+    // Another process takes over the notice when the first one's claim has run out.
     sqlx::query("update payments set rebooking_since = now() - interval '1 minute'")
         .execute(&system.app.db)
         .await
         .unwrap();
-    wait_until("the notice is worked on", SOON, async || {
+    wait_until("the notice is handled", SOON, async || {
         let _ = reconcile::follow_up_payments(&system.app).await;
         system.count("select count(*) from payment_notices where handled_at is null").await == 0
     })
@@ -287,7 +292,7 @@ async fn a_late_payment_waits_for_the_event_service() {
     system.finish().await;
 }
 
-/// Whichever comes first, the money buys the seat or comes back.
+/// Whichever comes first, the payment ends in exactly one ticket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_notice_and_the_expiry_at_once_end_in_one_ticket() {
     let system = System::start().await;

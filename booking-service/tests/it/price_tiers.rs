@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::support::{System, answer};
 
 #[tokio::test]
-async fn price_tiers_are_changed_and_deleted_until_a_reservation_is_made_with_one() {
+async fn a_price_tier_can_be_changed_always_and_deleted_until_it_is_used() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let user = Uuid::now_v7();

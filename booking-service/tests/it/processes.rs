@@ -1,4 +1,4 @@
-//! The services as processes of their own, which can be killed.
+//! Runs the services as separate processes, which tests can kill.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,14 +10,14 @@ use service_kit::testing::wait_until;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
-/// A process that serves HTTP; it ends with this value.
+/// A process that serves HTTP. It is killed when this value is dropped.
 pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) base: String,
 }
 
-/// A free port, for a process that will listen on it. From below the range that the kernel hands out to outgoing connections: one of
-/// those may take such a port before the process does, or between two of its lives.
+/// A free port, for a process that will listen on it. It lies below the range that the kernel gives to outgoing
+/// connections. One of those could take such a port before the process starts, or between two of its runs.
 pub(crate) async fn free_port() -> u16 {
     loop {
         let port = rand::random_range(10_000..20_000);
@@ -27,7 +27,7 @@ pub(crate) async fn free_port() -> u16 {
     }
 }
 
-/// The command of a service, set to listen on `port` and to say little.
+/// The command of a service that listens on `port` and logs only warnings.
 fn command(binary: &Path, subcommand: &str, port: u16) -> Command {
     let mut command = Command::new(binary);
     command
@@ -43,7 +43,7 @@ fn command(binary: &Path, subcommand: &str, port: u16) -> Command {
     command
 }
 
-/// `booking-service serve` or `worker`, as `settings` say.
+/// `booking-service serve` or `worker`, with these settings.
 pub(crate) fn booking(settings: &Settings, subcommand: &str, port: u16) -> Command {
     let mut command = command(Path::new(env!("CARGO_BIN_EXE_booking-service")), subcommand, port);
     command
@@ -59,7 +59,8 @@ pub(crate) fn booking(settings: &Settings, subcommand: &str, port: u16) -> Comma
     command
 }
 
-/// Where the Event Service's program is: beside the Booking Service's, as all tests are built together.
+/// The path of the Event Service's program. It is in the folder of the Booking Service's, as all tests are built
+/// together.
 pub(crate) fn event_binary() -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_booking-service")).with_file_name("event-service");
     assert!(binary.exists(), "{} is missing: run the tests with --workspace", binary.display());
@@ -78,7 +79,7 @@ pub(crate) fn event(settings: &Settings, database_url: &str, port: u16) -> Comma
     command
 }
 
-/// Starts it and waits until it is ready.
+/// Starts the command and waits until the service is ready.
 pub(crate) async fn start(mut command: Command) -> Process {
     let port = command.as_std().get_envs().find_map(|(name, value)| (name == "PORT").then_some(value?)).unwrap();
     let base = format!("http://127.0.0.1:{}", port.to_str().unwrap());
@@ -91,7 +92,7 @@ pub(crate) async fn start(mut command: Command) -> Process {
     Process { child, base }
 }
 
-/// Sends a signal such as `STOP` to it.
+/// Sends a signal such as `STOP` to the process.
 pub(crate) async fn signal(child: &Child, name: &str) {
     let Some(id) = child.id() else { return };
     let sent = Command::new("kill").args([format!("-{name}"), id.to_string()]).stderr(Stdio::null()).status().await;

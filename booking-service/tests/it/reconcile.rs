@@ -1,4 +1,4 @@
-//! Healing: holds without reservations, messages that never came, money that is owed.
+//! Reconciliation: holds without reservations, lost messages and pending refunds.
 
 use booking_service::reconcile::{self, Sweep, reconcile_once};
 use serde_json::json;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::support::{System, text_of};
 
-/// A hold as a booking leaves it that died before it wrote its reservation. `age` is how long ago it began.
+/// Makes the hold of a booking that crashed before it wrote its reservation. `age` is how long ago the booking began.
 pub(crate) async fn orphan(system: &System, session: &str, seat: &str, age: &'static str) -> Uuid {
     let until: chrono::DateTime<chrono::Utc> =
         sqlx::query_scalar("select now() + interval '10 minutes' - $1::text::interval")
@@ -22,7 +22,7 @@ pub(crate) async fn orphan(system: &System, session: &str, seat: &str, age: &'st
 }
 
 #[tokio::test]
-async fn a_hold_without_a_reservation_is_freed_when_its_booking_can_not_end_any_more() {
+async fn a_hold_without_a_reservation_is_freed_once_its_booking_cannot_finish() {
     let system = System::start().await;
     let sale = system.sale(4).await;
     orphan(&system, &sale.session, &sale.seats[0], "30 seconds").await;
@@ -32,7 +32,7 @@ async fn a_hold_without_a_reservation_is_freed_when_its_booking_can_not_end_any_
     let mut sweep = Sweep::default();
     assert_eq!(reconcile_once(&system.app, &mut sweep).await.unwrap().released, 2);
     assert_eq!(system.statuses(&sale.session).await, ["available", "reserved", "available", "reserved"]);
-    // The young one may still be written by its booking; a later round finds it, and only it.
+    // The young hold's booking may still write its reservation. A later round frees the hold, and only that one.
     sqlx::query(
         "update session_seats set reserved_until = reserved_until - interval '20 seconds' where session_seat_id = $1",
     )
@@ -45,7 +45,8 @@ async fn a_hold_without_a_reservation_is_freed_when_its_booking_can_not_end_any_
     system.finish().await;
 }
 
-/// The last moment: the booking's row is written but not committed when reconciliation comes. It waits, and then leaves the seat alone.
+/// The booking's row is inserted but not committed when reconciliation runs. Reconciliation waits for the commit and
+/// leaves the seat alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_booking_that_is_just_committing_keeps_its_seats() {
     let system = System::start().await;
@@ -68,7 +69,7 @@ async fn a_booking_that_is_just_committing_keeps_its_seats() {
     .await
     .unwrap();
     let waiting = async {
-        system.someone_waits().await;
+        system.wait_for_blocked_statement().await;
         booking.commit().await.unwrap();
     };
     let mut sweep = Sweep::default();
@@ -78,14 +79,14 @@ async fn a_booking_that_is_just_committing_keeps_its_seats() {
 }
 
 #[tokio::test]
-async fn what_a_lost_message_should_have_said_is_said_by_reconciliation() {
+async fn reconciliation_applies_what_a_lost_message_announced() {
     let system = System::start().await;
     let sale = system.sale(3).await;
     system.to_broker.cut();
     let (paid, user) = system.reserved(&sale, &[0, 1]).await;
     let tickets = system.confirm(&paid, user, None, 200).await;
     system.refund(&text_of(&tickets["tickets"][1], "id"), user, 200).await;
-    // As if the broker had lost them after it took them.
+    // As if the broker had lost the messages after it confirmed them.
     sqlx::query("update outbox set published_at = now()").execute(&system.app.db).await.unwrap();
     sqlx::query("update session_seats set reserved_until = now() - interval '1 second' where status = 'reserved'")
         .execute(&system.event_db)
@@ -122,7 +123,7 @@ async fn a_hold_that_has_just_ended_is_left_to_the_expiry_for_ten_seconds() {
 }
 
 #[tokio::test]
-async fn a_refund_that_the_provider_did_not_hear_of_is_settled_later_and_once() {
+async fn a_refund_that_did_not_reach_the_provider_is_settled_later_and_once() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;

@@ -1,4 +1,4 @@
-//! Tickets given back.
+//! Refunds of tickets.
 
 use reqwest::Method;
 use serde_json::json;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::support::{System, text_of};
 
 #[tokio::test]
-async fn a_refunded_ticket_pays_once_and_frees_its_seat() {
+async fn a_refund_pays_once_and_frees_the_seat() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     let (id, user) = system.reserved(&sale, &[0, 1]).await;
@@ -28,9 +28,9 @@ async fn a_refunded_ticket_pays_once_and_frees_its_seat() {
     system.finish().await;
 }
 
-/// Two refunds at once: the one that comes second must see that it is the last.
+/// Two refunds run at once. The second must notice that it refunds the last ticket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reservation_whose_tickets_are_all_given_back_is_refunded() {
+async fn a_reservation_whose_tickets_are_all_refunded_is_refunded() {
     let system = System::start().await;
     let sale = system.sale(2).await;
     for _ in 0..10 {

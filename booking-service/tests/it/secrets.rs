@@ -1,4 +1,4 @@
-//! No secret gets into a log or an answer, whatever goes wrong and however much is logged.
+//! No secret appears in a log or an answer, whatever fails and whatever the log level.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,17 +13,17 @@ use tokio::process::{Child, Command};
 
 use crate::processes::{event_binary, free_port};
 
-/// In every secret, and nowhere else.
+/// Every secret contains this text, and nothing else does.
 const MARK: &str = "hunter2";
 
-/// A process that logs all there is into a file.
-struct Chatty {
+/// A process that logs everything into a file.
+struct LoggedProcess {
     child: Child,
     log: std::path::PathBuf,
     port: u16,
 }
 
-impl Chatty {
+impl LoggedProcess {
     async fn start(program: &str, subcommand: &str, settings: &[(&str, String)]) -> Self {
         let binary = match program {
             "event-service" => event_binary(),
@@ -37,7 +37,7 @@ impl Chatty {
             .arg(subcommand)
             .env("HOST", "127.0.0.1")
             .env("PORT", port.to_string())
-            // Also of the libraries that are quiet unless they are asked.
+            // Includes the libraries that log nothing by default.
             .env("LOG_LEVEL", "trace,sqlx=trace,lapin=trace,sqlx::postgres::notice=trace")
             .env("RUST_BACKTRACE", "1")
             .envs(settings.iter().map(|(name, value)| (*name, value)))
@@ -70,7 +70,7 @@ fn secret(name: &str) -> String {
     format!("{MARK}-{name}")
 }
 
-/// Secrets of every setting, and nobody where they lead.
+/// Settings with a secret in each. No server listens at any of the addresses.
 fn nowhere(database_url: String) -> Vec<(&'static str, String)> {
     vec![
         ("DATABASE_URL", database_url),
@@ -85,22 +85,22 @@ fn nowhere(database_url: String) -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test]
-async fn nothing_that_can_not_be_reached_has_its_secret_told() {
+async fn no_secret_is_logged_when_servers_are_unreachable() {
     let settings = nowhere(format!("postgres://user:{}@127.0.0.1:1/db", secret("database")));
     for (program, subcommand) in
         [("event-service", "serve"), ("booking-service", "serve"), ("booking-service", "worker")]
     {
-        let process = Chatty::start(program, subcommand, &settings).await;
+        let process = LoggedProcess::start(program, subcommand, &settings).await;
         process.says("The database does not answer yet").await;
         process.end().await;
     }
-    let audit = Chatty::start("booking-service", "audit", &settings).await;
+    let audit = LoggedProcess::start("booking-service", "audit", &settings).await;
     audit.says("error: ").await;
     audit.end().await;
 }
 
 #[tokio::test]
-async fn settings_that_can_not_be_used_do_not_have_their_secrets_told() {
+async fn no_secret_is_logged_when_settings_are_invalid() {
     let wrong = [
         ("DATABASE_URL", format!("postgres://user:{}@127.0.0.1:port/db", secret("database"))),
         ("DATABASE_URL", format!("user:{}@127.0.0.1", secret("database"))),
@@ -114,8 +114,8 @@ async fn settings_that_can_not_be_used_do_not_have_their_secrets_told() {
         settings.retain(|(other, _)| *other != name);
         settings.push((name, value));
         for program in ["booking-service", "event-service"] {
-            let process = Chatty::start(program, "serve", &settings).await;
-            // Each ends, or goes on without the part.
+            let process = LoggedProcess::start(program, "serve", &settings).await;
+            // The process ends, or continues without that server.
             wait_until("it has said something", Duration::from_secs(20), async || process.said().len() > 100).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
             process.end().await;
@@ -123,12 +123,12 @@ async fn settings_that_can_not_be_used_do_not_have_their_secrets_told() {
     }
 }
 
-/// Everything but the database is away while requests are made, some of which carry secrets themselves.
+/// Only the database is up. Some of the requests carry secrets themselves.
 #[tokio::test]
-async fn a_service_that_works_tells_no_secret_either() {
+async fn a_service_that_works_neither_logs_nor_answers_a_secret() {
     let admin = PgPool::connect(&server("TEST_POSTGRES_URL")).await.unwrap();
     let make = format!("create role secret_keeper superuser login password '{}'", secret("database"));
-    // Another run may have made it.
+    // An earlier run may have made it.
     let _ = sqlx::query(AssertSqlSafe(make)).execute(&admin).await;
     let as_keeper = |url: &str| {
         let rest = url.split_once('@').unwrap().1;
@@ -136,9 +136,9 @@ async fn a_service_that_works_tells_no_secret_either() {
     };
     let booking_db = as_keeper(database("booking", &app::MIGRATIONS).await.reveal());
     let event_db = as_keeper(database("event", &event_service::app::MIGRATIONS).await.reveal());
-    let booking = Chatty::start("booking-service", "serve", &nowhere(booking_db.clone())).await;
-    let worker = Chatty::start("booking-service", "worker", &nowhere(booking_db)).await;
-    let event = Chatty::start("event-service", "serve", &nowhere(event_db)).await;
+    let booking = LoggedProcess::start("booking-service", "serve", &nowhere(booking_db.clone())).await;
+    let worker = LoggedProcess::start("booking-service", "worker", &nowhere(booking_db)).await;
+    let event = LoggedProcess::start("event-service", "serve", &nowhere(event_db)).await;
     let http = Client::builder().build().unwrap();
     for process in [&booking, &worker, &event] {
         let ready = format!("http://127.0.0.1:{}/health/ready", process.port);

@@ -1,4 +1,4 @@
-//! A session is cancelled: nobody keeps a seat, and whoever paid has the money back.
+//! A cancelled session: its reservations end, and every payment is refunded.
 
 use booking_service::reconcile::{Sweep, end_cancelled_sessions, settle_payments, settle_refunds};
 use futures::stream::{self, StreamExt};
@@ -31,7 +31,7 @@ async fn active_reservations_end_and_paid_ones_are_refunded() {
     cancel_session(&system, &sale).await;
     let mut sweep = Sweep::default();
     assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 3);
-    assert_eq!(settle_refunds(&system.app).await.unwrap(), 3, "two tickets of one, the other of the second");
+    assert_eq!(settle_refunds(&system.app).await.unwrap(), 3, "two tickets of one reservation, one of the other");
     assert_eq!(status(&system, &active, first).await, "cancelled");
     assert_eq!(status(&system, &paid, second).await, "refunded");
     assert_eq!(status(&system, &half, third).await, "refunded");
@@ -49,9 +49,9 @@ async fn active_reservations_end_and_paid_ones_are_refunded() {
     system.finish().await;
 }
 
-/// The charge is under way when the session is cancelled: it is waited for, and given back.
+/// A charge is in progress when the session is cancelled. The worker waits for its outcome, and then refunds it.
 #[tokio::test]
-async fn a_payment_under_way_is_refunded_when_its_fate_is_known() {
+async fn a_payment_in_progress_is_refunded_once_its_outcome_is_known() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let (id, user) = system.reserved(&sale, &[0]).await;
@@ -71,18 +71,18 @@ async fn a_payment_under_way_is_refunded_when_its_fate_is_known() {
     system.finish().await;
 }
 
-/// The session is cancelled between a booking's look at it and its hold. The reservation may be written after the round that dealt
-/// with the session; a later round, of the same worker, ends it.
+/// The session is cancelled between a booking's check and its hold. The reservation may be written after the worker has
+/// handled the session. A later round of the same worker ends it.
 #[tokio::test]
-async fn a_booking_that_slipped_through_is_ended_by_a_later_round() {
+async fn a_reservation_written_after_the_cancellation_is_ended_by_a_later_round() {
     let system = System::start().await;
     let (sale, other) = (system.sale(2).await, system.sale(1).await);
     let (early, first) = system.reserved(&sale, &[0]).await;
     cancel_session(&system, &sale).await;
-    cancel_session(&system, &other).await; // The worker's walk goes beyond the first.
+    cancel_session(&system, &other).await; // The worker's cursor moves past the first.
     let mut sweep = Sweep::default();
     assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 1);
-    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 0, "nothing is left to be remembered");
+    assert_eq!(end_cancelled_sessions(&system.app, &mut sweep).await.unwrap(), 0, "nothing is left to end");
     let set = async |sql: &'static str| sqlx::query(sql).execute(&system.event_db).await.unwrap();
     set("create table was as select session_id, cancelled_at from sessions").await;
     set("update sessions set status = 'scheduled', cancelled_at = null").await;
@@ -96,7 +96,8 @@ async fn a_booking_that_slipped_through_is_ended_by_a_later_round() {
     system.finish().await;
 }
 
-/// More than one batch of tickets and of holds, by two workers at once: each reservation ends once and each sum is given back once.
+/// Two workers end more than one batch of tickets and of holds. Each reservation ends once, and each sum is refunded
+/// once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_workers_end_many_reservations_once_each() {
     let system = System::start().await;

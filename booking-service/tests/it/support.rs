@@ -1,4 +1,4 @@
-//! Both services running, the requests that tests make of them, and the promises that must hold at the end.
+//! Starts both services, sends the requests that tests make, and checks the promises at the end.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use booking_service::app::{self, App};
 use booking_service::audit::{Patience, Report, audit};
 use booking_service::outbox::{self, Wanted};
 use booking_service::settings::{Rules, Settings};
+use event_service::settings::Settings as EventSettings;
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use service_kit::amqp::Broker;
@@ -23,13 +24,13 @@ use sqlx::PgPool;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-/// Longer than anything that should happen soon takes on a busy machine.
+/// How long to wait for something that should happen at once. It leaves room for a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// What the payment provider signs with.
+/// The secret with which the payment provider signs its notices.
 pub(crate) const WEBHOOK_SECRET: &str = "shared with the provider";
 
-/// Both services and the wires between them, each of which can be cut.
+/// Both services, and the proxies between them and their servers. Each proxy can cut its connection.
 pub(crate) struct System {
     pub(crate) app: App,
     pub(crate) settings: Settings,
@@ -42,9 +43,9 @@ pub(crate) struct System {
     pub(crate) to_broker: ChaosProxy,
     pub(crate) http: Client,
     pub(crate) lifecycle: Lifecycle,
-    /// Where users and staff get their tokens; without one they are who they say.
+    /// The login that issues tokens to users and staff. Without one, the services trust the `x-user-id` header.
     pub(crate) login: Option<Login>,
-    /// In front of the servers, when all links have TLS.
+    /// The TLS proxies in front of the servers. Empty, unless the system was started with TLS.
     pub(crate) tls_proxies: Vec<(&'static str, TlsProxy)>,
     sessions: AtomicU32,
 }
@@ -75,7 +76,19 @@ fn common(ca: Option<&TestCa>, auth: &AuthSettings) -> Common {
     }
 }
 
-/// The ways to the servers: by TLS when there is an authority.
+fn event_settings(common: Common, database_url: Secret, broker: &Broker, queue: &str) -> EventSettings {
+    EventSettings {
+        common,
+        internal_listen: None,
+        database_url,
+        database_connections_max: 20,
+        seat_stream_watchers_max: 150,
+        broker: broker.clone(),
+        queue: queue.to_owned(),
+    }
+}
+
+/// Builds the URLs of the servers. With a certificate authority, each URL leads through a TLS proxy.
 struct Links<'a> {
     ca: Option<&'a TestCa>,
     tls_proxies: Vec<(&'static str, TlsProxy)>,
@@ -91,31 +104,32 @@ impl Links<'_> {
 }
 
 impl System {
-    /// With holds of ten minutes.
+    /// Starts both services with holds of ten minutes.
     pub(crate) async fn start() -> Self {
         Self::start_with(Duration::from_secs(600)).await
     }
 
-    /// Without a worker: tests call its ticks themselves.
+    /// Starts both services with this hold time and without a worker. Tests run the worker's tasks themselves.
     pub(crate) async fn start_with(hold_time: Duration) -> Self {
         Self::start_as(None, AuthSettings::default(), None, |_, rules| rules.hold_time = hold_time).await
     }
 
-    /// Behind a login, whose tokens users and staff then have.
+    /// Starts both services behind a login. Users and staff then send its tokens.
     pub(crate) async fn start_behind(login: Login) -> Self {
         Self::start_as(None, login.settings(), Some(login), |_, _| ()).await
     }
 
-    /// With TLS on every link and at both services, by certificates of `ca`, the only authority of its own that all believe.
+    /// Starts both services with TLS on every link. Every client trusts only `ca`, which issued all certificates.
     pub(crate) async fn start_with_tls(ca: &TestCa) -> Self {
         Self::start_as(Some(ca), AuthSettings::default(), None, |_, _| ()).await
     }
 
-    /// With other limits and rules than usual: those let anybody have and ask for as much as they like.
+    /// Starts both services with limits and rules that `change` sets. The usual ones do not restrict anybody.
     pub(crate) async fn start_limited(change: impl FnOnce(&mut Limits, &mut Rules)) -> Self {
         Self::start_as(None, AuthSettings::default(), None, change).await
     }
 
+    /// Starts both services. With a `ca`, every link has TLS.
     pub(crate) async fn start_as(
         ca: Option<&TestCa>,
         auth: AuthSettings,
@@ -138,15 +152,7 @@ impl System {
         let redis_url = links.way_to("redis", &redis_url).await;
         let broker = Broker { url: links.way_to("broker", &broker_url).await, exchange, trust: trust.clone() };
 
-        let event_settings = event_service::settings::Settings {
-            common: common(),
-            internal_listen: None,
-            database_url: event_database_url,
-            database_connections_max: 20,
-            seat_stream_watchers_max: 150,
-            broker: broker.clone(),
-            queue: queue.clone(),
-        };
+        let event_settings = event_settings(common(), event_database_url, &broker, &queue);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let event_address = listener.local_addr().unwrap().to_string();
         event_service::app::run(event_settings, listener, &lifecycle).await.unwrap();
@@ -192,6 +198,7 @@ impl System {
         system
     }
 
+    /// Waits until the Event Service's consumer is connected to RabbitMQ.
     pub(crate) async fn consumer_is_up(&self) {
         wait_until("the consumer is up", Duration::from_secs(30), async || {
             let health = self.http.get(format!("{}/health", self.event_base)).send().await.unwrap();
@@ -200,7 +207,7 @@ impl System {
         .await;
     }
 
-    /// The same request, made by this user.
+    /// Adds this user's identity to the request: a token, or the `x-user-id` header.
     pub(crate) fn by(&self, user: Uuid, roles: &[&str], request: RequestBuilder) -> RequestBuilder {
         match &self.login {
             Some(login) => request.bearer_auth(login.token(user, roles)),
@@ -215,7 +222,7 @@ impl System {
         text_of(&answer(response, 201).await, id)
     }
 
-    /// A session of `seats` seats in one row, at 100.00 each.
+    /// Puts a session on sale with `seats` seats in one row, at 100.00 each.
     pub(crate) async fn sale(&self, seats: u32) -> Sale {
         let organizer = self.create("/api/v1/organizers", &json!({ "name": "City Stage" }), "organizer_id").await;
         let event = json!({ "organizer_id": organizer, "title": "Concert", "event_type": "concert" });
@@ -227,7 +234,7 @@ impl System {
         let grid = json!({ "rows": 1, "seats_per_row": seats });
         let request = self.http.post(format!("{}/api/v1/halls/{hall}/seats/bulk", self.event_base)).json(&grid);
         answer(self.by(Uuid::now_v7(), &["organizer"], request).send().await.unwrap(), 201).await;
-        // Each has a hall of its own, so two may be on the same day.
+        // Each session has its own hall, so two sessions may be on the same day.
         let day = self.sessions.fetch_add(1, Ordering::Relaxed) % 28 + 1;
         let session = json!({ "event_id": event, "hall_id": hall, "base_price": 100.00,
             "start_time": format!("2031-01-{day:02}T19:00:00Z"), "end_time": format!("2031-01-{day:02}T21:00:00Z") });
@@ -252,6 +259,7 @@ impl System {
         self.seats(session).await.iter().map(|seat| text_of(seat, "status")).collect()
     }
 
+    /// Waits until the seats have these statuses, in their order. Returns how long that took.
     pub(crate) async fn seats_become(&self, sale: &Sale, expected: &[&str]) -> Duration {
         wait_until(&format!("the seats are {expected:?}"), SOON, async || {
             self.statuses(&sale.session).await == expected
@@ -272,7 +280,7 @@ impl System {
         answer(self.call(Method::GET, path, user, None).await, expected).await
     }
 
-    /// Books the seats of these indexes.
+    /// Sends a reservation of the seats with these indexes.
     pub(crate) async fn try_reserve(&self, sale: &Sale, user: Uuid, seats: &[usize]) -> Response {
         self.call(Method::POST, "/api/v1/reservations", user, Some(&sale.order(seats))).await
     }
@@ -297,39 +305,39 @@ impl System {
         answer(self.call(Method::POST, &format!("/api/v1/tickets/{ticket}/refund"), user, None).await, expected).await
     }
 
-    /// A reservation, its id and its user.
+    /// Reserves these seats for a new user. Returns the reservation's id and the user.
     pub(crate) async fn reserved(&self, sale: &Sale, seats: &[usize]) -> (String, Uuid) {
         let user = Uuid::now_v7();
         (text_of(&self.reserve(sale, user, seats, 201).await, "id"), user)
     }
 
-    /// Moves the time of active reservations into the past, as if it had gone by. Their holds still stand.
+    /// Moves the expiry of open reservations one hour back, as if that hour had passed. Their holds stay as they are.
     pub(crate) async fn let_reservations_run_out(&self) {
         let past = "update reservations set booking_time = booking_time - interval '1 hour', expiry_time = expiry_time - interval '1 hour'
                     where status in ('active', 'confirming')";
         sqlx::query(past).execute(&self.app.db).await.unwrap();
     }
 
-    /// A number from the Booking Service's database.
+    /// Runs a query that returns one number on the Booking Service's database.
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.app.db).await.unwrap()
     }
 
-    /// Waits until a statement in the Booking Service's database waits for what another transaction has changed.
+    /// Waits until a statement in the Booking Service's database waits for another transaction's lock.
     #[track_caller]
-    pub(crate) fn someone_waits(&self) -> impl Future<Output = Duration> {
+    pub(crate) fn wait_for_blocked_statement(&self) -> impl Future<Output = Duration> {
         let waiting =
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        wait_until("someone waits for the transaction", SOON, async || self.count(waiting).await > 0)
+        wait_until("a statement waits for the transaction", SOON, async || self.count(waiting).await > 0)
     }
 
-    /// A series of a service's metrics; nothing, when it does not tell of it.
+    /// Reads one series from a service's `/metrics`. `None` if the service does not report it.
     pub(crate) async fn metric(&self, base: &str, series: &str) -> Option<f64> {
         let text = self.http.get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
-    /// Redis as the services see it, past the proxy: who has the lock of a seat.
+    /// The owner of a seat's lock. It reads Redis directly, not through the proxy.
     pub(crate) async fn lock_owner(&self, sale: &Sale, seat: usize) -> Option<String> {
         let client = redis::Client::open(server("TEST_REDIS_URL")).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -337,13 +345,13 @@ impl System {
         redis::cmd("GET").arg(key).query_async(&mut connection).await.unwrap()
     }
 
-    /// Waits until every event has left and had its effect, then holds both databases against the promises.
+    /// Settles the system as [`Self::settle`] does, then stops it.
     pub(crate) async fn finish(self) {
         self.settle().await;
         self.lifecycle.stop();
     }
 
-    /// The same without an end.
+    /// Waits until every event is published and applied, then audits both databases.
     pub(crate) async fn settle(&self) {
         wait_until("the outbox is empty", Duration::from_secs(30), async || {
             for wanted in [Wanted::Urgent, Wanted::Expired] {
@@ -363,7 +371,7 @@ impl System {
         assert!(report.is_clean(), "\n{report}");
     }
 
-    /// Holds both databases against the promises, as `booking-service audit` does; at rest, so one look counts.
+    /// Audits both databases, as `booking-service audit` does. The system is at rest, so one pass is enough.
     pub(crate) async fn audit(&self) -> Report {
         let patience = Patience { settle: Duration::ZERO, late: Duration::from_secs(60) };
         // The wires that a test has cut are not what is to be judged.

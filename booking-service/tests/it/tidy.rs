@@ -1,4 +1,4 @@
-//! Rules of the house that the compiler does not know.
+//! Rules of this repository that the compiler cannot check.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn all() -> Vec<(String, String)> {
 }
 
 #[test]
-fn each_table_of_promises_has_one_writer() {
+fn each_table_has_one_writer() {
     let writers = [
         ("session_seats", "event-service/src/session_seats.rs"),
         ("inbox", "event-service/src/booking_consumer.rs"),
@@ -47,7 +47,7 @@ fn each_table_of_promises_has_one_writer() {
         for (table, writer) in writers {
             for verb in ["insert into", "update", "delete from"] {
                 let writes = text.contains(&format!("{verb} {table} ")) || text.contains(&format!("{verb} {table}\n"));
-                // The load test writes the rows that years would have left, into a system that is there to be tried.
+                // The load test writes rows as years of use would leave them, into a system that is only tested.
                 let may = path.starts_with(writer) || path.starts_with("load-test/");
                 assert!(!writes || may, "{path} writes {table}; only {writer} may");
             }
@@ -56,7 +56,7 @@ fn each_table_of_promises_has_one_writer() {
 }
 
 #[test]
-fn the_event_service_knows_nothing_of_the_booking_service() {
+fn the_event_service_does_not_depend_on_the_booking_service() {
     for (path, text) in all() {
         let forbidden = match path.split('/').next().unwrap() {
             "event-service" => ["booking_service", "BOOKING_SERVICE"].as_slice(),
@@ -70,7 +70,7 @@ fn the_event_service_knows_nothing_of_the_booking_service() {
 }
 
 #[test]
-fn files_tell_one_story_each() {
+fn each_file_says_what_it_is_for_and_has_at_most_600_lines() {
     for (path, text) in all() {
         assert!(text.lines().count() <= 600, "{path} has more than 600 lines");
         assert!(text.starts_with("//!"), "{path} does not say what it is for");
@@ -91,10 +91,10 @@ fn every_code_of_the_problem_table_is_produced_by_a_test() {
 }
 
 #[test]
-fn every_code_is_in_the_guide() {
+fn every_code_is_in_the_error_reference() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let guide = fs::read_to_string(top.join("docs/reference/errors.md")).unwrap();
     for code in Code::ALL {
-        assert!(guide.contains(&format!("`{code}`")), "docs/reference/errors.md does not tell of {code}");
+        assert!(guide.contains(&format!("`{code}`")), "docs/reference/errors.md does not list {code}");
     }
 }

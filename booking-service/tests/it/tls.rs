@@ -1,4 +1,4 @@
-//! Every link by TLS: with the right certificate all works, and with any other nothing is said.
+//! TLS on every link: with the right certificate everything works, and with any other no data is sent.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::support::System;
 
-/// The settings of a service whose one link is `setting`, and which believes `ca`.
+/// The settings of a service with one link, `setting`, that trusts `ca`.
 fn settings(setting: &str, url: &str, ca: &TestCa) -> Settings {
     let texts = HashMap::from([
         (setting.to_owned(), url.to_owned()),
@@ -24,7 +24,7 @@ fn settings(setting: &str, url: &str, ca: &TestCa) -> Settings {
     Settings::read(SettingsReader::new(move |name| texts.get(name).cloned()), 8001).unwrap()
 }
 
-/// Tries a link through proxies with the right certificate and with three wrong ones, and without TLS at the server.
+/// Tries a link through proxies with the right certificate and with three wrong ones, and to a server without TLS.
 async fn try_link(setting: &str, url: &str, reach: impl AsyncFn(Settings) -> anyhow::Result<()>) {
     let ca = TestCa::new();
     let wrong: [(Pair, &[&str]); 3] = [
@@ -36,18 +36,18 @@ async fn try_link(setting: &str, url: &str, reach: impl AsyncFn(Settings) -> any
         let (proxy, through) = TlsProxy::in_front_of(url, &pair).await;
         let error = format!("{:#}", reach(settings(setting, &through, &ca)).await.unwrap_err());
         assert!(causes.iter().any(|cause| error.contains(cause)), "{setting}: {causes:?} is not in: {error}");
-        assert_eq!((proxy.heard(), proxy.in_clear()), (0, 0), "{setting}, {causes:?}: something was said");
+        assert_eq!((proxy.heard(), proxy.in_clear()), (0, 0), "{setting}, {causes:?}: the client sent data");
     }
     let (proxy, through) = TlsProxy::in_front_of(url, &ca.local()).await;
     reach(settings(setting, &through, &ca)).await.unwrap();
     assert!(proxy.heard() > 0 && proxy.in_clear() == 0, "{setting}");
-    // And a server that speaks none.
+    // A server that has no TLS.
     let bare = through.replacen(authority(&through), authority(url), 1);
-    assert!(reach(settings(setting, &bare, &ca)).await.is_err(), "{setting}: plaintext will do");
+    assert!(reach(settings(setting, &bare, &ca)).await.is_err(), "{setting}: plaintext is accepted");
 }
 
 #[tokio::test]
-async fn postgresql_is_spoken_to_only_when_its_certificate_is_right() {
+async fn postgresql_is_used_only_if_its_certificate_is_valid() {
     try_link("DATABASE_URL", empty_database().await.reveal(), async |settings: Settings| {
         Ok(PgConnection::connect(settings.database_url.reveal()).await?.ping().await?)
     })
@@ -55,7 +55,7 @@ async fn postgresql_is_spoken_to_only_when_its_certificate_is_right() {
 }
 
 #[tokio::test]
-async fn redis_is_spoken_to_only_when_its_certificate_is_right() {
+async fn redis_is_used_only_if_its_certificate_is_valid() {
     try_link("REDIS_URL", &server("TEST_REDIS_URL"), async |settings: Settings| {
         SeatLocks::new(&settings.redis_url, &settings.common.trust)?.ping().await
     })
@@ -63,7 +63,7 @@ async fn redis_is_spoken_to_only_when_its_certificate_is_right() {
 }
 
 #[tokio::test]
-async fn the_broker_is_spoken_to_only_when_its_certificate_is_right() {
+async fn the_broker_is_used_only_if_its_certificate_is_valid() {
     try_link("RABBITMQ_URL", &server("TEST_RABBITMQ_URL"), async |settings: Settings| {
         Publisher::new(settings.broker, "test").connect_if_needed().await
     })
@@ -71,7 +71,7 @@ async fn the_broker_is_spoken_to_only_when_its_certificate_is_right() {
 }
 
 #[tokio::test]
-async fn the_event_service_is_spoken_to_only_when_its_certificate_is_right() {
+async fn the_event_service_is_used_only_if_its_certificate_is_valid() {
     let system = System::start().await;
     try_link("EVENT_SERVICE_URL", &system.event_base, async |settings: Settings| {
         let Common { auth, trust, .. } = &settings.common;
@@ -82,7 +82,7 @@ async fn the_event_service_is_spoken_to_only_when_its_certificate_is_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_tls_on_every_link_a_seat_is_sold_and_given_back() {
+async fn with_tls_on_every_link_a_seat_is_sold_and_refunded() {
     let ca = TestCa::new();
     let system = System::start_with_tls(&ca).await;
     for url in [&system.event_base, &system.booking_base, &system.settings.event_service_url] {

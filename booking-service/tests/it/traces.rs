@@ -1,4 +1,5 @@
-//! One booking seen by a collector of traces: both services as processes, each of which sends what it has when it ends.
+//! The trace of one booking, as a collector receives it. Both services run as processes, and send their spans when they
+//! end.
 
 use std::collections::HashMap;
 use std::process::Stdio;
@@ -27,7 +28,7 @@ const NOT_SAMPLED: &str = "00-aaf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-
 /// Spans and the services that sent them.
 type Received = Arc<Mutex<Vec<(String, Span)>>>;
 
-/// A collector that takes OTLP over HTTP.
+/// A collector that accepts OTLP over HTTP.
 async fn collector() -> (Received, String) {
     let received = Received::default();
     let take = async |State(received): State<Received>, body: Bytes| {
@@ -64,7 +65,7 @@ async fn buy(system: &System, sale: &crate::support::Sale, seat: usize, booking:
     .await;
 }
 
-/// Ends it as an operator would; what it has logged.
+/// Stops the process as an operator would. Returns what it has logged.
 async fn end(process: Process) -> String {
     processes::signal(&process.child, "TERM").await;
     String::from_utf8(process.child.wait_with_output().await.unwrap().stdout).unwrap()
@@ -74,13 +75,14 @@ async fn end(process: Process) -> String {
 async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     let system = System::start().await;
     let sale = system.sale(10).await;
-    // Processes take the place of the services in here, on the same databases and the same queue; those here can't reach the broker.
+    // Processes replace the services in here, on the same databases and queue. The services here cannot reach the
+    // broker.
     system.to_broker.cut();
     system.lifecycle.stop();
     let (received, collector) = collector().await;
     let traced = |mut command: Command| {
         command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector).env("OTEL_EXPORTER_OTLP_COMPRESSION", "none");
-        // Nothing is sent before the end, so that the farewell is tried, too.
+        // No batch is sent before the exit, so the export at exit is tested, too.
         command.env("OTEL_BSP_SCHEDULE_DELAY", "60000").env("LOG_LEVEL", "info").stdout(Stdio::piped());
         command
     };
@@ -93,9 +95,10 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     let booking = processes::start(traced(processes::booking(&settings, "serve", free_port().await))).await;
     buy(&system, &sale, 0, &booking.base, &event.base, SAMPLED).await;
     buy(&system, &sale, 1, &booking.base, &event.base, NOT_SAMPLED).await;
-    // At the same time, so that their calls of the Event Service leave together.
-    let crowd: Vec<String> = (2..10).map(|seat| SAMPLED.replace("4bf92f35", &format!("{seat:08x}"))).collect();
-    let buying = (2..10).zip(&crowd).map(|(seat, trace)| buy(&system, &sale, seat, &booking.base, &event.base, trace));
+    // At the same time, so that their calls to the Event Service share a batch.
+    let concurrent: Vec<String> = (2..10).map(|seat| SAMPLED.replace("4bf92f35", &format!("{seat:08x}"))).collect();
+    let buying =
+        (2..10).zip(&concurrent).map(|(seat, trace)| buy(&system, &sale, seat, &booking.base, &event.base, trace));
     join_all(buying).await;
     let (booking_log, event_log) = (end(booking).await, end(event).await);
 
@@ -128,8 +131,8 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
             "event-service: session_seats.reserve Internal < POST /api/internal/sessions/{session_id}/seats/reserve",
         ]
     );
-    let trees = crowd.iter().map(|trace| tree_of(&of_trace(trace))).collect();
-    must_be_alike_but_for_their_company(trees, &tree);
+    let trees = concurrent.iter().map(|trace| tree_of(&of_trace(trace))).collect();
+    assert_batched_traces_match(trees, &tree);
     assert!(spans.iter().all(|(_, span)| span.end_time_unix_nano >= span.start_time_unix_nano));
     for (log, line) in [(&booking_log, "Published event"), (&event_log, "Received message")] {
         for trace in [SAMPLED, NOT_SAMPLED] {
@@ -139,7 +142,7 @@ async fn one_booking_is_one_trace_through_both_services_and_the_broker() {
     }
 }
 
-/// Each step, below what caused it.
+/// Describes each span and its parent, sorted.
 fn tree_of(spans: &[(String, Span)]) -> Vec<String> {
     let caller = (hex::decode(&SAMPLED[36..52]).unwrap(), "the caller".to_owned());
     let names = spans.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone()));
@@ -153,14 +156,15 @@ fn tree_of(spans: &[(String, Span)]) -> Vec<String> {
     tree
 }
 
-fn must_be_alike_but_for_their_company(trees: Vec<Vec<String>>, expected: &[String]) {
-    let together = trees.iter().flatten().filter(|step| step.contains("/api/internal/seats/reserve Server")).count();
-    assert!(together > 1, "no two holds left together: {trees:#?}");
-    for together in trees {
-        let alone = |step: String| step.replace("/api/internal/seats/", "/api/internal/sessions/{session_id}/seats/");
-        let mut as_alone: Vec<String> = together.into_iter().map(alone).collect();
-        as_alone.sort();
-        assert_eq!(as_alone, expected);
+fn assert_batched_traces_match(trees: Vec<Vec<String>>, expected: &[String]) {
+    let batched = trees.iter().flatten().filter(|step| step.contains("/api/internal/seats/reserve Server")).count();
+    assert!(batched > 1, "no two holds shared a batch: {trees:#?}");
+    for batched in trees {
+        let as_single =
+            |step: String| step.replace("/api/internal/seats/", "/api/internal/sessions/{session_id}/seats/");
+        let mut single: Vec<String> = batched.into_iter().map(as_single).collect();
+        single.sort();
+        assert_eq!(single, expected);
     }
 }
 

@@ -1,7 +1,9 @@
-//! The trio: each step of a booking and of a payment fails before its effect, after it, and by silence after it; each step and
-//! each undo is repeated. The client gets an honest answer and nothing stays held, locked or charged that nobody has.
+//! Each step of a booking and of a payment fails in three ways: before its effect, after it, and by silence after it.
+//! Each step and each undo is also repeated. The client gets an honest answer, and nothing stays held, locked or
+//! charged without a reservation.
 //!
-//! The faults are on the wires, so what fails is what would fail: a connection, an answer, a time-out.
+//! The faults are on the connections, so what fails is what would fail in production: a connection, an answer, a
+//! time-out.
 
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ use uuid::Uuid;
 
 use crate::support::{Sale, System, answer, text_of};
 
-/// Between the Booking Service and what it needs.
+/// A connection from the Booking Service to a server that it needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Link {
     Database,
@@ -59,7 +61,7 @@ const PAYMENT: [(Link, &str); 7] = [
     (Redis, "booking:lock"),
 ];
 
-/// A second Booking Service on the same databases, one of whose wires strikes.
+/// A second Booking Service on the same databases, with a fault on one of its connections.
 struct Broken {
     base: String,
     app: App,
@@ -80,7 +82,7 @@ async fn broken(system: &System, link: Link, word: &'static str, strike: Strike,
     let mut settings = system.settings.clone();
     settings.event_service_url = system.event_base.clone();
     settings.redis_url = Secret::from(server("TEST_REDIS_URL").as_str());
-    // What a silent database costs its client; longer than what any step waits for by itself.
+    // How long a client waits for a silent database. It is longer than the time-out of any step.
     settings.common.request_time_max = Duration::from_secs(12);
     let wire = match link {
         Database => {
@@ -111,12 +113,12 @@ fn booking(system: &System, base: &str, sale: &Sale, user: Uuid, seats: &[usize]
     request.header("x-user-id", user.to_string()).header("idempotency-key", "only").json(&sale.order(seats))
 }
 
-/// Runs the attempts, several at a time: all of them at once would tell more of a slow machine than of the faults.
+/// Runs the attempts, eight at a time. All of them at once would test the machine's speed rather than the faults.
 async fn some_at_a_time<T>(attempts: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     stream::iter(attempts).buffer_unordered(8).collect().await
 }
 
-/// Each step fails in each way, once, and as often as it is tried, each at seats of its own.
+/// Each step fails in each way, once, and as often as it is tried. Each attempt has its own seats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
     let system = System::start().await;
@@ -137,12 +139,13 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
         let response = booking(&system, &broken.base, &sale, user, &seats).send().await.unwrap();
         let (status, retry) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
         let problem = response.text().await.unwrap();
-        assert!(broken.wire.hits() > 0, "{fault:?}: no step was met, so nothing was tested");
+        assert!(broken.wire.hits() > 0, "{fault:?}: the step was not reached, so nothing was tested");
         match link {
             Redis => assert_eq!(status, 201, "{fault:?}: {problem}"),
             EventService if hits_max == 1 => assert_eq!(status, 201, "{fault:?}, once, costs no booking: {problem}"),
             EventService => assert_eq!((status, retry), (503, true), "{fault:?}: {problem}"),
-            // A lost answer of the last step may be found out about; then the booking is as good as any.
+            // The service may find out that the last step has succeeded although its answer was lost. Then the booking
+            // succeeds.
             Database => assert!(status == 201 || (status == 503 && retry), "{fault:?}: {status} {problem}"),
         }
         broken.lifecycle.stop();
@@ -150,7 +153,8 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
     });
     let attempts = some_at_a_time(attempts).await;
 
-    // What a vanished database left is settled as after a crash, and the seats of every refused booking are free for the same again.
+    // Reconciliation settles what a lost database left, as after a crash. Then the seats of every refused booking are
+    // free again.
     tokio::time::sleep(ABANDONED_AFTER).await;
     sqlx::query("update idempotency_keys set locked_until = now() where status is null")
         .execute(&system.app.db)
@@ -175,9 +179,9 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
     system.finish().await;
 }
 
-/// A buyer contradicts the labels, and the hold that told them can't be given back.
+/// An order contradicts the seats' labels, and the release of the hold that revealed it fails.
 #[tokio::test]
-async fn a_refused_order_whose_release_fails_is_found_by_reconciliation() {
+async fn reconciliation_frees_a_refused_order_whose_release_failed() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let broken = broken(&system, EventService, "seats/release", Strike::Before, 9).await;
@@ -189,7 +193,7 @@ async fn a_refused_order_whose_release_fails_is_found_by_reconciliation() {
     assert!(broken.wire.hits() > 0, "nothing was tested");
     broken.lifecycle.stop();
     assert_eq!(system.statuses(&sale.session).await, ["reserved"]);
-    // As old as a hold must be to count as abandoned: its age is told by its end.
+    // Makes the hold old enough to count as abandoned. Its age follows from its end.
     sqlx::query("update session_seats set reserved_until = reserved_until - make_interval(secs => $1)")
         .bind(ABANDONED_AFTER.as_secs_f64())
         .execute(&system.event_db)
@@ -201,9 +205,10 @@ async fn a_refused_order_whose_release_fails_is_found_by_reconciliation() {
     system.finish().await;
 }
 
-/// The hold is made and nobody hears of it, and it can't be given back: the buyer is told to try again, and must not meet their own hold.
+/// The hold is made, its answer is lost, and its release fails. The buyer is told to try again, and must not be refused
+/// because of their own hold.
 #[tokio::test]
-async fn who_repeats_a_booking_after_an_outage_does_not_run_into_the_hold_that_it_left() {
+async fn a_booking_repeated_after_an_outage_is_not_refused_for_its_own_old_hold() {
     let system = System::start().await;
     let (sale, user) = (system.sale(1).await, Uuid::now_v7());
     let target = system.event_base.trim_start_matches("http://");
@@ -213,7 +218,7 @@ async fn who_repeats_a_booking_after_an_outage_does_not_run_into_the_hold_that_i
     settings.event_service_url = format!("http://{}", no_answer.address());
     let (base, _, lifecycle) = serve(&settings).await;
     answer(booking(&system, &base, &sale, user, &[0]).send().await.unwrap(), 503).await;
-    // Nor when the next try can't free it, either.
+    // The next try cannot free the hold either.
     answer(booking(&system, &base, &sale, user, &[0]).send().await.unwrap(), 503).await;
     lifecycle.stop();
     assert_eq!(system.statuses(&sale.session).await, ["reserved"]);
@@ -235,7 +240,7 @@ async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
         let path = format!("{}/api/v1/reservations/{id}/confirm", broken.base);
         let response = system.http.post(path).header("x-user-id", user.to_string()).send().await.unwrap();
         let (status, retry) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
-        assert!(broken.wire.hits() > 0, "{fault:?}: no step was met, so nothing was tested");
+        assert!(broken.wire.hits() > 0, "{fault:?}: the step was not reached, so nothing was tested");
         assert!(status == 200 || (status == 503 && retry && link == Database), "{fault:?}: {status}");
         broken.lifecycle.stop();
         (fault, id, user)
@@ -248,7 +253,7 @@ async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
     reconcile::settle_payments(&system.app).await.unwrap();
     let captured = system.count("select count(*) from mock_provider_charges where state = 'captured'").await;
     let paid = system.count("select count(*) from reservations where status = 'confirmed'").await;
-    assert_eq!(captured, paid, "money was taken for what is not confirmed");
+    assert_eq!(captured, paid, "money was captured for a reservation that is not confirmed");
     assert_eq!(system.count("select count(*) from reservations where status = 'confirming'").await, 0);
     for (fault, id, user) in attempts {
         let tickets = system.confirm(&id, user, None, 200).await["tickets"].as_array().unwrap().len();
@@ -259,7 +264,7 @@ async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
     system.finish().await;
 }
 
-/// The Event Service gets every request twice, and the client the second answer.
+/// Sends every request to the Event Service twice, and returns the second answer.
 async fn twice(State(target): State<(Client, String)>, request: Request) -> Response {
     let ((http, target), (parts, body)) = (target, request.into_parts());
     let body = to_bytes(body, usize::MAX).await.unwrap();
@@ -285,7 +290,8 @@ async fn every_step_and_every_undo_may_be_repeated() {
     service_kit::server::serve(&front, listener, routes, common, metrics, app::lane_of);
     let (base, app, lifecycle) = serve(&settings).await;
 
-    // Each call to the Event Service is made twice: the look, the prices, the reserve; and the release of a cancelled one.
+    // Each call to the Event Service is sent twice: the hold with its check and prices, and the release of a cancelled
+    // hold.
     let user = Uuid::now_v7();
     let made = answer(booking(&system, &base, &sale, user, &[0, 1]).send().await.unwrap(), 201).await;
     assert_eq!(system.statuses(&sale.session).await, ["reserved", "reserved", "available", "available"]);
@@ -297,7 +303,7 @@ async fn every_step_and_every_undo_may_be_repeated() {
     assert_eq!(answer(own(Method::DELETE, path).send().await.unwrap(), 409).await["code"], "reservation_cancelled");
     assert_eq!(system.statuses(&sale.session).await, ["available"; 4]);
 
-    // Locks: taken twice by the same owner, given back twice, and never another's.
+    // A lock is acquired and released twice by the same owner, and never by another.
     let (session, seats) = (sale.session.parse().unwrap(), [sale.seats[2].parse().unwrap()]);
     let (first, second) = (Uuid::now_v7().into(), Uuid::now_v7().into());
     use booking_service::seat_locks::{LockOutcome, held_by};
@@ -321,7 +327,7 @@ async fn every_step_and_every_undo_may_be_repeated() {
     );
     app.locks.release(session, &held_by(second, &seats)).await;
 
-    // Payment and refund twice each, and every round of healing twice.
+    // Payment and refund run twice each, and so does every task of the worker.
     let (id, payer) = system.reserved(&sale, &[2]).await;
     let paid = system.confirm(&id, payer, None, 200).await;
     assert_eq!(system.confirm(&id, payer, None, 200).await, paid);
@@ -342,9 +348,10 @@ async fn every_step_and_every_undo_may_be_repeated() {
     system.finish().await;
 }
 
-/// The client hangs up while a step is on the wire. The booking runs to its end, and no connection is given back with something open.
+/// The client disconnects during a step. The booking runs to its end, and no connection returns to the pool inside an
+/// open transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_hangs_up_at_any_step_leaves_nothing_half_done() {
+async fn a_client_that_disconnects_at_any_step_leaves_nothing_half_done() {
     let system = System::start().await;
     let steps: Vec<_> = BOOKING.into_iter().chain([(Database, "BEGIN")]).collect();
     let sale = system.sale(2 * steps.len() as u32).await;
@@ -364,7 +371,7 @@ async fn a_client_that_hangs_up_at_any_step_leaves_nothing_half_done() {
             system.get(&made, user, 200).await["items"].as_array().unwrap().len() == 1
         })
         .await;
-        // What its connections commit from now on is seen by others: none of them is inside a transaction that nobody ends.
+        // Others see what its connections commit from now on, so none of them is inside an open transaction.
         for _ in 0..6 {
             let id = Uuid::now_v7();
             let sql = "insert into price_tiers (id, name, base_multiplier) values ($1, 'after', 1)";
@@ -374,7 +381,7 @@ async fn a_client_that_hangs_up_at_any_step_leaves_nothing_half_done() {
                 .fetch_one(&system.app.db)
                 .await
                 .unwrap();
-            assert!(seen, "{word}: a committed row is seen by nobody else");
+            assert!(seen, "{word}: other connections do not see a committed row");
         }
         let open: Value = system.get(&made, user, 200).await;
         assert_eq!(open["items"][0]["items"].as_array().unwrap().len(), 2, "{word}");

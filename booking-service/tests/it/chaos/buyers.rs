@@ -1,4 +1,5 @@
-//! Buyers who remember what they were told. Every request ends done, refused or unknown; what was told as done must be so at the end.
+//! Buyers that remember what they were told. Every request ends done, refused or unknown. What a buyer was told is done
+//! must be so at the end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -18,13 +19,14 @@ use uuid::Uuid;
 
 use crate::support::{Sale, WEBHOOK_SECRET, text_of};
 
-/// Buyers hang up after this; what then became of the request they don't know.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// How often one who does not know asks again, at any replica, under the same key.
+/// After this time a buyer gives a request up, and does not know what became of it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a buyer sends a request whose outcome is unknown, at any replica and under the same key.
 const TRIES_MAX: u32 = 6;
-/// Half of all wishes are for these.
+/// Half of all orders are for these seats.
 const HOT_SEATS: usize = 10;
-/// How far the clocks of a reservation's row and of a buyer are apart at most, being one: the row's is cut to microseconds.
+/// The largest difference between the time in a row and a buyer's. Both use one clock, but the row's is cut to
+/// microseconds.
 const CLOCK_STEP: Duration = Duration::from_millis(5);
 
 /// How a request ended.
@@ -38,17 +40,17 @@ enum Answer {
 struct Promise {
     id: Uuid,
     user: Uuid,
-    /// When it was first asked for, and when it was told.
+    /// When the buyer first asked for it, and when the answer came.
     asked: SystemTime,
     told: SystemTime,
-    /// Its seats, and until when each was surely its own.
+    /// Its seats, and until when each certainly belonged to it.
     seats: Vec<(usize, SystemTime)>,
     cancelled: bool,
-    /// Tickets that were told, and whether they were told to be refunded.
+    /// The tickets that the buyer was told of, and whether each was reported as refunded.
     tickets: HashMap<Uuid, bool>,
 }
 
-/// The sale, as buyers see it.
+/// The sale and its buyers, with all that they were told.
 pub(super) struct Market {
     pub(super) sale: Sale,
     bookings: Vec<String>,
@@ -56,9 +58,9 @@ pub(super) struct Market {
     http: Client,
     closed: AtomicBool,
     promises: Mutex<Vec<Promise>>,
-    /// Charges that the provider has taken on, with their sums: the notice of each must arrive some day.
+    /// Charges that the provider is processing, with their sums. Each must get its notice in the end.
     pub(super) awaited: Mutex<Vec<(Uuid, f64)>>,
-    /// By kind of request: how many ended done, refused, unknown.
+    /// How many requests of each kind ended done, refused and unknown.
     tally: Mutex<BTreeMap<&'static str, [usize; 3]>>,
     codes: Mutex<BTreeMap<String, usize>>,
     /// Answers that nobody should ever get.
@@ -66,13 +68,13 @@ pub(super) struct Market {
 }
 
 impl Market {
-    /// A sale at these Booking Services and this Event Service.
+    /// Opens a sale at these Booking Services and this Event Service.
     pub(super) fn open(sale: Sale, bookings: Vec<String>, events: String) -> Self {
         Self {
             sale,
             bookings,
             events,
-            http: Client::builder().timeout(PATIENCE).build().unwrap(),
+            http: Client::builder().timeout(REQUEST_TIMEOUT).build().unwrap(),
             closed: AtomicBool::new(false),
             promises: Mutex::default(),
             awaited: Mutex::default(),
@@ -82,18 +84,18 @@ impl Market {
         }
     }
 
-    /// Buyers finish what they are at, and no more come.
+    /// The buyers finish their current requests, and no more buyers come.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// One buyer after the other, until the market closes.
+    /// One buyer follows the other, until the market closes.
     pub(super) async fn serve_buyers(&self, seed: u64) {
         let mut rng = StdRng::seed_from_u64(seed);
         while !self.closed.load(Ordering::Relaxed) {
             if rng.random_bool(0.2) {
                 let path = format!("{}/api/v1/sessions/{}/seats", self.events, self.sale.session);
-                let _ = self.ask("look", self.http.get(path)).await;
+                let _ = self.ask("seats", self.http.get(path)).await;
             }
             self.serve_one(&mut rng).await;
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..30))).await;
@@ -105,7 +107,7 @@ impl Market {
         let path = format!("/api/v1/reservations/{}", promise.id);
         match self.ask("get", self.at_any(rng, reqwest::Method::GET, &path, promise.user)).await {
             Answer::Refused(404, body) => {
-                self.complain(format!("reservation {} was told and is not found: {body}", promise.id))
+                self.complain(format!("reservation {} was told with 201 and is not found: {body}", promise.id))
             }
             _ => match rng.random_range(0..100) {
                 0..50 => self.pay(rng, &mut promise).await,
@@ -164,10 +166,10 @@ impl Market {
                         promise.tickets.len()
                     ));
                 }
-                // Its own until it is given back.
+                // The seats belong to the buyer until the tickets are refunded.
                 let years_on = SystemTime::now() + Duration::from_secs(1 << 30);
                 promise.seats.iter_mut().for_each(|(_, until)| *until = years_on);
-                self.give_back(rng, promise).await;
+                self.refund_most(rng, promise).await;
             }
             Answer::Done(202, accepted) => {
                 let charge =
@@ -189,8 +191,8 @@ impl Market {
         promise.cancelled = matches!(self.ask("cancel", request).await, Answer::Done(..));
     }
 
-    /// Most tickets come back, or the hall would soon be sold.
-    async fn give_back(&self, rng: &mut StdRng, promise: &mut Promise) {
+    /// Refunds most tickets. Otherwise the hall would soon be sold out.
+    async fn refund_most(&self, rng: &mut StdRng, promise: &mut Promise) {
         let tickets: Vec<Uuid> = promise.tickets.keys().copied().collect();
         for ticket in tickets {
             if rng.random_bool(0.05) {
@@ -205,7 +207,7 @@ impl Market {
         }
     }
 
-    /// The provider tells how a charge ended; whether that was heard. Sometimes it says so twice.
+    /// Sends the provider's notice of how a charge ended, sometimes twice. Returns whether it was accepted.
     pub(super) async fn notice(&self, rng: &mut StdRng, (charge, amount): (Uuid, f64)) -> bool {
         let kind = if charge.as_u128() % 5 == 0 { "payment.declined" } else { "payment.captured" };
         let notice = json!({ "event_id": format!("evt_{charge}"), "event_type": kind, "payment_id": charge, "amount": amount, "currency": "USD" });
@@ -226,7 +228,7 @@ impl Market {
         self.http.request(method, format!("{base}{path}")).header("x-user-id", user.to_string())
     }
 
-    /// Asks again under the same key for as long as the outcome is unknown, or another of our tries is still at work.
+    /// Repeats the request under one key while its outcome is unknown, or while another try is still in progress.
     async fn insist(&self, kind: &'static str, rng: &mut StdRng, path: &str, user: Uuid, body: &Value) -> Answer {
         let key = Uuid::now_v7().to_string();
         for _ in 0..TRIES_MAX {
@@ -284,7 +286,7 @@ impl Market {
         self.codes.lock().unwrap().get(code).copied().unwrap_or_default()
     }
 
-    /// All numbers, for people.
+    /// All counts, as text.
     pub(super) fn summary(&self) -> String {
         let mut text = String::from("requests: done, refused, unknown\n");
         for (kind, [done, refused, unknown]) in &*self.tally.lock().unwrap() {
@@ -297,7 +299,7 @@ impl Market {
         text
     }
 
-    /// Holds what buyers were told against the database, and the buyers against each other.
+    /// Compares what buyers were told with the database, and with what other buyers were told.
     pub(super) async fn broken_promises(&self, db: &PgPool) -> Vec<String> {
         let rows: Vec<(Uuid, Uuid, String, i32)> =
             sqlx::query_as("select id, user_id, status, seats_count from reservations").fetch_all(db).await.unwrap();
@@ -336,7 +338,7 @@ impl Market {
     }
 }
 
-/// Reservations that were asked for and told while another one surely had the same seat.
+/// Reservations that were requested and confirmed while another one certainly had the same seat.
 fn seats_told_twice(promises: &[Promise]) -> Vec<String> {
     let mut by_seat: HashMap<usize, Vec<(&Promise, SystemTime)>> = HashMap::new();
     for promise in promises {
@@ -359,7 +361,7 @@ fn seats_told_twice(promises: &[Promise]) -> Vec<String> {
 }
 
 #[test]
-fn a_seat_that_was_told_twice_is_noticed() {
+fn a_seat_given_to_two_buyers_is_noticed() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let promise = |asked, told, until| Promise {
         id: Uuid::now_v7(),
@@ -371,7 +373,7 @@ fn a_seat_that_was_told_twice_is_noticed() {
         tickets: HashMap::new(),
     };
     assert_eq!(seats_told_twice(&[promise(0, 1, 10), promise(2, 3, 12)]).len(), 1);
-    // The second was told when the first may have ended, or asked before the first was told.
+    // The second was told when the first may have ended, or was requested before the first was told.
     assert_eq!(seats_told_twice(&[promise(0, 1, 10), promise(9, 11, 20)]).len(), 0);
     assert_eq!(seats_told_twice(&[promise(0, 4, 10), promise(2, 20, 30)]).len(), 0);
 }

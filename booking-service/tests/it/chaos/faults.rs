@@ -1,4 +1,5 @@
-//! What is done to the fleet: an opening that makes sure of the rare things, then whatever the seed says.
+//! The faults of a chaos run: first a fixed list that makes sure of the rare events, then random ones that the seed
+//! decides.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -25,9 +26,9 @@ use super::wires;
 use crate::crash_points;
 use crate::support::System;
 
-/// Reservations whose events come again at a time, in no order.
+/// How many reservations have their events published again by one fault, in random order.
 const REPLAYED: i64 = 30;
-/// In which a circuit must open when nobody answers, close when somebody does, and a crash point be reached: several times what it takes.
+/// How long a circuit may take to open or to close, and a process to reach a crash point: several times what it needs.
 const RARE_TIME_MAX: Duration = Duration::from_secs(15);
 /// Said in the log by a circuit that opens, and by one that closes.
 pub(super) const CIRCUIT_OPEN: &str = "the circuit is open";
@@ -35,16 +36,16 @@ pub(super) const CIRCUIT_CLOSED: &str = "the circuit is closed";
 
 #[derive(Debug, Clone)]
 enum Fault {
-    /// SIGKILL; back after a while, and perhaps only until it comes to a crash point.
+    /// SIGKILL. The process is back after `down_for`, and then runs only to the crash point, if one is named.
     Kill { member: usize, down_for: Duration, crash_at: Option<String> },
     /// SIGSTOP, and SIGCONT after this time.
     Freeze { member: usize, time: Duration },
     /// SIGTERM.
     Stop { member: usize },
-    /// A wire is so for this time.
+    /// A wire is in this mode for this time.
     Wire { wire: usize, mode: Mode, time: Duration },
-    /// The Event Service answers nobody until a circuit has opened; then nothing else strikes until one has closed, as a process that
-    /// dies in between never closes its own.
+    /// The Event Service answers nobody until a circuit has opened. No other fault follows until a circuit has closed,
+    /// because a process that dies in between never closes its own.
     Hang,
     /// PostgreSQL ends every connection to a database.
     EndConnections { events: bool },
@@ -54,7 +55,7 @@ enum Fault {
     PauseRedis { time: Duration },
     /// The queue and what is in it are gone.
     DeleteQueue,
-    /// Events that have been published are published again, in no order.
+    /// Events that have been published are published again, in random order.
     Replay,
     /// A message that nobody can apply.
     Poison,
@@ -113,7 +114,7 @@ impl Fault {
     }
 }
 
-/// A fault and where it strikes, for people.
+/// A fault and its target, as text.
 struct Shown<'a>(&'a Fault, &'a Fleet);
 
 impl Display for Shown<'_> {
@@ -134,65 +135,65 @@ impl Display for Shown<'_> {
     }
 }
 
-/// Who does it, and keeps count.
-pub(super) struct Sabotage<'a> {
+/// Injects the faults and counts them.
+pub(super) struct FaultInjector<'a> {
     system: &'a System,
     fleet: &'a Fleet,
     desk: &'a (App, Broker),
     rng: StdRng,
     begun: Instant,
-    struck: BTreeMap<&'static str, usize>,
-    /// The ids of messages that are to be set aside.
+    injected: BTreeMap<&'static str, usize>,
+    /// The ids of the messages that must be dead-lettered.
     pub(super) poison: Vec<Uuid>,
 }
 
-impl<'a> Sabotage<'a> {
+impl<'a> FaultInjector<'a> {
     pub(super) fn new(system: &'a System, fleet: &'a Fleet, desk: &'a (App, Broker), seed: u64) -> Self {
         let (rng, begun) = (StdRng::seed_from_u64(seed), Instant::now());
-        Self { system, fleet, desk, rng, begun, struck: BTreeMap::new(), poison: Vec::new() }
+        Self { system, fleet, desk, rng, begun, injected: BTreeMap::new(), poison: Vec::new() }
     }
 
-    /// Strikes until the time has come; the last fault ends with it.
-    pub(super) async fn go_on_until(&mut self, end: Instant) {
-        for fault in opening() {
-            self.rest(100..400).await;
-            self.strike(&[fault]).await;
+    /// Injects faults until `end`. Returns when the last one is over.
+    pub(super) async fn run_until(&mut self, end: Instant) {
+        for fault in first_faults() {
+            self.pause(100..400).await;
+            self.inject_all(&[fault]).await;
         }
-        // Struck by anything else before, they would not get there.
-        let doomed = "the doomed processes come to their crash points";
-        wait_until(doomed, RARE_TIME_MAX, async || self.crashes() >= 2).await;
+        // Another fault could end these processes before they get there.
+        let crashes = "the processes reach their crash points";
+        wait_until(crashes, RARE_TIME_MAX, async || self.crashes() >= 2).await;
         while Instant::now() < end {
-            self.rest(100..1200).await;
-            // Now and then two at once.
+            self.pause(100..1200).await;
+            // Sometimes two at once.
             let count = if self.rng.random_bool(0.25) { 2 } else { 1 };
             let faults: Vec<Fault> = (0..count).map(|_| Fault::random(&mut self.rng, self.fleet)).collect();
-            self.strike(&faults).await;
+            self.inject_all(&faults).await;
         }
     }
 
-    async fn rest(&mut self, millis: std::ops::Range<u64>) {
+    async fn pause(&mut self, millis: std::ops::Range<u64>) {
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(millis))).await;
     }
 
-    async fn strike(&mut self, faults: &[Fault]) {
+    async fn inject_all(&mut self, faults: &[Fault]) {
         for fault in faults {
             println!("{:>7.1} s  {}", self.begun.elapsed().as_secs_f64(), Shown(fault, self.fleet));
-            *self.struck.entry(fault.kind()).or_default() += 1;
+            *self.injected.entry(fault.kind()).or_default() += 1;
         }
         let poison = Uuid::now_v7();
         if faults.iter().any(|fault| matches!(fault, Fault::Poison)) {
             self.poison.push(poison);
         }
-        let struck = futures::future::join_all(faults.iter().map(|fault| self.inflict(fault, poison))).await;
-        for outcome in struck {
-            // Such as a statement that met another fault's end of all connections: that is no matter here.
+        let injected = futures::future::join_all(faults.iter().map(|fault| self.inject(fault, poison))).await;
+        for outcome in injected {
+            // For example a statement whose connection another fault has ended. That is harmless here.
             if let Err(error) = outcome {
-                println!("           came to nothing: {error:#}");
+                println!("           failed: {error:#}");
             }
         }
     }
 
-    async fn inflict(&self, fault: &Fault, poison: Uuid) -> anyhow::Result<()> {
+    async fn inject(&self, fault: &Fault, poison: Uuid) -> anyhow::Result<()> {
         let member = |index: &usize| &self.fleet.members[*index];
         match fault {
             Fault::Kill { member: index, down_for, crash_at } => member(index).kill(*down_for, crash_at.clone()),
@@ -263,7 +264,8 @@ impl<'a> Sabotage<'a> {
         Ok(())
     }
 
-    /// Of three kinds: no JSON, a version from the future, and a sale of a seat that its reservation does not hold.
+    /// Publishes a message that is not JSON, has a version from the future, or sells a seat that its reservation does
+    /// not hold.
     async fn publish_poison(&self, id: Uuid) -> anyhow::Result<()> {
         let event = |version| {
             json!({ "event_id": id, "event_type": BookingEventType::Confirmed.routing_key(), "schema_version": version,
@@ -283,22 +285,22 @@ impl<'a> Sabotage<'a> {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.struck.values().sum()
+        self.injected.values().sum()
     }
 
-    /// How many lives ended at a crash point.
+    /// How many runs ended at a crash point.
     pub(super) fn crashes(&self) -> usize {
         self.fleet.lines_with("crash point")
     }
 
     pub(super) fn summary(&self) -> String {
-        let lines = self.struck.iter().map(|(kind, count)| format!("  {count:>7}  {kind}\n"));
+        let lines = self.injected.iter().map(|(kind, count)| format!("  {count:>7}  {kind}\n"));
         format!("faults: {}\n{}", self.count(), lines.collect::<String>())
     }
 }
 
-/// Without these, a short run might see nothing of what is rare.
-fn opening() -> [Fault; 7] {
+/// The first faults of each run. Without them, a short run might see none of the rare events.
+fn first_faults() -> [Fault; 7] {
     let second = Duration::from_secs(1);
     let (first, last) = (BOOKINGS.start, BOOKINGS.end - 1);
     [

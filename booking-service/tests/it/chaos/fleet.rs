@@ -1,5 +1,6 @@
-//! Two Event Services, three Booking Services, two workers and a Redis as processes, and a wire that can fail before everything
-//! they share. What dies comes back, as under any supervisor; what dies without a reason is written down.
+//! Two Event Services, three Booking Services, two workers and a Redis as processes, with a proxy that can fail in
+//! front of everything they share. A process that dies is started again, as by any supervisor. An unexpected death is
+//! recorded.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
@@ -22,23 +23,23 @@ use tokio::process::{Child, Command};
 use crate::processes::{self, free_port};
 use crate::support::System;
 
-/// Longer than the 20 s in which a process must have finished what it had in hand.
+/// Longer than the 20 s in which a process must have finished its work after SIGTERM.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
 const KILLED: i32 = 9;
 const ABORTED: i32 = 6;
 
-/// Who the fleet is to PostgreSQL, so that its connections can be ended and those of the test stay.
+/// The fleet's role in PostgreSQL. A fault can end the connections of this role without those of the test.
 pub(super) const ROLE: &str = "chaos_fleet";
 
 type MakeCommand = Box<dyn Fn() -> Command + Send + Sync>;
 
-/// A process that is kept running.
+/// A process that the fleet keeps running.
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) base: String,
     command: MakeCommand,
     log: PathBuf,
-    /// Whether it has served since it was last started: before that, it may give up for want of its database.
+    /// Whether it has answered since its last start. Before that, it may exit because its database does not answer.
     served: AtomicBool,
     run: Mutex<Run>,
 }
@@ -49,7 +50,7 @@ struct Run {
     /// When it is started again.
     back_at: Option<Instant>,
     down_for: Duration,
-    /// The crash point that its next life ends at.
+    /// The crash point at which the next run ends.
     next_crash: Option<String>,
     doomed: bool,
     killed: bool,
@@ -68,7 +69,7 @@ impl Member {
         }
     }
 
-    /// Kills it without a word; it is back after `down_for`, and dies once more at the crash point, if one is named.
+    /// Kills it with SIGKILL. It starts again after `down_for`, and that run ends at the crash point, if one is named.
     pub(super) fn kill(&self, down_for: Duration, next_crash: Option<String>) {
         let mut run = self.run.lock().unwrap();
         (run.killed, run.down_for, run.next_crash) = (true, down_for, next_crash);
@@ -77,13 +78,13 @@ impl Member {
         }
     }
 
-    /// Asks it to stop; it is back at once.
+    /// Stops it with SIGTERM. It starts again at once.
     pub(super) fn stop(&self) {
         self.run.lock().unwrap().told_to_stop = Some(Instant::now());
         self.signal("TERM");
     }
 
-    /// Sends it a signal, if it runs.
+    /// Sends it a signal, if it is running.
     pub(super) fn signal(&self, name: &str) {
         let id = self.run.lock().unwrap().child.as_ref().and_then(Child::id);
         if let Some(id) = id {
@@ -104,8 +105,8 @@ impl Member {
         *run = Run { child: Some(command.spawn().unwrap()), doomed: crash.is_some(), ..Run::default() };
     }
 
-    /// Starts it again if it is down and its time has come. Says what should not have happened.
-    fn look_after(&self) -> Option<String> {
+    /// Starts it again if it is down and its time has come. Returns what should not have happened.
+    fn supervise(&self) -> Option<String> {
         let mut run = self.run.lock().unwrap();
         if run.back_at.is_some_and(|time| time <= Instant::now()) || (run.child.is_none() && run.back_at.is_none()) {
             self.start(&mut run);
@@ -142,19 +143,19 @@ impl Member {
         asked.is_ok_and(|response| response.status() == 200)
     }
 
-    /// What the lines of its log say so often.
+    /// How many lines of its log contain these words.
     fn lines_with(&self, words: &str) -> usize {
         fs::read_to_string(&self.log).unwrap_or_default().lines().filter(|line| line.contains(words)).count()
     }
 }
 
-/// All of it.
+/// All processes of a chaos run, and the proxies between them.
 pub(super) struct Fleet {
-    /// Events 0 and 1, bookings 2 to 4, workers 5 and 6, Redis 7.
+    /// Event Services 0 and 1, Booking Services 2 to 4, workers 5 and 6, Redis 7.
     pub(super) members: Vec<Member>,
     pub(super) wires: Vec<(&'static str, ChaosProxy)>,
     pub(super) redis_url: String,
-    /// What processes did that they should not.
+    /// What processes did that they should not do.
     pub(super) complaints: Mutex<Vec<String>>,
     http: Client,
 }
@@ -163,15 +164,15 @@ pub(super) const BOOKINGS: std::ops::Range<usize> = 2..5;
 pub(super) const REDIS: usize = 7;
 
 impl Fleet {
-    /// Ready to run on the databases, exchange and queue of `system`, whose own consumer and relay are cut off from the broker, so that
-    /// the fleet has all of the work.
+    /// Makes a fleet on the databases, exchange and queue of `system`. That system's own consumer and relay are cut off
+    /// from the broker, so that the fleet does all of the work.
     pub(super) async fn prepare(system: &System, folder: &Path) -> Self {
         system.to_broker.cut();
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).unwrap();
 
         let make = format!("create role {ROLE} superuser login password '{ROLE}'");
-        // Another run may have made it.
+        // An earlier run may have made it.
         let _ = sqlx::query(AssertSqlSafe(make)).execute(&system.app.db).await;
 
         let mut ports = Vec::new();
@@ -197,37 +198,8 @@ impl Fleet {
         };
         let event = Settings { broker: with_broker(event_broker_url), ..system.settings.clone() };
 
-        let mut members = Vec::new();
-        for (name, port) in ["event-1", "event-2"].into_iter().zip(ports[..2].to_owned()) {
-            let (settings, url) = (event.clone(), event_db_url.clone());
-            members.push(Member::new(
-                folder,
-                name,
-                port,
-                Box::new(move || talkative(processes::event(&settings, &url, port))),
-            ));
-        }
-        let roles = [
-            ("booking-1", "serve"),
-            ("booking-2", "serve"),
-            ("booking-3", "serve"),
-            ("worker-1", "worker"),
-            ("worker-2", "worker"),
-        ];
-        for ((name, role), port) in roles.into_iter().zip(ports[2..REDIS].to_owned()) {
-            let settings = booking.clone();
-            members.push(Member::new(
-                folder,
-                name,
-                port,
-                Box::new(move || talkative(processes::booking(&settings, role, port))),
-            ));
-        }
-        let port = ports[REDIS];
-        members.push(Member::new(folder, "redis", port, Box::new(move || redis_server(port))));
-
         Self {
-            members,
+            members: members(folder, &ports, &booking, &event, &event_db_url),
             wires: vec![
                 ("the Event Service", to_event_service),
                 ("Redis", to_redis),
@@ -242,16 +214,16 @@ impl Fleet {
         }
     }
 
-    /// Starts every process, and starts it again when it is down; never ends by itself.
+    /// Starts every process, and starts it again whenever it is down. It never returns.
     pub(super) async fn keep_running(&self) {
-        let look_after_all = async {
+        let supervise_all = async {
             loop {
-                let complaints = self.members.iter().filter_map(|member| member.look_after());
+                let complaints = self.members.iter().filter_map(|member| member.supervise());
                 self.complaints.lock().unwrap().extend(complaints);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        let see_who_serves = self.members[..REDIS].iter().map(async |member| {
+        let watch_health = self.members[..REDIS].iter().map(async |member| {
             loop {
                 if member.serves(&self.http).await {
                     member.served.store(true, Ordering::Relaxed);
@@ -259,13 +231,13 @@ impl Fleet {
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
         });
-        tokio::join!(look_after_all, join_all(see_who_serves));
+        tokio::join!(supervise_all, join_all(watch_health));
     }
 
-    /// Waits until every process is up and sees all that it needs.
-    pub(super) async fn is_whole(&self) {
+    /// Waits until every process runs and can reach all that it needs.
+    pub(super) async fn wait_until_healthy(&self) {
         for member in &self.members[..REDIS] {
-            wait_until(&format!("{} is well", member.name), Duration::from_secs(60), async || {
+            wait_until(&format!("{} is healthy", member.name), Duration::from_secs(60), async || {
                 let asked = self.http.get(format!("{}/health", member.base)).send().await;
                 let Ok(response) = asked else { return false };
                 response.json::<serde_json::Value>().await.is_ok_and(|health| health["status"] == "healthy")
@@ -274,7 +246,7 @@ impl Fleet {
         }
     }
 
-    /// Ends every fault that may still stand.
+    /// Ends every fault that is still active.
     pub(super) fn heal(&self) {
         for (_, wire) in &self.wires {
             wire.heal();
@@ -290,18 +262,47 @@ impl Fleet {
     }
 }
 
+/// The processes in the order of [`Fleet::members`], each on its port.
+fn members(folder: &Path, ports: &[u16], booking: &Settings, event: &Settings, event_db_url: &str) -> Vec<Member> {
+    let roles = [
+        ("event-1", "event"),
+        ("event-2", "event"),
+        ("booking-1", "serve"),
+        ("booking-2", "serve"),
+        ("booking-3", "serve"),
+        ("worker-1", "worker"),
+        ("worker-2", "worker"),
+        ("redis", "redis"),
+    ];
+    let member = |((name, role), &port): ((&str, &'static str), &u16)| {
+        let command: MakeCommand = match role {
+            "event" => {
+                let (settings, url) = (event.clone(), event_db_url.to_owned());
+                Box::new(move || with_info_logs(processes::event(&settings, &url, port)))
+            }
+            "redis" => Box::new(move || redis_server(port)),
+            subcommand => {
+                let settings = booking.clone();
+                Box::new(move || with_info_logs(processes::booking(&settings, subcommand, port)))
+            }
+        };
+        Member::new(folder, name, port, command)
+    };
+    roles.into_iter().zip(ports).map(member).collect()
+}
+
 /// The database's URL for [`ROLE`].
 fn as_role(database_url: &Secret) -> String {
     let (_, address) = database_url.reveal().split_once('@').unwrap();
     format!("postgres://{ROLE}:{ROLE}@{address}")
 }
 
-fn talkative(mut command: Command) -> Command {
+fn with_info_logs(mut command: Command) -> Command {
     command.env("LOG_LEVEL", "info,sqlx=warn");
     command
 }
 
-/// As the deployments set it: no eviction, and nothing on the disk, as locks need none.
+/// As the deployments set it: no eviction, and nothing on disk, because locks need no persistence.
 fn redis_server(port: u16) -> Command {
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);

@@ -1,8 +1,9 @@
-//! Chaos: buyers buy while everything beneath them is killed, frozen, cut and confused. Then it is healed, and every promise is looked at.
+//! Chaos: buyers buy while the servers and connections beneath them are killed, frozen, cut and slowed down. Then all
+//! faults end, and every promise is checked.
 //!
-//! `./test.sh --chaos 10m` makes a long run of it; `CHAOS_SECONDS` and `CHAOS_SEED` say the same to a single test. The seed decides which
-//! faults come in which order and what buyers wish for; the threads of eight processes do as they like, so a seed makes a run
-//! alike, not the same.
+//! `./test.sh --chaos 10m` makes a long run. For a single test, `CHAOS_SECONDS` and `CHAOS_SEED` set the same. The seed
+//! decides the order of the faults and the wishes of the buyers. The threads of eight processes run freely, so two runs
+//! with one seed are alike, not the same.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use uuid::Uuid;
 use crate::reconcile::orphan;
 use crate::support::System;
 use buyers::Market;
-use faults::Sabotage;
+use faults::FaultInjector;
 use fleet::{BOOKINGS, Fleet};
 
 mod buyers;
@@ -30,7 +31,7 @@ mod costs;
 mod faults;
 mod fleet;
 
-/// Where the wires of a [`Fleet`] stand in its list.
+/// The indexes of some wires in [`Fleet::wires`].
 mod wires {
     pub(super) const EVENT_SERVICE: usize = 0;
     pub(super) const REDIS: usize = 1;
@@ -40,11 +41,11 @@ mod wires {
 const USUAL_SECONDS: usize = 25;
 const USUAL_SEED: usize = 20_261_126;
 const BUYERS: u64 = 24;
-/// Short, so that many holds run out.
+/// Short, so that many holds expire.
 const HOLD_TIME: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_buyers_were_told_is_true_whatever_breaks() {
+async fn what_buyers_were_told_is_true_whatever_fails() {
     let (seconds, seed) = (scale("CHAOS_SECONDS", USUAL_SECONDS), scale("CHAOS_SEED", USUAL_SEED) as u64);
     println!("chaos for {seconds} s with seed {seed}");
     let system = System::start_with(HOLD_TIME).await;
@@ -52,29 +53,29 @@ async fn what_buyers_were_told_is_true_whatever_breaks() {
     let sale = system.sale(500 + 2 * seconds as u32).await;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
     let fleet = Fleet::prepare(&system, &folder).await;
-    let desk = desk(&system);
+    let operator = operator(&system);
     let bookings = fleet.members[BOOKINGS].iter().map(|member| member.base.clone()).collect();
     let market = Market::open(sale, bookings, fleet.wires[wires::EVENT_SERVICE].1.url());
-    let mut sabotage = Sabotage::new(&system, &fleet, &desk, seed);
+    let mut injector = FaultInjector::new(&system, &fleet, &operator, seed);
     let run = async {
-        fleet.is_whole().await;
+        fleet.wait_until_healthy().await;
         let buyers = join_all((0..BUYERS).map(|buyer| market.serve_buyers(seed.wrapping_mul(BUYERS) + buyer)));
         let faults = async {
-            sabotage.go_on_until(Instant::now() + Duration::from_secs(seconds as u64)).await;
+            injector.run_until(Instant::now() + Duration::from_secs(seconds as u64)).await;
             fleet.heal();
             market.close();
         };
         tokio::join!(buyers, faults);
-        println!("{}{}", market.summary(), sabotage.summary());
-        heal(&system, &fleet, &market, &desk, &sabotage.poison).await
+        println!("{}{}", market.summary(), injector.summary());
+        heal(&system, &fleet, &market, &operator, &injector.poison).await
     };
     let healed = tokio::select! {
         healed = run => healed,
-        () = fleet.keep_running() => unreachable!("processes are kept running for as long as it takes"),
+        () = fleet.keep_running() => unreachable!("`keep_running` never returns"),
     };
 
-    println!("at rest {healed:.1?} after the last fault\n");
-    let rare = rare_events(&system, &fleet, &market, &sabotage).await;
+    println!("settled {healed:.1?} after the last fault\n");
+    let rare = rare_events(&system, &fleet, &market, &injector).await;
     let mut broken = market.broken_promises(&system.app.db).await;
     broken.append(&mut market.complaints.lock().unwrap());
     broken.append(&mut fleet.complaints.lock().unwrap());
@@ -84,21 +85,21 @@ async fn what_buyers_were_told_is_true_whatever_breaks() {
         println!("  {count:>7}  {what}");
     }
     for (what, count) in rare {
-        assert!(count > 0, "nothing was seen of: {what}; this run has tested too little (logs in {logs})");
+        assert!(count > 0, "never seen: {what}; this run has tested too little (logs in {logs})");
     }
-    println!("{} requests, {} faults, seed {seed}", market.operations(), sabotage.count());
+    println!("{} requests, {} faults, seed {seed}", market.operations(), injector.count());
     system.finish().await;
 }
 
-/// The hands of an operator: past every wire that can break.
-fn desk(system: &System) -> (App, Broker) {
+/// What an operator uses: connections that avoid every proxy which can fail.
+fn operator(system: &System) -> (App, Broker) {
     let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), ..system.settings.broker.clone() };
     let settings =
         Settings { broker: broker.clone(), event_service_url: system.event_base.clone(), ..system.settings.clone() };
-    (app::for_command(&settings, "desk").unwrap(), broker)
+    (app::for_command(&settings, "operator").unwrap(), broker)
 }
 
-/// Waits until the system has put itself right; what was lost with a queue is replayed, and what was set aside is sent again.
+/// Waits until the system has recovered. Replays what was lost with a queue, and sends dead letters again.
 async fn heal(
     system: &System,
     fleet: &Fleet,
@@ -107,14 +108,14 @@ async fn heal(
     poison: &[Uuid],
 ) -> Duration {
     let begun = Instant::now();
-    fleet.is_whole().await;
-    println!("every process is well {:.1?} after the last fault", begun.elapsed());
+    fleet.wait_until_healthy().await;
+    println!("every process is healthy {:.1?} after the last fault", begun.elapsed());
     let mut rng = StdRng::seed_from_u64(0);
     let awaited = std::mem::take(&mut *market.awaited.lock().unwrap());
     for charge in awaited {
-        assert!(market.notice(&mut rng, charge).await, "a notice is not taken although all is well");
+        assert!(market.notice(&mut rng, charge).await, "a notice is refused although every process is healthy");
     }
-    // Half a minute would go by until the leases run out of payments that nobody heard the end of.
+    // Without this, payments whose outcome is unknown would wait half a minute for their leases to run out.
     let past = "update reservations set confirming_until = now() where status = 'confirming'";
     sqlx::query(past).execute(&system.app.db).await.unwrap();
     let open = "select (select count(*) from reservations where status in ('active', 'confirming'))
@@ -122,7 +123,7 @@ async fn heal(
     wait_until("all reservations have ended", Duration::from_secs(60), async || system.count(open).await == 0).await;
 
     println!("all reservations have ended {:.1?} after the last fault", begun.elapsed());
-    // The chaos leaves some of its own, but a buyer who comes for the seat may put that right before the reconciliation does.
+    // The chaos leaves such holds, too, but a buyer may take them over before the reconciliation finds them.
     let free = "select session_seat_id::text from session_seats where status = 'available' limit 1";
     let seat: String = sqlx::query_scalar(free).fetch_one(&system.event_db).await.unwrap();
     orphan(system, &market.sale.session, &seat, "2 hours").await;
@@ -148,25 +149,25 @@ async fn heal(
     })
     .await;
     let healed = begun.elapsed();
-    // What nobody can apply is set aside again, and nothing else is.
+    // Messages that cannot be applied are dead-lettered again, and no others are.
     wait_until("the queue is empty", Duration::from_secs(30), async || broker.messages_in(queue).await.unwrap() == 0)
         .await;
     for letter in dead_letters::drop(broker, queue, &Which::All).await.unwrap() {
-        assert!(letter.message_id.is_some_and(|id| poison.contains(&id)), "set aside without need: {letter:?}");
+        assert!(letter.message_id.is_some_and(|id| poison.contains(&id)), "dead-lettered without need: {letter:?}");
     }
     healed
 }
 
-/// What must have happened in a run that tested anything.
+/// The events that must occur in a run that tests anything, and how often they did.
 async fn rare_events(
     system: &System,
     fleet: &Fleet,
     market: &Market,
-    sabotage: &Sabotage<'_>,
+    injector: &FaultInjector<'_>,
 ) -> [(&'static str, usize); 12] {
     let ended = async |sql| system.count(sql).await as usize;
     [
-        ("contention: a seat was another's", market.refusals("reserve: 409 seat_unavailable")),
+        ("contention: another buyer had the seat", market.refusals("reserve: 409 seat_unavailable")),
         ("a reservation expired", ended("select count(*) from reservations where status = 'expired'").await),
         (
             "a reservation was paid",
@@ -180,6 +181,6 @@ async fn rare_events(
         ("reconciliation put seats right", fleet.lines_with("Reconciliation put seats right")),
         ("a payment of unknown fate was settled", fleet.lines_with("Settled a payment of unknown fate")),
         ("events waited in the outbox", fleet.lines_with("they wait in the outbox")),
-        ("a crash point was reached", sabotage.crashes()),
+        ("a crash point was reached", injector.crashes()),
     ]
 }

@@ -16,11 +16,11 @@ use super::{Act, Means, Model, SEATS};
 use crate::payment_webhook::send;
 use crate::support::{SOON, Sale, System, answer, text_of};
 
-/// One sequence in the running system.
+/// One sequence that runs in the system.
 pub(super) struct Case<'a> {
     system: &'a System,
     sale: Sale,
-    /// As they were after the last act.
+    /// The reservations after the last act.
     rows: Vec<Row>,
 }
 
@@ -31,7 +31,7 @@ struct Row {
     user: Uuid,
     state: ReservationState,
     payments: Vec<(PaymentId, PaymentState)>,
-    /// Ticket, seat, and whether it still admits.
+    /// Each ticket and its seat, and whether the ticket is still valid.
     tickets: Vec<(TicketId, usize, bool)>,
     taken: f64,
     given_back: f64,
@@ -62,7 +62,7 @@ impl<'a> Case<'a> {
             let before = self.rows.get(index).map_or(ReservationState::Active, |before| before.state);
             assert!(leads(before, row.state, !order.time_is_over), "{before:?} became {:?} by {act:?}", row.state);
         }
-        self.payments_became_what_they_may(&rows);
+        self.assert_payment_transitions(&rows);
         self.rows = rows;
         let expected: Vec<(SeatStatus, Option<ReservationId>)> =
             model.seats().into_iter().map(|(status, owner)| (status, owner.map(|owner| self.rows[owner].id))).collect();
@@ -73,7 +73,7 @@ impl<'a> Case<'a> {
     async fn play(&self, act: &Act, model: &Model) -> Option<String> {
         let system = self.system;
         match act {
-            Act::Reserve(seats) => said(system.try_reserve(&self.sale, Uuid::now_v7(), seats).await).await,
+            Act::Reserve(seats) => outcome_of(system.try_reserve(&self.sale, Uuid::now_v7(), seats).await).await,
             Act::Confirm(order, means) => {
                 let token = match means {
                     Means::Pays => "pay_demo",
@@ -89,7 +89,7 @@ impl<'a> Case<'a> {
                 let (row, seat) = (&self.rows[*order], model.orders[*order].seat(*seat));
                 let (ticket, ..) = row.tickets.iter().find(|(_, own, _)| *own == seat).unwrap();
                 let path = format!("/api/v1/tickets/{ticket}/refund");
-                said(system.call(Method::POST, &path, row.user, None).await).await
+                outcome_of(system.call(Method::POST, &path, row.user, None).await).await
             }
             Act::RunOut(order) => {
                 let id = self.rows[*order].id;
@@ -137,12 +137,12 @@ impl<'a> Case<'a> {
     async fn call(&self, order: usize, method: Method, path: &str, body: Option<Value>) -> Option<String> {
         let row = &self.rows[order];
         let path = format!("/api/v1/reservations/{}{path}", row.id);
-        said(self.system.call(method, &path, row.user, body.as_ref()).await).await
+        outcome_of(self.system.call(method, &path, row.user, body.as_ref()).await).await
     }
 }
 
 impl Case<'_> {
-    /// The provider's decision, and its notice as often as it sends it.
+    /// Makes the provider decide on the last charge, and send this many notices.
     async fn decide(&self, row: &Row, captured: bool, notices: usize) {
         let Some((payment, _)) = row.payments.last() else { panic!("{row:?} has no payment") };
         if notices == 0 {
@@ -221,8 +221,8 @@ impl Case<'_> {
         seats.into_iter().map(|(_, status, owner)| (status, owner)).collect()
     }
 
-    /// A payment may become another reservation's, but never what its table does not know.
-    fn payments_became_what_they_may(&self, rows: &[Row]) {
+    /// A payment may move to another reservation, but its state may change only by a known transition.
+    fn assert_payment_transitions(&self, rows: &[Row]) {
         let before: HashMap<PaymentId, PaymentState> = self.rows.iter().flat_map(|row| row.payments.clone()).collect();
         for (payment, after) in rows.iter().flat_map(|row| row.payments.clone()) {
             let before = before.get(&payment).copied().unwrap_or(PaymentState::Pending);
@@ -232,7 +232,7 @@ impl Case<'_> {
         }
     }
 
-    pub(super) fn nobody_has_paid_for_nothing(&self) {
+    pub(super) fn assert_payments_match_tickets(&self) {
         for row in &self.rows {
             let seats = row.tickets.iter().filter(|(.., admits)| *admits).count();
             assert_eq!(row.taken - row.given_back, 100.0 * seats as f64, "{row:?}");
@@ -240,7 +240,7 @@ impl Case<'_> {
     }
 }
 
-/// Whether the table knows a way: by one step, or by a payment's two.
+/// Whether a known transition leads from `before` to `after`: one step, or the two steps of a payment.
 fn leads(before: ReservationState, after: ReservationState, in_time: bool) -> bool {
     let steps = || ReservationStep::ALL.into_iter();
     before == after
@@ -253,7 +253,7 @@ fn leads(before: ReservationState, after: ReservationState, in_time: bool) -> bo
 }
 
 /// The status of a success, or the code of a refusal.
-async fn said(response: Response) -> Option<String> {
+async fn outcome_of(response: Response) -> Option<String> {
     let status = response.status();
     let body: Value = response.json().await.unwrap();
     Some(if status.is_success() { status.as_u16().to_string() } else { text_of(&body, "code") })

@@ -1,6 +1,7 @@
-//! Random sequences of everything that customers, time, the payment provider and the worker may do to a few reservations of the same
-//! few seats, in the running system and in a model of it. After each act the answer, the rows, the money and the seats must be those of
-//! the model, and every row's change one that the tables of transitions know; at the end of each sequence the audit is clean.
+//! Random sequences of everything that customers, time, the payment provider and the worker may do to a few
+//! reservations of the same few seats. Each sequence runs in the system and in a model of it. After each act, the
+//! answer, the rows, the money and the seats must match the model, and every row's change must be a known transition.
+//! After each sequence, the audit must be clean.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,46 +23,46 @@ mod case;
 
 const CASES: usize = 24;
 const SEATS: usize = 3;
-/// What must have happened in the usual run.
+/// Rare events that must occur in a default run.
 const RARE: [&str; 5] = [
-    "a ticket was given back twice",
+    "a ticket was refunded twice",
     "an overdue hold was taken over",
-    "late money bought the seats",
-    "late money was given back",
-    "money came after the time and before the expiry",
+    "a late payment bought the seats",
+    "a late payment was refunded",
+    "a payment came after the time and before the expiry",
 ];
-/// Reservations of a sequence; those that come of payments that came too late may be more.
+/// How many reservations a sequence may make. Late payments may add more.
 const RESERVATIONS_MAX: usize = 8;
 
-/// What happens. Reservations by their index, in the order in which they were made.
+/// One act of a sequence. It names a reservation by its index, in the order in which they were made.
 #[derive(Debug, Clone)]
 enum Act {
     Reserve(Vec<usize>),
     Confirm(usize, Means),
     Cancel(usize),
-    /// Gives back the ticket of its nth seat.
+    /// The customer refunds the ticket of the reservation's nth seat.
     Refund(usize, usize),
-    /// Its time goes by.
+    /// The reservation's time passes.
     RunOut(usize),
-    /// The worker ends what is due.
+    /// The worker ends all reservations that are due.
     Expire,
     /// The worker compares overdue holds with their reservations.
     Reconcile,
-    /// The lease of its payment runs out, and the worker asks the provider.
+    /// The lease of the reservation's payment runs out, and the worker asks the provider.
     EndLease(usize),
-    /// The provider decides on its last charge, if that is undecided, and sends so many notices.
+    /// The provider decides on the reservation's last charge, if that is undecided, and sends this many notices.
     Decide {
         order: usize,
         captured: bool,
         notices: usize,
     },
-    /// The worker asks about all charges that the provider works on.
+    /// The worker asks about all charges that the provider is processing.
     FollowUp,
-    /// Its events are published again.
+    /// The reservation's events are published again.
     Replay(usize),
 }
 
-/// What the customer gives to pay with.
+/// What the customer pays with. It decides how the mock provider behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Means {
     Pays,
@@ -71,18 +72,18 @@ enum Means {
     Asynchronous,
 }
 
-/// What the provider makes of a charge.
+/// The state of a charge at the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AtProvider {
-    Unheard,
-    WorkedOn,
-    Taken,
-    Refused,
+    NotReceived,
+    Processing,
+    Captured,
+    Declined,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Charge {
-    /// In the order in which they were made.
+    /// Counts all charges in the order in which they were made.
     number: usize,
     state: PaymentState,
     at_provider: AtProvider,
@@ -94,18 +95,18 @@ struct Order {
     state: ReservationState,
     time_is_over: bool,
     charges: Vec<Charge>,
-    /// The seats whose tickets were given back.
+    /// The seats whose tickets were refunded.
     refunded: BTreeSet<usize>,
 }
 
-/// All reservations; who has a seat follows from them.
+/// All reservations. The owner of a seat follows from them.
 #[derive(Debug, Clone, Default)]
 struct Model {
     orders: Vec<Order>,
     charges: usize,
-    /// What the last act is to be answered.
+    /// The expected answer to the last act.
     answer: Option<&'static str>,
-    /// Rare things that have happened, to see that they do.
+    /// The events of [`RARE`] that have occurred.
     happened: BTreeSet<&'static str>,
 }
 
@@ -120,7 +121,7 @@ impl Order {
         may_have && self.seats.contains(&seat) && !self.refunded.contains(&seat)
     }
 
-    /// One of its seats.
+    /// The nth seat of the reservation.
     fn seat(&self, nth: usize) -> usize {
         self.seats[nth % self.seats.len()]
     }
@@ -133,11 +134,11 @@ impl Order {
         self.state == ReservationState::Active && self.time_is_over
     }
 
-    fn is_worked_on(&self) -> bool {
+    fn is_processing(&self) -> bool {
         self.charges.iter().any(|charge| charge.state == PaymentState::Processing)
     }
 
-    /// Why it can't be paid or cancelled.
+    /// The error code of a payment or a cancellation that is refused in this state.
     fn refusal(&self) -> &'static str {
         match self.state {
             ReservationState::Active | ReservationState::Expired => "reservation_expired",
@@ -153,11 +154,11 @@ impl Order {
         if is_paid { self.seats.clone() } else { Vec::new() }
     }
 
-    /// What the provider has taken and given back, in seats.
+    /// What the provider has captured and refunded, in seats.
     fn money(&self) -> (usize, usize) {
         let of = |is_meant: fn(&Charge) -> bool| self.seats.len() * self.charges.iter().filter(|c| is_meant(c)).count();
         let voided = of(|charge| charge.state == PaymentState::Voided);
-        (of(|charge| charge.at_provider == AtProvider::Taken), voided + self.refunded.len())
+        (of(|charge| charge.at_provider == AtProvider::Captured), voided + self.refunded.len())
     }
 }
 
@@ -166,7 +167,7 @@ impl Model {
         self.orders.iter().position(|order| order.has(seat))
     }
 
-    /// The seats at rest.
+    /// Each seat's status and owner, once all messages have been applied.
     fn seats(&self) -> Vec<(SeatStatus, Option<usize>)> {
         let status = |owner: usize| match self.orders[owner].state {
             ReservationState::Confirmed => SeatStatus::Sold,
@@ -206,20 +207,20 @@ impl Model {
         let order = &mut self.orders[index];
         match order.state {
             ReservationState::Confirmed => return "200",
-            ReservationState::Active if order.is_worked_on() => return "202",
+            ReservationState::Active if order.is_processing() => return "202",
             ReservationState::Active if !order.time_is_over => {}
             _ => return order.refusal(),
         }
         let (answer, order_state, state, at_provider) = match means {
-            Means::Pays => ("200", ReservationState::Confirmed, PaymentState::Captured, AtProvider::Taken),
-            Means::Declined => ("payment_declined", order.state, PaymentState::Declined, AtProvider::Refused),
+            Means::Pays => ("200", ReservationState::Confirmed, PaymentState::Captured, AtProvider::Captured),
+            Means::Declined => ("payment_declined", order.state, PaymentState::Declined, AtProvider::Declined),
             Means::ChargedWithoutAnswer => {
-                ("payment_unavailable", ReservationState::Confirming, PaymentState::Pending, AtProvider::Taken)
+                ("payment_unavailable", ReservationState::Confirming, PaymentState::Pending, AtProvider::Captured)
             }
             Means::LostOnTheWay => {
-                ("payment_unavailable", ReservationState::Confirming, PaymentState::Pending, AtProvider::Unheard)
+                ("payment_unavailable", ReservationState::Confirming, PaymentState::Pending, AtProvider::NotReceived)
             }
-            Means::Asynchronous => ("202", order.state, PaymentState::Processing, AtProvider::WorkedOn),
+            Means::Asynchronous => ("202", order.state, PaymentState::Processing, AtProvider::Processing),
         };
         self.charges += 1;
         order.state = order_state;
@@ -240,7 +241,7 @@ impl Model {
         let order = &mut self.orders[index];
         let seat = order.seat(seat);
         if !order.refunded.insert(seat) {
-            self.happened.insert("a ticket was given back twice");
+            self.happened.insert("a ticket was refunded twice");
         }
         if order.refunded.len() == order.seats.len() {
             order.state = ReservationState::Refunded;
@@ -251,18 +252,18 @@ impl Model {
     fn end_lease(&mut self, index: usize) {
         let order = &mut self.orders[index];
         let charge = order.charges.last_mut().unwrap();
-        if charge.at_provider == AtProvider::Taken {
+        if charge.at_provider == AtProvider::Captured {
             (order.state, charge.state) = (ReservationState::Confirmed, PaymentState::Captured);
         } else {
             (order.state, charge.state) = (ReservationState::Active, PaymentState::Declined);
-            charge.at_provider = AtProvider::Refused;
+            charge.at_provider = AtProvider::Declined;
         }
     }
 
     fn decide(&mut self, index: usize, captured: bool, notices: usize) {
         let charge = self.orders[index].charges.last_mut().unwrap();
-        if charge.at_provider == AtProvider::WorkedOn {
-            charge.at_provider = if captured { AtProvider::Taken } else { AtProvider::Refused };
+        if charge.at_provider == AtProvider::Processing {
+            charge.at_provider = if captured { AtProvider::Captured } else { AtProvider::Declined };
         }
         if notices > 0 {
             self.follow_up(index);
@@ -275,27 +276,27 @@ impl Model {
         let is_open = order.is_open();
         let charge = order.charges.last_mut().unwrap();
         match (charge.state, charge.at_provider) {
-            (PaymentState::Pending | PaymentState::Processing, AtProvider::Taken) if is_open => {
+            (PaymentState::Pending | PaymentState::Processing, AtProvider::Captured) if is_open => {
                 charge.state = PaymentState::Captured;
                 self.orders[index].state = ReservationState::Confirmed;
                 if self.orders[index].time_is_over {
-                    self.happened.insert("money came after the time and before the expiry");
+                    self.happened.insert("a payment came after the time and before the expiry");
                 }
             }
-            (PaymentState::Processing, AtProvider::Taken) => self.came_too_late(index),
-            (PaymentState::Processing, AtProvider::Refused) => charge.state = PaymentState::Declined,
+            (PaymentState::Processing, AtProvider::Captured) => self.late_payment(index),
+            (PaymentState::Processing, AtProvider::Declined) => charge.state = PaymentState::Declined,
             (PaymentState::Processing, _) if !is_open => {
-                (charge.state, charge.at_provider) = (PaymentState::Declined, AtProvider::Refused);
+                (charge.state, charge.at_provider) = (PaymentState::Declined, AtProvider::Declined);
             }
             _ => {}
         }
     }
 
-    fn came_too_late(&mut self, index: usize) {
+    fn late_payment(&mut self, index: usize) {
         let seats = self.orders[index].seats.clone();
         let owners = self.owners(&seats);
         let is_expired = self.orders[index].state == ReservationState::Expired;
-        // Whoever holds a seat past the time is settled for it; one who is just paying keeps it.
+        // The payment takes a seat over from an overdue reservation, but not from one whose payment is in progress.
         let may_ask = is_expired && owners.iter().all(|o| self.orders[*o].is_open() && self.orders[*o].time_is_over);
         if may_ask {
             self.expire(|index| owners.contains(&index));
@@ -305,18 +306,18 @@ impl Model {
             charge.state = PaymentState::Captured;
             let state = ReservationState::Confirmed;
             self.orders.push(Order { state, charges: vec![charge], ..Order::new(seats) });
-            self.happened.insert("late money bought the seats");
+            self.happened.insert("a late payment bought the seats");
         } else {
             charge.state = PaymentState::Voided;
             self.orders[index].charges.push(charge);
-            self.happened.insert("late money was given back");
+            self.happened.insert("a late payment was refunded");
         }
     }
 
     fn follow_up_all(&mut self) {
-        let worked_on = |charge: &Charge| charge.state == PaymentState::Processing;
+        let processing = |charge: &Charge| charge.state == PaymentState::Processing;
         let due = self.orders.iter().enumerate().flat_map(|(index, order)| {
-            order.charges.iter().filter(|charge| worked_on(charge)).map(move |charge| (charge.number, index))
+            order.charges.iter().filter(|charge| processing(charge)).map(move |charge| (charge.number, index))
         });
         let due: BTreeMap<usize, usize> = due.collect();
         due.into_values().for_each(|index| self.follow_up(index));
@@ -348,7 +349,7 @@ impl ReferenceStateMachine for Model {
             (1, Just(Act::Reconcile).boxed()),
             (1, Just(Act::FollowUp).boxed()),
         ];
-        // Whoever it can concern at all, and now and then the others, who must be refused.
+        // Mostly reservations for which the act can succeed, and sometimes others, which must be refused.
         let mut add = |weight: u32, act: BoxedStrategy<Act>| acts.push((weight, act));
         let orders = |is_meant: fn(&Order) -> bool| {
             let meant: Vec<usize> = (0..model.orders.len()).filter(|index| is_meant(&model.orders[*index])).collect();
@@ -378,11 +379,11 @@ impl ReferenceStateMachine for Model {
         if let Some(order) = orders(|order| !order.charges.is_empty()) {
             add(1, decide(order));
         }
-        if let Some(order) = orders(Order::is_worked_on) {
+        if let Some(order) = orders(Order::is_processing) {
             add(2, decide(order));
         }
-        // Money that comes late, before or after the end, is what goes wrong most easily.
-        if let Some(order) = orders(|order| order.is_worked_on() && order.time_is_over) {
+        // Late payments, before or after the expiry, go wrong most easily, so they get a high weight.
+        if let Some(order) = orders(|order| order.is_processing() && order.time_is_over) {
             add(6, decide(order));
         }
         Union::new_weighted(acts).boxed()
@@ -420,7 +421,7 @@ impl ReferenceStateMachine for Model {
 }
 
 #[test]
-fn whatever_happens_in_whatever_order_the_system_does_as_its_model() {
+fn random_sequences_of_acts_have_the_same_results_as_the_model() {
     let runtime = Runtime::new().unwrap();
     let system = runtime.block_on(System::start());
     let happened = RefCell::new(BTreeMap::<&str, usize>::new());
@@ -432,7 +433,7 @@ fn whatever_happens_in_whatever_order_the_system_does_as_its_model() {
                 model = after;
                 case.play_and_compare(&act, &model).await;
             }
-            // Everything comes to its end.
+            // Ends every reservation that is still open.
             let open: Vec<usize> = (0..model.orders.len()).filter(|index| model.orders[*index].is_open()).collect();
             let ends = open.iter().map(|index| Act::RunOut(*index));
             let leases = open.iter().filter(|index| model.orders[**index].state == ReservationState::Confirming);
@@ -441,7 +442,7 @@ fn whatever_happens_in_whatever_order_the_system_does_as_its_model() {
                 model = Model::apply(model, &act);
                 case.play_and_compare(&act, &model).await;
             }
-            case.nobody_has_paid_for_nothing();
+            case.assert_payments_match_tickets();
             system.settle().await;
             for thing in model.happened {
                 *happened.borrow_mut().entry(thing).or_default() += 1;
@@ -450,7 +451,7 @@ fn whatever_happens_in_whatever_order_the_system_does_as_its_model() {
     });
     let happened = happened.into_inner();
     println!("{happened:#?}");
-    // Another seed, or fewer cases, may do without one of them.
+    // With another seed, or fewer cases, one of the rare events may be missing.
     if scale("PROPTEST_CASES", CASES) >= CASES && scale("PROPTEST_RNG_SEED", 1) == 1 {
         assert_eq!(happened.len(), RARE.len(), "only {happened:?} of {RARE:?}: the test has not tested the rest");
     }
