@@ -1,12 +1,22 @@
-//! Whatever goes wrong, the answer is a problem document that names the fault.
+//! Every error is answered with a problem document that names its code.
 
+use insta::{assert_json_snapshot, with_settings};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{System, answer};
 
+/// Compares the document with the snapshot `problem_` and `name`. The request's id is replaced, as it differs in each
+/// run.
+fn assert_problem_snapshot(name: &str, mut problem: Value) {
+    problem["instance"] = json!("urn:uuid:[request id]");
+    with_settings!({ sort_maps => true, omit_expression => true, prepend_module_to_snapshot => false }, {
+        assert_json_snapshot!(format!("problem_{name}"), problem);
+    });
+}
+
 #[tokio::test]
-async fn every_kind_of_bad_request_is_a_problem_document() {
+async fn every_kind_of_bad_request_is_answered_with_a_problem_document() {
     let system = System::start().await;
     let path = format!("{}/api/v1/reservations", system.booking_base);
     let post = || system.http.post(&path).header("x-user-id", Uuid::now_v7().to_string());
@@ -26,16 +36,18 @@ async fn every_kind_of_bad_request_is_a_problem_document() {
         ),
         (system.http.get(&path).header("x-user-id", "me").send().await, 401, "unauthenticated"),
     ];
-    for (response, status, code) in cases {
+    for (number, (response, status, code)) in cases.into_iter().enumerate() {
         let response = response.unwrap();
         assert_eq!(response.headers()["content-type"], "application/problem+json");
-        assert_eq!(answer(response, status).await["code"], code);
+        let problem = answer(response, status).await;
+        assert_eq!(problem["code"], code);
+        assert_problem_snapshot(&format!("bad_request_{number}_{code}"), problem);
     }
     system.finish().await;
 }
 
 #[tokio::test]
-async fn a_price_tier_takes_either_name_of_its_factor_and_both_paths() {
+async fn a_price_tier_accepts_both_names_of_its_factor_on_both_paths() {
     let system = System::start().await;
     for (path, name) in [("/api/v1/admin/price-tiers", "base_multiplier"), ("/api/v1/price-tiers", "multiplier")] {
         let body = json!({ "name": "VIP", name: 2.5, "description": "Front rows" });
@@ -60,7 +72,7 @@ async fn a_price_tier_takes_either_name_of_its_factor_and_both_paths() {
 }
 
 #[tokio::test]
-async fn health_tells_of_every_part() {
+async fn the_health_report_names_every_dependency() {
     let system = System::start().await;
     let report = system.get("/health", Uuid::now_v7(), 200).await;
     assert_eq!(

@@ -1,15 +1,18 @@
-//! The OpenAPI document: kept as a file, so that a change of the interface shows in review, and true of routes and database.
+//! The OpenAPI document: kept as a snapshot, so that a change of the interface shows in review, and true of routes and
+//! database.
 
 use event_service::app;
+use insta::{assert_json_snapshot, with_settings};
 use service_kit::lanes::Lane;
-use service_kit::testing::{
-    assert_database_has_the_limits_of, assert_document_fits_routes, assert_matches_file, database, lanes_of,
-};
+use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, lanes_of};
 
+/// After an intended change, `INSTA_UPDATE=always` writes the snapshot anew.
 #[tokio::test]
-async fn the_document_is_the_one_in_review() {
-    let document = app::skeleton().unwrap().1.to_pretty_json().unwrap();
-    assert_matches_file(&document, concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
+async fn the_document_is_the_one_in_the_snapshot() {
+    let document = app::skeleton().unwrap().1;
+    with_settings!({ sort_maps => true, omit_expression => true, prepend_module_to_snapshot => false }, {
+        assert_json_snapshot!("openapi", document);
+    });
 }
 
 #[tokio::test]
@@ -19,7 +22,7 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
 }
 
 #[tokio::test]
-async fn every_route_has_a_lane() {
+async fn every_route_has_a_request_class() {
     let lanes = lanes_of(&app::skeleton().unwrap().1, app::lane_of);
     for (route, lane) in &lanes {
         let expected = match route.as_str() {
