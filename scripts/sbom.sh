@@ -2,9 +2,8 @@
 # A bill of materials (CycloneDX 1.6, JSON) of the two programs: every crate that is compiled into one of them, with
 # version, licence, checksum and users.
 #   scripts/sbom.sh >sbom.json
-# The same sources give the same bytes. It needs cargo and Python 3.11 or later, and no network once cargo has the
-# crates. cargo-cyclonedx 0.5.9 would be a program of 179 crates to compile, for the same list in one file for each
-# program.
+# The same sources give the same bytes. It needs cargo and Python 3.11 or later, and no network once cargo has the crates.
+# cargo-cyclonedx 0.5.9 makes one file for each program, and cargo would have to compile 179 crates for it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
