@@ -1,78 +1,27 @@
-//! The service put together: every route on one screen, what all of them share, and what runs beside them.
+//! The service put together: every route on one screen, and how its processes start and stop.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::http::Method;
-use service_kit::amqp::Publisher;
 use service_kit::auth::AuthSettings;
-use service_kit::database::DeskPool;
 use service_kit::health::{self, Health};
 use service_kit::lanes::Lane;
 use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::{Common, Secret, SettingsReader};
+use service_kit::settings::{Common, SettingsReader};
 use service_kit::{database, openapi, server};
-use sqlx::PgPool;
-use sqlx::migrate::Migrator;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::event_client::EventClient;
 use crate::metrics::BookingMetrics;
-use crate::payments::PaymentProvider;
-use crate::price_tiers::TierBook;
-use crate::reservations::lock_owners::LockOwners;
-use crate::reservations::pay_desk::PayDesk;
-use crate::reservations::write_desk::WriteDesk;
 use crate::reservations::{self, confirm, create, finish};
-use crate::seat_locks::SeatLocks;
-use crate::settings::{Rules, Settings};
-use crate::tickets::TicketDesk;
+use crate::schema::MIGRATIONS;
+use crate::settings::Settings;
+use crate::state::{App, AppState, Shared};
 use crate::worker::{self, Audits, Schedule};
 use crate::{outbox, payment_webhook, price_tiers, replay, tickets};
-
-/// The schema, compiled in.
-pub static MIGRATIONS: Migrator = sqlx::migrate!();
-
-/// What all requests and ticks share.
-pub struct Shared {
-    /// The own database.
-    pub db: PgPool,
-    /// The same, for what comes by the thousand.
-    pub desk_db: DeskPool,
-    /// The way to the Event Service.
-    pub event_service: EventClient,
-    /// The gate in Redis.
-    pub locks: SeatLocks,
-    /// Price tiers in use, and the database's clock.
-    pub tiers: TierBook,
-    /// What became of those who have seat locks.
-    pub(crate) lock_owners: LockOwners,
-    /// Where reservations are written.
-    pub(crate) written: WriteDesk,
-    /// Where they are paid.
-    pub(crate) paid: PayDesk,
-    /// Where tickets are asked for.
-    pub(crate) tickets: TicketDesk,
-    /// The payment provider.
-    pub payments: PaymentProvider,
-    /// The way to the broker.
-    pub publisher: Publisher,
-    /// Wakes the relay after a commit.
-    pub outbox_nudge: Notify,
-    /// The rules of booking.
-    pub rules: Rules,
-    /// What the payment provider signs its notices with.
-    pub webhook_secrets: Vec<Secret>,
-    /// What is counted and measured.
-    pub metrics: BookingMetrics,
-}
-
-/// A handle on [`Shared`].
-pub type App = Arc<Shared>;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -112,7 +61,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
                 .patch(price_tiers::update_price_tier)
                 .delete(price_tiers::delete_price_tier),
         )
-        .with_state(Arc::clone(app))
+        .with_state(AppState::new(app))
         .merge(health::routes(health))
         .merge(app.metrics.common.routes())
         .split_for_parts();
@@ -152,34 +101,6 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let db = database::lazy_pool(&settings.database_url, "openapi", 1)?;
     let app = Arc::new(Shared::new(&settings, db, "openapi", &Lifecycle::new())?);
     Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))))
-}
-
-impl Shared {
-    fn new(settings: &Settings, db: PgPool, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
-        let desk_db = DeskPool::new(&settings.database_url, name)?;
-        Ok(Self {
-            tiers: TierBook::default(),
-            lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
-            written: WriteDesk::open(desk_db.clone(), settings.rules, lifecycle),
-            paid: PayDesk::open(desk_db.clone(), lifecycle),
-            tickets: TicketDesk::open(desk_db.clone(), lifecycle),
-            event_service: EventClient::new(
-                &settings.event_service_url,
-                &settings.common.auth.internal_keys,
-                &settings.common.trust,
-                lifecycle,
-            )?,
-            locks: SeatLocks::new(&settings.redis_url, &settings.common.trust)?,
-            payments: PaymentProvider::mock(db.clone(), desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
-            publisher: Publisher::new(settings.broker.clone(), name),
-            outbox_nudge: Notify::new(),
-            rules: settings.rules,
-            webhook_secrets: settings.webhook_secrets.clone(),
-            metrics: BookingMetrics::new(name)?,
-            desk_db,
-            db,
-        })
-    }
 }
 
 /// Connects to everything, brings the schema up to date, and starts what every process of this service runs.

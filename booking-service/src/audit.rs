@@ -16,7 +16,7 @@ use shared_contracts::transitions::ReservationState;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::app::App;
+use crate::state::App;
 
 /// Findings of one check that a look keeps: enough to see what is wrong, few enough for a bad day.
 const FINDINGS_PER_CHECK: i64 = 1000;

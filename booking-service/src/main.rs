@@ -7,7 +7,7 @@ use anyhow::Context;
 use booking_service::audit::Patience;
 use booking_service::replay::ReplayRequest;
 use booking_service::settings::Settings;
-use booking_service::{app, audit, replay};
+use booking_service::{app, audit, replay, schema};
 use chrono::{DateTime, Utc};
 use clap::{Parser, Subcommand};
 use service_kit::auth::{JwtSettings, Role, tokens};
@@ -121,7 +121,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     telemetry::init(&settings.common)?;
     match command {
         Command::Migrate => {
-            database::connect(&settings.database_url, "booking-service", 1, &app::MIGRATIONS).await?;
+            database::connect(&settings.database_url, "booking-service", 1, &schema::MIGRATIONS).await?;
         }
         Command::Audit { json, settle_seconds, late_seconds } => {
             let patience =
@@ -140,7 +140,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let mut request = ReplayRequest { from, to, event_type, reservation_id, ..ReplayRequest::default() };
             let mut published = 0;
             loop {
-                let page = replay::replay(&app, &request).await?;
+                let page = replay::replay(&app.db, &app.publisher, &request).await?;
                 published += page.published;
                 request.cursor = page.next_cursor;
                 if request.cursor.is_none() {

@@ -8,12 +8,12 @@ use service_kit::metrics::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, In
 use service_kit::traces;
 use shared_contracts::booking_event::BookingEventType;
 
-use crate::app::Shared;
 use crate::audit::Report;
 use crate::outbox::{self, Relayed};
 use crate::payments::ChargeOutcome;
 use crate::reconcile::Healed;
 use crate::seat_locks::LockOutcome;
+use crate::state::Shared;
 
 /// A step of a booking or of a payment: a span of its trace, and a histogram of its own.
 #[derive(Debug, Clone, Copy)]

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::app::Shared;
 use crate::replay::ReplayRequest;
+use crate::state::Shared;
 
 /// Events published in one go, and rows locked meanwhile.
 pub const BATCH_MAX: i64 = 100;

@@ -21,8 +21,8 @@ use shared_contracts::problem::{Code, FieldError, Problem};
 use sqlx::FromRow;
 use utoipa::ToSchema;
 
-use crate::app::App;
 use crate::reservations::late_payment::follow_up;
+use crate::state::App;
 
 /// The header of the signature: `t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of "<t>.<body>">`; several `v1` while secrets change.
 pub const SIGNATURE: &str = "x-payment-signature";

@@ -1,7 +1,7 @@
 //! Price tiers: named factors on seat prices.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -23,8 +23,6 @@ use shared_contracts::problem::{Code, FieldError};
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
-
-use crate::app::App;
 
 /// A price tier.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -82,7 +80,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
         ("delete" = (operation_id = "delete_price_tier", parameters(("id" = "$response.body#/id")))),
     )), CreateRefusals))]
 pub(crate) async fn create_price_tier(
-    State(app): State<App>,
+    State(db): State<PgPool>,
     _: OrganizerCaller,
     ApiJson(new): ApiJson<CreatePriceTier>,
 ) -> Result<Created<Editable<PriceTier>>> {
@@ -95,7 +93,7 @@ pub(crate) async fn create_price_tier(
     .bind(new.name)
     .bind(base_multiplier)
     .bind(new.description)
-    .fetch_one(&app.db)
+    .fetch_one(&db)
     .await?;
     Ok(Created { location: format!("/api/v1/admin/price-tiers/{}", tier.id), body: tier.editable() })
 }
@@ -104,7 +102,7 @@ pub(crate) async fn create_price_tier(
 #[utoipa::path(get, path = "/api/v1/admin/price-tiers", tag = "1 Price tiers", params(PageQuery, TierFilter),
     responses((status = 200, description = "A page", body = Page<PriceTier>), ListRefusals))]
 pub(crate) async fn list_price_tiers(
-    State(app): State<App>,
+    State(db): State<PgPool>,
     ApiQuery(page, filter): ApiQuery<PageQuery, TierFilter>,
 ) -> Result<Json<Page<PriceTier>>> {
     let rows: Vec<PriceTier> = sqlx::query_as(
@@ -113,7 +111,7 @@ pub(crate) async fn list_price_tiers(
     .bind(page.cursor.unwrap_or(Uuid::nil()))
     .bind(page.rows_to_read())
     .bind(filter.session_id)
-    .fetch_all(&app.db)
+    .fetch_all(&db)
     .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.id.as_uuid())))
 }
@@ -122,11 +120,11 @@ pub(crate) async fn list_price_tiers(
 #[utoipa::path(get, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", params(("id" = PriceTierId, Path)),
     responses((status = 200, description = "The tier", body = PriceTier, headers(("ETag" = String))), GetRefusals))]
 pub(crate) async fn get_price_tier(
-    State(app): State<App>,
+    State(db): State<PgPool>,
     ApiPath(id): ApiPath<PriceTierId>,
 ) -> Result<Editable<PriceTier>> {
     let found: Option<PriceTier> =
-        sqlx::query_as("select * from price_tiers where id = $1").bind(id).fetch_optional(&app.db).await?;
+        sqlx::query_as("select * from price_tiers where id = $1").bind(id).fetch_optional(&db).await?;
     found.map(PriceTier::editable).ok_or_else(|| not_found(id))
 }
 
@@ -137,13 +135,14 @@ pub(crate) async fn get_price_tier(
     params(("id" = PriceTierId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = PriceTier, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_price_tier(
-    State(app): State<App>,
+    State(db): State<PgPool>,
+    State(tiers): State<Arc<TierBook>>,
     _: OrganizerCaller,
     ApiPath(id): ApiPath<PriceTierId>,
     if_match: IfMatch,
     patch: ApiPatch,
 ) -> Result<Editable<PriceTier>> {
-    let mut tx = database::begin(&app.db).await?;
+    let mut tx = database::begin(&db).await?;
     let current = lock(&mut tx, id, &if_match).await?;
     let edited: CreatePriceTier = patch.with_alias("multiplier", "base_multiplier").apply(&current)?;
     let tier: PriceTier = sqlx::query_as(
@@ -158,7 +157,7 @@ pub(crate) async fn update_price_tier(
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
-    app.tiers.forget();
+    tiers.forget();
     Ok(tier.editable())
 }
 
@@ -168,12 +167,13 @@ pub(crate) async fn update_price_tier(
 #[utoipa::path(delete, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])),
     params(("id" = PriceTierId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_price_tier(
-    State(app): State<App>,
+    State(db): State<PgPool>,
+    State(tiers): State<Arc<TierBook>>,
     _: OrganizerCaller,
     ApiPath(id): ApiPath<PriceTierId>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {
-    let mut tx = database::begin(&app.db).await?;
+    let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
     // No foreign key and no index serve this rare question: every booking would pay for them, the key even with a lock on this row. So a
     // booking of this second may still come to stand for a tier that is gone: its prices are in its items, and nothing else asks for it.
@@ -186,7 +186,7 @@ pub(crate) async fn delete_price_tier(
     }
     sqlx::query("delete from price_tiers where id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
-    app.tiers.forget();
+    tiers.forget();
     Ok(StatusCode::NO_CONTENT)
 }
 

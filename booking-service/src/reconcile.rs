@@ -15,11 +15,11 @@ use shared_contracts::seat_api::{Hold, OverdueHold, TimeCursor};
 use shared_contracts::transitions::ReservationState;
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::event_client::ChangeOutcome;
 use crate::payment_webhook;
 use crate::reservations::create::BOOKING_TIME_MAX;
 use crate::reservations::{confirm, finish, late_payment, session_cancelled};
+use crate::state::App;
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());

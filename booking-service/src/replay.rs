@@ -3,12 +3,14 @@
 //! They keep their ids, so whoever has applied one knows it as a repeat: replaying anything, any number of times, changes nothing
 //! that is right already. The outbox itself is only read; events that have not left yet are the relay's.
 
+use std::sync::Arc;
+
 use anyhow::bail;
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::amqp::Published;
+use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::auth::AdminCaller;
 use service_kit::error::{Error, Result};
 use service_kit::extract::ApiJson;
@@ -16,10 +18,10 @@ use service_kit::{openapi, refusals};
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::ReservationId;
 use shared_contracts::problem::{Code, FieldError, Problem};
+use sqlx::PgPool;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::outbox;
 
 /// Events that one call publishes, when it does not say.
@@ -63,24 +65,25 @@ refusals!(Refusals: openapi::BODY, &[Code::BrokerUnavailable]);
 #[utoipa::path(post, path = "/api/v1/admin/events/replay", tag = "4 Administration", security((), ("bearer" = ["admin"])), request_body = ReplayRequest,
     responses((status = 200, description = "Published", body = Replayed), Refusals))]
 pub(crate) async fn replay_events(
-    State(app): State<App>,
+    State(db): State<PgPool>,
+    State(publisher): State<Arc<Publisher>>,
     _: AdminCaller,
     ApiJson(request): ApiJson<ReplayRequest>,
 ) -> Result<Json<Replayed>> {
     if request.from.is_none() && request.reservation_id.is_none() {
         return Err(Error::invalid(FieldError::at("/from", "is required, unless reservation_id is given")));
     }
-    replay(&app, &request).await.map(Json)
+    replay(&db, &publisher, &request).await.map(Json)
 }
 
 /// Publishes one page of events.
 ///
 /// # Errors
 /// The database or the broker does not answer; what was published before that may be published again.
-pub async fn replay(app: &App, request: &ReplayRequest) -> Result<Replayed> {
+pub async fn replay(db: &PgPool, publisher: &Publisher, request: &ReplayRequest) -> Result<Replayed> {
     let limit = usize::from(request.limit.unwrap_or(EVENTS_PER_CALL));
-    let events = outbox::published(&app.db, request, limit as i64).await?;
-    let published = publish(app, &events).await.map_err(|cause| {
+    let events = outbox::published(db, request, limit as i64).await?;
+    let published = publish(publisher, &events).await.map_err(|cause| {
         let detail = "The broker did not take the events. Try again; those that it did take are known by their ids.";
         let problem = Problem::new(Code::BrokerUnavailable, detail).retry_after(RETRY_AFTER_SECONDS);
         Error::Unavailable { problem: Box::new(problem), cause }
@@ -89,10 +92,10 @@ pub async fn replay(app: &App, request: &ReplayRequest) -> Result<Replayed> {
     Ok(Replayed { published, next_cursor })
 }
 
-async fn publish(app: &App, events: &[service_kit::amqp::Outgoing]) -> anyhow::Result<usize> {
-    app.publisher.connect_if_needed().await?;
+async fn publish(publisher: &Publisher, events: &[Outgoing]) -> anyhow::Result<usize> {
+    publisher.connect_if_needed().await?;
     for batch in events.chunks(outbox::BATCH_MAX as usize) {
-        let outcomes = app.publisher.publish(batch).await?;
+        let outcomes = publisher.publish(batch).await?;
         if let Some(outcome) = outcomes.into_iter().find(|outcome| *outcome != Published::Confirmed) {
             bail!("an event was not taken: {outcome:?}");
         }

@@ -1,6 +1,7 @@
 //! Tickets: made when a reservation is confirmed, given back by a refund. Their QR codes are drawn when someone asks for them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -29,7 +30,6 @@ use shared_contracts::problem::Code;
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::app::App;
 use crate::reservations::{Reservation, ReservationItem};
 
 /// Pixels of one dot of a QR code.
@@ -188,14 +188,14 @@ refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::Val
 #[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
 pub(crate) async fn list_tickets(
-    State(app): State<App>,
+    State(tickets): State<Arc<TicketDesk>>,
     caller: Caller,
     ApiPath(user_id): ApiPath<UserId>,
 ) -> Result<Json<Vec<Ticket>>> {
     if caller.confined_to().is_some_and(|own| own != user_id) {
         return Err(Error::refused(Code::TicketNotFound, format!("You have no tickets of the user {user_id}.")));
     }
-    let tickets = app.tickets.of_owner(user_id).await?;
+    let tickets = tickets.of_owner(user_id).await?;
     let mut shown = Vec::with_capacity(tickets.len());
     for ticket in tickets {
         shown.push(ticket.with_qr_code()?);
@@ -211,23 +211,23 @@ pub(crate) async fn list_tickets(
 #[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The ticket", body = Ticket), GetRefusals))]
 pub(crate) async fn get_ticket(
-    State(app): State<App>,
+    State(tickets): State<Arc<TicketDesk>>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
 ) -> Result<Json<Ticket>> {
-    app.tickets.find(id, caller.confined_to()).await?.with_qr_code().map(Json)
+    tickets.find(id, caller.confined_to()).await?.with_qr_code().map(Json)
 }
 
 /// Get a ticket's QR code
 #[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The image", content((inline(Image) = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
 pub(crate) async fn get_ticket_qr(
-    State(app): State<App>,
+    State(tickets): State<Arc<TicketDesk>>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
     ApiQuery(query, _): ApiQuery<QrQuery>,
 ) -> Result<Response> {
-    let code = app.tickets.find(id, caller.confined_to()).await?.qr()?;
+    let code = tickets.find(id, caller.confined_to()).await?.qr()?;
     Ok(match query.format.unwrap_or(QrFormat::Png) {
         QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], png_of(&code)?).into_response(),
         QrFormat::Svg => (
@@ -393,8 +393,8 @@ fn png_of(code: &QrCode) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::MIGRATIONS;
     use crate::reservations::pay_desk::tests::reservation;
+    use crate::schema::MIGRATIONS;
 
     /// A confirmed reservation with that many tickets.
     async fn bought(db: &DeskPool, user: UserId, seats: i32) {

@@ -10,11 +10,11 @@ use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
 use crate::audit::{self, Patience};
 use crate::idempotency;
 use crate::reconcile::{self, Sweep};
 use crate::reservations::finish;
+use crate::state::App;
 
 /// How much later than due a tick may come before the work is done without it. The scheduler counts whole seconds, and one that has
 /// been stopped for longer than its interval (a paused machine will do) never ticks again.

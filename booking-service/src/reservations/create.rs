@@ -36,12 +36,12 @@ use utoipa::ToSchema;
 use super::finish::abandon_unwritten;
 use super::write_desk::{FairUse, NewReservation};
 use super::{Reservation, ReservationItem, find};
-use crate::app::App;
 use crate::event_client::{self, ChangeOutcome};
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::metrics::Step;
 use crate::reconcile::{self, HeldSeat};
 use crate::seat_locks::{LockOutcome, held_by};
+use crate::state::App;
 
 /// From the look at the clock to the reservation's row. Past it the row is not written any more, so that after this time
 /// (and a margin) reconciliation may take a hold without a row for abandoned.

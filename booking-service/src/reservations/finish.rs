@@ -24,10 +24,10 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::{Reservation, find, not_found};
-use crate::app::App;
 use crate::outbox;
 use crate::reconcile::{self, HeldSeat};
 use crate::seat_locks::held_by;
+use crate::state::App;
 use crate::tickets::{self, Ticket};
 
 /// What all updates of this file return: enough for the event.

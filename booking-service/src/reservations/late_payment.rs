@@ -23,8 +23,8 @@ use super::confirm::{Concluded, complete, conclude};
 use super::create::book_again;
 use super::find;
 use super::finish::settle_now;
-use crate::app::App;
 use crate::payments::ChargeOutcome;
+use crate::state::App;
 
 /// How long one process may work on booking again before another takes over: longer than that takes.
 const REBOOKING_SECONDS: f64 = 30.0;

@@ -55,8 +55,6 @@ use sqlx::{FromRow, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::app::App;
-
 /// A reservation.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct Reservation {
@@ -176,18 +174,18 @@ refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
 #[utoipa::path(get, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The reservation", body = Reservation), GetRefusals))]
 pub(crate) async fn get_reservation(
-    State(app): State<App>,
+    State(db): State<PgPool>,
     caller: Caller,
     ApiPath(id): ApiPath<ReservationId>,
 ) -> Result<Json<Reservation>> {
-    find(&app.db, id, caller.confined_to()).await.map(Json)
+    find(&db, id, caller.confined_to()).await.map(Json)
 }
 
 /// List the caller's reservations, newest first
 #[utoipa::path(get, path = "/api/v1/reservations", tag = "2 Reservations", params(PageQuery, ReservationFilter), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "A page", body = Page<Reservation>), ListRefusals))]
 pub(crate) async fn list_reservations(
-    State(app): State<App>,
+    State(db): State<PgPool>,
     caller: Caller,
     ApiQuery(page, filter): ApiQuery<PageQuery, ReservationFilter>,
 ) -> Result<Json<Page<Reservation>>> {
@@ -203,7 +201,7 @@ pub(crate) async fn list_reservations(
         .bind(page.cursor.unwrap_or(Uuid::max()))
         .bind(page.rows_to_read())
         .bind(filter.status)
-        .fetch_all(&app.db)
+        .fetch_all(&db)
         .await?;
     Ok(Json(Page::from_rows(gather(lines), &page, |row| row.id.as_uuid())))
 }

@@ -258,8 +258,8 @@ impl Captured {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::app::MIGRATIONS;
     use crate::reservations::find;
+    use crate::schema::MIGRATIONS;
 
     /// A reservation of this state and of one seat.
     pub(crate) async fn reservation(db: &DeskPool, id: ReservationId, user: UserId, status: &str) {

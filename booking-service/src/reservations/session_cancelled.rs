@@ -9,7 +9,7 @@ use shared_contracts::ids::{ReservationId, SessionId};
 use sqlx::PgPool;
 
 use super::finish::{Changed, announce_all, announce_end, give_back};
-use crate::app::App;
+use crate::state::App;
 use crate::tickets;
 
 /// Those of `sessions` that have reservations which still have to be ended: active ones, those being paid, and tickets that admit.

@@ -47,7 +47,7 @@ async fn every_route_has_a_request_class_and_payments_have_their_own() {
 
 #[tokio::test]
 async fn the_database_has_the_limits_of_the_document() {
-    let database_url = database("booking", &app::MIGRATIONS).await;
+    let database_url = database("booking", &booking_service::schema::MIGRATIONS).await;
     let pairs = [
         ("CreatePriceTier", "price_tiers"),
         ("Reservation", "reservations"),

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use booking_service::app;
 use reqwest::Client;
 use service_kit::testing::{database, server, wait_until};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -108,7 +107,7 @@ async fn no_secret_is_logged_when_settings_are_invalid() {
         ("RABBITMQ_URL", format!("amqp://guest:{}@127.0.0.1:port/%2f", secret("rabbitmq"))),
         ("EVENT_SERVICE_URL", format!("http://user:{}@127.0.0.1:port", secret("event-service"))),
     ];
-    let database_url = database("booking", &app::MIGRATIONS).await;
+    let database_url = database("booking", &booking_service::schema::MIGRATIONS).await;
     for (name, value) in wrong {
         let mut settings = nowhere(database_url.reveal().to_owned());
         settings.retain(|(other, _)| *other != name);
@@ -134,7 +133,7 @@ async fn a_service_that_works_neither_logs_nor_answers_a_secret() {
         let rest = url.split_once('@').unwrap().1;
         format!("postgres://secret_keeper:{}@{rest}", secret("database"))
     };
-    let booking_db = as_keeper(database("booking", &app::MIGRATIONS).await.reveal());
+    let booking_db = as_keeper(database("booking", &booking_service::schema::MIGRATIONS).await.reveal());
     let event_db = as_keeper(database("event", &event_service::app::MIGRATIONS).await.reveal());
     let booking = LoggedProcess::start("booking-service", "serve", &nowhere(booking_db.clone())).await;
     let worker = LoggedProcess::start("booking-service", "worker", &nowhere(booking_db)).await;

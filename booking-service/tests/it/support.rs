@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use booking_service::app::{self, App};
+use booking_service::app;
 use booking_service::audit::{Patience, Report, audit};
 use booking_service::outbox::{self, Wanted};
 use booking_service::settings::{Rules, Settings};
+use booking_service::state::App;
 use event_service::settings::Settings as EventSettings;
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -139,8 +140,10 @@ impl System {
         let (mut limits, mut rules) = (Limits::default(), USUAL_RULES);
         change(&mut limits, &mut rules);
         let common = || Common { limits: limits.clone(), ..common(ca, &auth) };
-        let (event_url, booking_url) =
-            tokio::join!(database("event", &event_service::app::MIGRATIONS), database("booking", &app::MIGRATIONS));
+        let (event_url, booking_url) = tokio::join!(
+            database("event", &event_service::app::MIGRATIONS),
+            database("booking", &booking_service::schema::MIGRATIONS)
+        );
         let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;
         let (to_redis, redis_url) = ChaosProxy::in_front_of(&server("TEST_REDIS_URL")).await;
         let (exchange, queue) = (unique("exchange"), unique("queue"));

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
-use booking_service::app::App;
 use booking_service::replay::{ReplayRequest, replay};
+use booking_service::state::App;
 use lapin::options::QueueDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
 use rand::rngs::StdRng;
@@ -259,7 +259,7 @@ impl<'a> FaultInjector<'a> {
         let some: Vec<ReservationId> = sqlx::query_scalar(sql).bind(REPLAYED).fetch_all(&self.desk.0.db).await?;
         for id in some {
             let request = ReplayRequest { reservation_id: Some(id), ..ReplayRequest::default() };
-            replay(&self.desk.0, &request).await.map_err(anyhow::Error::from)?;
+            replay(&self.desk.0.db, &self.desk.0.publisher, &request).await.map_err(anyhow::Error::from)?;
         }
         Ok(())
     }

@@ -8,9 +8,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use booking_service::app::{self, App};
+use booking_service::app;
 use booking_service::replay::{ReplayRequest, replay};
 use booking_service::settings::Settings;
+use booking_service::state::App;
 use futures::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -129,7 +130,7 @@ async fn heal(
     orphan(system, &market.sale.session, &seat, "2 hours").await;
     let mut all = ReplayRequest { from: Some(chrono::DateTime::UNIX_EPOCH), ..ReplayRequest::default() };
     loop {
-        all.cursor = replay(app, &all).await.unwrap().next_cursor;
+        all.cursor = replay(&app.db, &app.publisher, &all).await.unwrap().next_cursor;
         if all.cursor.is_none() {
             break;
         }

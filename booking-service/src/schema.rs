@@ -1,0 +1,6 @@
+//! The database schema: `migrations/`, compiled in.
+
+use sqlx::migrate::Migrator;
+
+/// All migrations, in the order of their numbers.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();

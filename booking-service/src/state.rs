@@ -1,0 +1,119 @@
+//! What all requests and ticks of a process share, and the parts of it that a handler can take.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+use service_kit::amqp::Publisher;
+use service_kit::database::DeskPool;
+use service_kit::lifecycle::Lifecycle;
+use service_kit::settings::Secret;
+use sqlx::PgPool;
+use tokio::sync::Notify;
+
+use crate::event_client::EventClient;
+use crate::metrics::BookingMetrics;
+use crate::payments::PaymentProvider;
+use crate::price_tiers::TierBook;
+use crate::reservations::lock_owners::LockOwners;
+use crate::reservations::pay_desk::PayDesk;
+use crate::reservations::write_desk::WriteDesk;
+use crate::seat_locks::SeatLocks;
+use crate::settings::{Rules, Settings};
+use crate::tickets::TicketDesk;
+
+/// What all requests and ticks share.
+pub struct Shared {
+    /// The own database.
+    pub db: PgPool,
+    /// The same, for what comes by the thousand.
+    pub desk_db: DeskPool,
+    /// The way to the Event Service.
+    pub event_service: EventClient,
+    /// The gate in Redis.
+    pub locks: SeatLocks,
+    /// Price tiers in use, and the database's clock.
+    pub tiers: Arc<TierBook>,
+    /// What became of those who have seat locks.
+    pub(crate) lock_owners: LockOwners,
+    /// Where reservations are written.
+    pub(crate) written: WriteDesk,
+    /// Where they are paid.
+    pub(crate) paid: PayDesk,
+    /// Where tickets are asked for.
+    pub(crate) tickets: Arc<TicketDesk>,
+    /// The payment provider.
+    pub payments: PaymentProvider,
+    /// The way to the broker.
+    pub publisher: Arc<Publisher>,
+    /// Wakes the relay after a commit.
+    pub outbox_nudge: Notify,
+    /// The rules of booking.
+    pub rules: Rules,
+    /// What the payment provider signs its notices with.
+    pub webhook_secrets: Vec<Secret>,
+    /// What is counted and measured.
+    pub metrics: BookingMetrics,
+}
+
+/// A handle on [`Shared`].
+pub type App = Arc<Shared>;
+
+/// The parts that a handler may take. A handler that begins a workflow takes [`App`], as the steps of a workflow need most parts.
+#[derive(Clone, FromRef)]
+pub(crate) struct AppState {
+    app: App,
+    db: PgPool,
+    publisher: Arc<Publisher>,
+    tiers: Arc<TierBook>,
+    tickets: Arc<TicketDesk>,
+}
+
+impl AppState {
+    /// Handles on the parts of `app`.
+    pub(crate) fn new(app: &App) -> Self {
+        Self {
+            app: Arc::clone(app),
+            db: app.db.clone(),
+            publisher: Arc::clone(&app.publisher),
+            tiers: Arc::clone(&app.tiers),
+            tickets: Arc::clone(&app.tickets),
+        }
+    }
+}
+
+impl Shared {
+    /// Makes all parts; the database, Redis and the broker are connected to when they are first used.
+    ///
+    /// # Errors
+    /// A setting is no address.
+    pub(crate) fn new(
+        settings: &Settings,
+        db: PgPool,
+        name: &'static str,
+        lifecycle: &Lifecycle,
+    ) -> anyhow::Result<Self> {
+        let desk_db = DeskPool::new(&settings.database_url, name)?;
+        Ok(Self {
+            tiers: Arc::default(),
+            lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
+            written: WriteDesk::open(desk_db.clone(), settings.rules, lifecycle),
+            paid: PayDesk::open(desk_db.clone(), lifecycle),
+            tickets: Arc::new(TicketDesk::open(desk_db.clone(), lifecycle)),
+            event_service: EventClient::new(
+                &settings.event_service_url,
+                &settings.common.auth.internal_keys,
+                &settings.common.trust,
+                lifecycle,
+            )?,
+            locks: SeatLocks::new(&settings.redis_url, &settings.common.trust)?,
+            payments: PaymentProvider::mock(db.clone(), desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
+            publisher: Arc::new(Publisher::new(settings.broker.clone(), name)),
+            outbox_nudge: Notify::new(),
+            rules: settings.rules,
+            webhook_secrets: settings.webhook_secrets.clone(),
+            metrics: BookingMetrics::new(name)?,
+            desk_db,
+            db,
+        })
+    }
+}
