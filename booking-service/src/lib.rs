@@ -22,4 +22,5 @@ pub mod seat_locks;
 pub mod settings;
 pub mod state;
 pub mod tickets;
+pub mod tier_cache;
 pub mod worker;

@@ -13,13 +13,13 @@ use tokio::sync::Notify;
 use crate::event_client::EventClient;
 use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
-use crate::price_tiers::TierBook;
 use crate::reservations::lock_owners::LockOwners;
 use crate::reservations::pay_desk::PayDesk;
 use crate::reservations::write_desk::WriteDesk;
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
 use crate::tickets::TicketDesk;
+use crate::tier_cache::TierBook;
 
 /// What all requests and ticks share.
 pub struct Shared {

@@ -1,0 +1,133 @@
+//! The price tiers in use and the database's clock, kept in memory for a second.
+//!
+//! Every booking needs both. Read once a second by each replica, they cost the database nothing that grows with the bookings.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use service_kit::error::Result;
+use shared_contracts::ids::{PriceTierId, SessionId};
+use shared_contracts::money::Multiplier;
+use sqlx::PgPool;
+
+/// How long what was read of tiers, and of the database's clock, is believed.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+
+/// The tiers that are in use, so that not every booking reads them again.
+#[derive(Debug, Default)]
+pub struct TierBook {
+    shelf: Mutex<Shelf>,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    known: Option<Known>,
+    /// Changes made here. What was read before one of them is not kept after it.
+    changes: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    read_at: Instant,
+    /// The database's clock at that moment, or just before.
+    clock: DateTime<Utc>,
+    tiers: HashMap<PriceTierId, (Option<SessionId>, Multiplier)>,
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.read_at.elapsed() < FRESH_FOR
+    }
+
+    /// The database's time and the multipliers of those of `ids` that the session may use.
+    fn look(&self, session_id: SessionId, ids: &[PriceTierId]) -> (DateTime<Utc>, HashMap<PriceTierId, Multiplier>) {
+        let usable = |id: &PriceTierId| {
+            let (only_for, multiplier) = self.tiers.get(id)?;
+            only_for.is_none_or(|session| session == session_id).then_some((*id, *multiplier))
+        };
+        // As exact as the database keeps it, so that what is answered is what is kept.
+        let now = (self.clock + self.read_at.elapsed()).trunc_subsecs(6);
+        (now, ids.iter().filter_map(usable).collect())
+    }
+}
+
+impl TierBook {
+    /// The database's time, never ahead of it, and the multipliers of those of `ids` that exist for the session. Both may have been read
+    /// up to [`FRESH_FOR`] ago; the time has gone on since. The database has the last word on every deadline that is made of it.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn look(
+        &self,
+        db: &PgPool,
+        session_id: SessionId,
+        ids: &[PriceTierId],
+    ) -> Result<(DateTime<Utc>, HashMap<PriceTierId, Multiplier>)> {
+        let changes = {
+            let shelf = self.shelf();
+            if let Some(known) = shelf.known.as_ref().filter(|known| known.is_fresh())
+                && ids.iter().all(|id| known.tiers.contains_key(id))
+            {
+                return Ok(known.look(session_id, ids));
+            }
+            shelf.changes
+        };
+        let read: Vec<(DateTime<Utc>, PriceTierId, Option<SessionId>, Multiplier)> = sqlx::query_as(
+            "select clock_timestamp(), id, session_id, base_multiplier from price_tiers where id = any($1)",
+        )
+        .bind(ids)
+        .fetch_all(db)
+        .await?;
+        let Some((clock, ..)) = read.first().copied() else {
+            return Ok((DateTime::UNIX_EPOCH, HashMap::new()));
+        };
+        let tiers = read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))).collect();
+        let read = Known { read_at: Instant::now(), clock, tiers };
+        let answer = read.look(session_id, ids);
+        self.keep(read, changes);
+        Ok(answer)
+    }
+
+    /// Keeps what was read after so many changes here, unless there has been another since.
+    fn keep(&self, read: Known, changes: u64) {
+        let mut shelf = self.shelf();
+        if shelf.changes != changes {
+            return;
+        }
+        match shelf.known.as_mut().filter(|known| known.is_fresh()) {
+            Some(known) => known.tiers.extend(read.tiers),
+            None => shelf.known = Some(read),
+        }
+    }
+
+    /// After a change here: what was known is not.
+    pub(crate) fn forget(&self) {
+        let mut shelf = self.shelf();
+        shelf.known = None;
+        shelf.changes += 1;
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_kept_after_it() {
+        let book = TierBook::default();
+        let read = || Known { read_at: Instant::now(), clock: DateTime::UNIX_EPOCH, tiers: HashMap::new() };
+        book.keep(read(), 0);
+        assert!(book.shelf().known.is_some());
+        book.forget();
+        book.keep(read(), 0);
+        assert!(book.shelf().known.is_none(), "the old price would be believed for another second");
+        book.keep(read(), 1);
+        assert!(book.shelf().known.is_some());
+    }
+}
