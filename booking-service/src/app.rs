@@ -15,7 +15,6 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::metrics::BookingMetrics;
 use crate::reservations::{self, confirm, create, finish};
 use crate::schema::MIGRATIONS;
 use crate::settings::Settings;
@@ -110,7 +109,7 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
 pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycle) -> anyhow::Result<App> {
     let db = database::connect(&settings.database_url, name, settings.database_connections_max, &MIGRATIONS).await?;
     let app = Arc::new(Shared::new(settings, db, name, lifecycle)?);
-    BookingMetrics::watch(&app)?;
+    watch(&app)?;
     let (relay, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("outbox relay", async move { outbox::relay(&relay, stopping).await });
     let (gate, stopping) = (Arc::clone(&app), lifecycle.token().clone());
@@ -118,6 +117,20 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
     let (client, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("circuit watch", async move { client.event_service.watch(stopping).await });
     Ok(app)
+}
+
+/// Has the metrics collected that other parts know; for a process that runs, not for a command.
+fn watch(app: &App) -> anyhow::Result<()> {
+    app.metrics.common.watch_pools(&app.db, &app.desk_db)?;
+    // A handle that keeps nothing alive: the app owns its metrics.
+    let circuit = Arc::downgrade(app);
+    app.metrics.common.look(move || {
+        if let Some(app) = circuit.upgrade() {
+            app.metrics.circuit_is_open(app.event_service.circuit().is_err());
+        }
+    });
+    app.metrics.watch_outbox(&app.db);
+    Ok(())
 }
 
 /// What a command needs that looks at the system from outside: nothing runs in it, and no schema is touched.

@@ -421,6 +421,11 @@ impl Report {
         Self { verdicts: (1..=PROMISES.len()).map(verdict).collect() }
     }
 
+    /// Each promise in a few words, with the count of its violations.
+    pub(crate) fn violations(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        self.verdicts.iter().map(|verdict| (verdict.says, verdict.violations))
+    }
+
     /// Whether every promise is kept.
     #[must_use]
     pub fn is_clean(&self) -> bool {

@@ -1,19 +1,16 @@
 //! What this service counts and measures: all of its metrics, on one screen.
 
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use service_kit::error::{Error, Result};
 use service_kit::metrics::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, Metrics};
 use service_kit::traces;
 use shared_contracts::booking_event::BookingEventType;
+use sqlx::PgPool;
 
-use crate::audit::Report;
 use crate::outbox::{self, Relayed};
 use crate::payments::ChargeOutcome;
-use crate::reconcile::Healed;
 use crate::seat_locks::LockOutcome;
-use crate::state::Shared;
 
 /// A step of a booking or of a payment: a span of its trace, and a histogram of its own.
 #[derive(Debug, Clone, Copy)]
@@ -166,22 +163,15 @@ impl BookingMetrics {
         }
     }
 
-    /// Has those asked for that only others know; for a process that runs, not for a command.
-    ///
-    /// # Errors
-    /// It was called before.
-    pub fn watch(app: &Arc<Shared>) -> anyhow::Result<()> {
-        let metrics = &app.metrics;
-        metrics.common.watch_pools(&app.db, &app.desk_db)?;
-        // A handle that keeps nothing alive: the app owns its metrics.
-        let circuit = Arc::downgrade(app);
-        metrics.common.look(move || {
-            if let Some(app) = circuit.upgrade() {
-                app.metrics.circuit_open.set(app.event_service.circuit().is_err().into());
-            }
-        });
-        let (db, pending, age) = (app.db.clone(), metrics.outbox_pending.clone(), metrics.outbox_age.clone());
-        metrics.common.ask("outbox", &[&metrics.outbox_pending, &metrics.outbox_age], move || {
+    /// Sets whether the circuit to the Event Service is open.
+    pub(crate) fn circuit_is_open(&self, is_open: bool) {
+        self.circuit_open.set(is_open.into());
+    }
+
+    /// Has the outbox counted by `db` whenever metrics are collected.
+    pub(crate) fn watch_outbox(&self, db: &PgPool) {
+        let (db, pending, age) = (db.clone(), self.outbox_pending.clone(), self.outbox_age.clone());
+        self.common.ask("outbox", &[&self.outbox_pending, &self.outbox_age], move || {
             let (db, pending, age) = (db.clone(), pending.clone(), age.clone());
             async move {
                 let backlog = outbox::backlog(&db).await?;
@@ -190,7 +180,6 @@ impl BookingMetrics {
                 Ok(())
             }
         });
-        Ok(())
     }
 
     /// Does a step: measured, and a span of the request's trace.
@@ -251,9 +240,10 @@ impl BookingMetrics {
         self.not_taken.inc_by(relayed.left as u64);
     }
 
-    pub(crate) fn healed(&self, healed: Healed) {
-        self.reconciled.with_label_values(&["released"]).inc_by(healed.released as u64);
-        self.reconciled.with_label_values(&["confirmed"]).inc_by(healed.confirmed as u64);
+    /// Seats that one round of reconciliation has freed and sold.
+    pub(crate) fn healed(&self, released: usize, confirmed: usize) {
+        self.reconciled.with_label_values(&["released"]).inc_by(released as u64);
+        self.reconciled.with_label_values(&["confirmed"]).inc_by(confirmed as u64);
     }
 
     /// A round of one of the worker's tasks.
@@ -270,13 +260,13 @@ impl BookingMetrics {
         }
     }
 
-    /// What an audit has found; nothing, when it could not look.
-    pub(crate) fn audited(&self, report: Option<&Report>) {
-        let Some(report) = report else {
+    /// The violations of each promise that an audit has found; `None` when the audit failed.
+    pub(crate) fn audited(&self, violations: Option<impl Iterator<Item = (&'static str, usize)>>) {
+        let Some(violations) = violations else {
             return self.audit_violations.reset();
         };
-        for verdict in &report.verdicts {
-            self.audit_violations.with_label_values(&[verdict.says]).set(verdict.violations as f64);
+        for (promise, violations) in violations {
+            self.audit_violations.with_label_values(&[promise]).set(violations as f64);
         }
         self.audit_time.with_label_values::<&str>(&[]).set(now());
     }

@@ -106,7 +106,7 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     let from = sweep.looked_until.map_or(now, |until| now.max(until - LATE_HOLD_MAX));
     healed.add(walk(app, old_enough, Some(TimeCursor { time: from, id: Uuid::nil() })).await?);
     sweep.looked_until = Some(old_enough);
-    app.metrics.healed(healed);
+    app.metrics.healed(healed.released, healed.confirmed);
     if healed.released + healed.confirmed > 0 {
         tracing::info!(released = healed.released, confirmed = healed.confirmed, "Reconciliation put seats right");
     }

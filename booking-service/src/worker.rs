@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Patience};
+use crate::audit::{self, Patience, Report};
 use crate::idempotency;
 use crate::reconcile::{self, Sweep};
 use crate::reservations::finish;
@@ -194,7 +194,7 @@ pub async fn audit_again_and_again(app: &App, plan: &Audits, stopping: &Cancella
             Ok(report) => tracing::error!(report = %report, "Audit: a promise is broken; someone must look"),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "The audit could not look at everything"),
         }
-        app.metrics.audited(report.as_ref().ok());
+        app.metrics.audited(report.as_ref().ok().map(Report::violations));
         app.metrics.ran("audit", report.is_ok());
     }
     Ok(())
