@@ -19,8 +19,9 @@ use crate::reservations::{self, confirm, create, finish};
 use crate::schema::MIGRATIONS;
 use crate::settings::Settings;
 use crate::state::{App, AppState, Shared};
+use crate::tickets::routes as tickets;
 use crate::worker::{self, Audits, Schedule};
-use crate::{outbox, payment_webhook, price_tiers, replay, tickets};
+use crate::{outbox, payment_webhook, price_tiers, replay};
 
 #[derive(OpenApi)]
 #[openapi(

@@ -21,6 +21,6 @@ pub mod schema;
 pub mod seat_locks;
 pub mod settings;
 pub mod state;
-pub mod tickets;
+mod tickets;
 pub mod tier_cache;
 pub mod worker;

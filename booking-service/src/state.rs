@@ -15,10 +15,10 @@ use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
 use crate::reservations::lock_owners::LockOwners;
 use crate::reservations::pay_desk::PayDesk;
+use crate::reservations::tickets::TicketDesk;
 use crate::reservations::write_desk::WriteDesk;
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
-use crate::tickets::TicketDesk;
 use crate::tier_cache::TierBook;
 
 /// What all requests and ticks share.

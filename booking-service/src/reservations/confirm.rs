@@ -23,12 +23,12 @@ use utoipa::ToSchema;
 
 use super::finish::{Changed, announce_all, announce_end, free_now, refusal, settle_now};
 use super::pay_desk::{Completion, Order, Paid};
+use super::tickets::{self, Ticket};
 use super::{Reservation, find, not_found};
 use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::metrics::Step;
 use crate::payments::ChargeOutcome;
 use crate::state::App;
-use crate::tickets::{self, Ticket};
 
 /// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
 pub(super) const LEASE_SECONDS: f64 = 30.0;

@@ -23,12 +23,12 @@ use shared_contracts::transitions::{ReservationState, ReservationStep, Transitio
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use super::tickets::{self, Ticket};
 use super::{Reservation, find, not_found};
 use crate::outbox;
 use crate::reconcile::{self, HeldSeat};
 use crate::seat_locks::held_by;
 use crate::state::App;
-use crate::tickets::{self, Ticket};
 
 /// What all updates of this file return: enough for the event.
 #[derive(Debug, FromRow)]

@@ -35,6 +35,9 @@ pub mod late_payment;
 pub(crate) mod lock_owners;
 pub(crate) mod pay_desk;
 pub mod session_cancelled;
+#[cfg(test)]
+mod testing;
+pub(crate) mod tickets;
 pub(crate) mod write_desk;
 
 use axum::Json;

@@ -17,9 +17,9 @@ use sqlx::FromRow;
 
 use super::confirm::LEASE_SECONDS;
 use super::finish::Changed;
+use super::tickets::{self, Ticket};
 use super::{COLUMNS, LINES, Line, Reservation, ReservationStatus, gather};
 use crate::outbox;
-use crate::tickets::{self, Ticket};
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
 
@@ -256,28 +256,11 @@ impl Captured {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::reservations::find;
+    use crate::reservations::testing::{self, reservation};
     use crate::schema::MIGRATIONS;
-
-    /// A reservation of this state and of one seat.
-    pub(crate) async fn reservation(db: &DeskPool, id: ReservationId, user: UserId, status: &str) {
-        sqlx::query(
-            "with made as (
-                 insert into reservations (id, user_id, session_id, status, confirming_until, booking_time, expiry_time, seats_count, total_amount, currency)
-                 values ($1, $2, gen_random_uuid(), $3, case $3 when 'confirming' then now() end, now(), now() + interval '1 hour', 1, 100, 'USD')
-             )
-             insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-             values (gen_random_uuid(), $1, gen_random_uuid(), gen_random_uuid(), '1', '1', 100, 0, 100)",
-        )
-        .bind(id)
-        .bind(user)
-        .bind(status)
-        .execute(db.pool())
-        .await
-        .unwrap();
-    }
 
     /// Strangers ask before and after the owner, at the same moment.
     #[tokio::test]
@@ -331,7 +314,7 @@ pub(crate) mod tests {
         let db = DeskPool::new(&url, "test").unwrap();
         let [alive, ended] = [(); 2].map(|()| (ReservationId::new(), PaymentId::new()));
         for ((id, key), reservation, payment) in [(alive, "confirming", "pending"), (ended, "expired", "processing")] {
-            self::reservation(&db, id, UserId::new(), reservation).await;
+            testing::reservation(&db, id, UserId::new(), reservation).await;
             let charged =
                 "insert into payments (id, reservation_id, amount, currency, status) values ($1, $2, 100, 'USD', $3)";
             sqlx::query(charged).bind(key).bind(id).bind(payment).execute(db.pool()).await.unwrap();

@@ -9,8 +9,8 @@ use shared_contracts::ids::{ReservationId, SessionId};
 use sqlx::PgPool;
 
 use super::finish::{Changed, announce_all, announce_end, give_back};
+use super::tickets;
 use crate::state::App;
-use crate::tickets;
 
 /// Those of `sessions` that have reservations which still have to be ended: active ones, those being paid, and tickets that admit.
 pub(crate) async fn with_live_reservations(db: &PgPool, sessions: &BTreeSet<SessionId>) -> Result<BTreeSet<SessionId>> {

@@ -37,7 +37,7 @@ fn each_table_has_one_writer() {
         ("inbox", "event-service/src/booking_consumer.rs"),
         ("reservations", "booking-service/src/reservations/"),
         ("outbox", "booking-service/src/outbox.rs"),
-        ("tickets", "booking-service/src/tickets.rs"),
+        ("tickets", "booking-service/src/reservations/"),
         ("payments", "booking-service/src/reservations/"),
         ("payment_notices", "booking-service/src/payment_webhook.rs"),
         ("mock_provider_charges", "booking-service/src/payments.rs"),

@@ -1,46 +1,27 @@
-//! Tickets: made when a reservation is confirmed, given back by a refund. Their QR codes are drawn when someone asks for them.
+//! Tickets: made when a reservation is confirmed, ended by a refund. Only this file writes `tickets`.
+//!
+//! Requests for tickets that come at the same time share one statement ([`TicketDesk`]).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, Utc};
-use qrcode::canvas::{Canvas, MaskPattern};
-use qrcode::render::{Renderer, svg};
-use qrcode::{Color, EcLevel, bits, ec};
 use serde::{Deserialize, Serialize};
-use service_kit::auth::Caller;
 use service_kit::coalesce::{Coalescer, Lanes, own_parts};
 use service_kit::database::DeskPool;
 use service_kit::error::{Error, Result};
-use service_kit::extract::ApiPath;
 use service_kit::lifecycle::Lifecycle;
-use service_kit::query::ApiQuery;
-use service_kit::refusals;
 use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
 use sqlx::{FromRow, PgConnection, PgPool};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
-use crate::reservations::{Reservation, ReservationItem};
+use super::{Reservation, ReservationItem};
 
-/// Pixels of one dot of a QR code.
-const DOT_PIXELS: usize = 6;
-/// Dots of white around it; readers need four.
-const QUIET_ZONE_DOTS: usize = 4;
 /// The most tickets that a customer's list shows, newest first; a bare array has no pages.
 const LIST_MAX: i64 = 1000;
-/// QR codes that are drawn before others get their turn.
-const DRAWN_AT_ONCE: usize = 8;
-
 /// A ticket: the right to sit on one session seat.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct Ticket {
@@ -92,28 +73,6 @@ macro_rules! columns {
     };
 }
 
-/// How to draw a QR code.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct QrQuery {
-    /// `png` when left out.
-    #[param(inline)]
-    format: Option<QrFormat>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum QrFormat {
-    Png,
-    Svg,
-}
-
-/// Bytes of an image, for the document.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[expect(dead_code, reason = "only its description is of interest")]
-struct Image(Vec<u8>);
-
 /// Where tickets are asked for, by their ids or by their owners: those that are asked for at the same time are read by one statement. One a
 /// process.
 #[derive(Debug)]
@@ -137,13 +96,19 @@ impl TicketDesk {
     }
 
     /// The ticket, if it is this owner's; anyone's, when none is given.
-    async fn find(&self, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
+    ///
+    /// # Errors
+    /// There is none, or the database failed.
+    pub(crate) async fn find(&self, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
         let found = self.by_id.call(id).await?;
         found.filter(|ticket| owner.is_none_or(|owner| ticket.user_id == owner)).ok_or_else(|| not_found(id))
     }
 
     /// The latest [`LIST_MAX`] of this owner's, newest first.
-    async fn of_owner(&self, owner: UserId) -> Result<Vec<Ticket>> {
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(crate) async fn of_owner(&self, owner: UserId) -> Result<Vec<Ticket>> {
         self.by_owner.call(owner).await
     }
 }
@@ -177,65 +142,6 @@ async fn look_for_owners(db: DeskPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ti
         Ok(of_owner)
     };
     own_parts(&owners, looked.await, |found, owner| found.get(owner).cloned().unwrap_or_default())
-}
-
-refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
-
-/// List a user's tickets, newest first
-///
-/// Another user's is `404`, as if there were no such user.
-#[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = []), ("bearer" = [])),
-    responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
-pub(crate) async fn list_tickets(
-    State(tickets): State<Arc<TicketDesk>>,
-    caller: Caller,
-    ApiPath(user_id): ApiPath<UserId>,
-) -> Result<Json<Vec<Ticket>>> {
-    if caller.confined_to().is_some_and(|own| own != user_id) {
-        return Err(Error::refused(Code::TicketNotFound, format!("You have no tickets of the user {user_id}.")));
-    }
-    let tickets = tickets.of_owner(user_id).await?;
-    let mut shown = Vec::with_capacity(tickets.len());
-    for ticket in tickets {
-        shown.push(ticket.with_qr_code()?);
-        if shown.len().is_multiple_of(DRAWN_AT_ONCE) {
-            // A thousand codes take tens of milliseconds, in which others want to pay.
-            tokio::task::yield_now().await;
-        }
-    }
-    Ok(Json(shown))
-}
-
-/// Get a ticket
-#[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
-    responses((status = 200, description = "The ticket", body = Ticket), GetRefusals))]
-pub(crate) async fn get_ticket(
-    State(tickets): State<Arc<TicketDesk>>,
-    caller: Caller,
-    ApiPath(id): ApiPath<TicketId>,
-) -> Result<Json<Ticket>> {
-    tickets.find(id, caller.confined_to()).await?.with_qr_code().map(Json)
-}
-
-/// Get a ticket's QR code
-#[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = []), ("bearer" = [])),
-    responses((status = 200, description = "The image", content((inline(Image) = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
-pub(crate) async fn get_ticket_qr(
-    State(tickets): State<Arc<TicketDesk>>,
-    caller: Caller,
-    ApiPath(id): ApiPath<TicketId>,
-    ApiQuery(query, _): ApiQuery<QrQuery>,
-) -> Result<Response> {
-    let code = tickets.find(id, caller.confined_to()).await?.qr()?;
-    Ok(match query.format.unwrap_or(QrFormat::Png) {
-        QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], png_of(&code)?).into_response(),
-        QrFormat::Svg => (
-            [(header::CONTENT_TYPE, "image/svg+xml")],
-            Renderer::<svg::Color<'_>>::new(&code.dots, code.width, QUIET_ZONE_DOTS as u32).build(),
-        )
-            .into_response(),
-    })
 }
 
 /// Makes the tickets of reservations, one for each of their items, in the transaction that confirms them and began at `now`.
@@ -326,74 +232,10 @@ pub(crate) async fn of_reservation(db: &PgPool, id: ReservationId) -> Result<Vec
     Ok(sqlx::query_as(sql).bind(id).fetch_all(db).await?)
 }
 
-impl Ticket {
-    fn qr(&self) -> Result<QrCode> {
-        let content = format!("TICKET:{}", self.id);
-        QrCode::of(content.as_bytes()).map_err(|error| Error::Internal(error.into()))
-    }
-
-    fn with_qr_code(mut self) -> Result<Self> {
-        let png = png_of(&self.qr()?)?;
-        self.qr_code = Some(format!("data:image/png;base64,{}", BASE64.encode(png)));
-        Ok(self)
-    }
-}
-
-/// The dots of a QR code, row by row, without the white around it.
-struct QrCode {
-    dots: Vec<Color>,
-    width: usize,
-}
-
-impl QrCode {
-    /// As the library makes it, but for the choice of the mask: weighing all eight against each other was most of the work, a third of
-    /// a millisecond a ticket, for a difference that no reader of today needs.
-    fn of(content: &[u8]) -> qrcode::QrResult<Self> {
-        let bits = bits::encode_auto(content, EcLevel::M)?;
-        let version = bits.version();
-        let (data, correction) = ec::construct_codewords(&bits.into_bytes(), version, EcLevel::M)?;
-        let mut canvas = Canvas::new(version, EcLevel::M);
-        canvas.draw_all_functional_patterns();
-        canvas.draw_data(&data, &correction);
-        canvas.apply_mask(MaskPattern::DiagonalLines);
-        let dots = canvas.into_colors();
-        Ok(Self { width: dots.len().isqrt(), dots })
-    }
-}
-
-/// A QR code as a PNG of one bit a pixel: about a kilobyte.
-fn png_of(code: &QrCode) -> Result<Vec<u8>> {
-    let QrCode { dots: colors, width: dots } = code;
-    let dots = *dots;
-    let side = (dots + 2 * QUIET_ZONE_DOTS) * DOT_PIXELS;
-    let mut pixels = Vec::with_capacity(side.div_ceil(8) * side);
-    for dot_row in 0..dots + 2 * QUIET_ZONE_DOTS {
-        let mut line = vec![0xFF_u8; side.div_ceil(8)];
-        if let Some(row) = dot_row.checked_sub(QUIET_ZONE_DOTS).filter(|row| *row < dots) {
-            let dark = (0..dots).filter(|column| colors[row * dots + column] == Color::Dark);
-            for x in dark
-                .flat_map(|column| (0..DOT_PIXELS).map(move |pixel| (column + QUIET_ZONE_DOTS) * DOT_PIXELS + pixel))
-            {
-                line[x / 8] &= !(0x80 >> (x % 8));
-            }
-        }
-        (0..DOT_PIXELS).for_each(|_| pixels.extend_from_slice(&line));
-    }
-    let mut image = Vec::new();
-    let mut encoder = png::Encoder::new(&mut image, side as u32, side as u32);
-    encoder.set_color(png::ColorType::Grayscale);
-    encoder.set_depth(png::BitDepth::One);
-    // Twice the bytes of the best in a tenth of its time, which was a seventh of this service's work for a ticket.
-    encoder.set_compression(png::Compression::Fastest);
-    let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels));
-    written.map_err(|error| Error::Internal(error.into()))?;
-    Ok(image)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reservations::pay_desk::tests::reservation;
+    use crate::reservations::testing::reservation;
     use crate::schema::MIGRATIONS;
 
     /// A confirmed reservation with that many tickets.

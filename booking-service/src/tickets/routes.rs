@@ -1,0 +1,114 @@
+//! The routes that show tickets. A ticket's QR code is drawn when a request asks for it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+use service_kit::auth::Caller;
+use service_kit::error::{Error, Result};
+use service_kit::extract::ApiPath;
+use service_kit::query::ApiQuery;
+use service_kit::refusals;
+use shared_contracts::ids::{TicketId, UserId};
+use shared_contracts::problem::Code;
+use utoipa::{IntoParams, ToSchema};
+
+use super::code::QrCode;
+use crate::reservations::tickets::{Ticket, TicketDesk};
+
+/// QR codes that are drawn before others get their turn.
+const DRAWN_AT_ONCE: usize = 8;
+
+/// How to draw a QR code.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct QrQuery {
+    /// `png` when left out.
+    #[param(inline)]
+    format: Option<QrFormat>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum QrFormat {
+    Png,
+    Svg,
+}
+
+/// Bytes of an image, for the document.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "only its description is of interest")]
+struct Image(Vec<u8>);
+
+refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
+refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
+
+/// List a user's tickets, newest first
+///
+/// Another user's is `404`, as if there were no such user.
+#[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = []), ("bearer" = [])),
+    responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
+pub(crate) async fn list_tickets(
+    State(tickets): State<Arc<TicketDesk>>,
+    caller: Caller,
+    ApiPath(user_id): ApiPath<UserId>,
+) -> Result<Json<Vec<Ticket>>> {
+    if caller.confined_to().is_some_and(|own| own != user_id) {
+        return Err(Error::refused(Code::TicketNotFound, format!("You have no tickets of the user {user_id}.")));
+    }
+    let tickets = tickets.of_owner(user_id).await?;
+    let mut shown = Vec::with_capacity(tickets.len());
+    for ticket in tickets {
+        shown.push(with_qr_code(ticket)?);
+        if shown.len().is_multiple_of(DRAWN_AT_ONCE) {
+            // A thousand codes take tens of milliseconds, in which others want to pay.
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(Json(shown))
+}
+
+/// Get a ticket
+#[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
+    responses((status = 200, description = "The ticket", body = Ticket), GetRefusals))]
+pub(crate) async fn get_ticket(
+    State(tickets): State<Arc<TicketDesk>>,
+    caller: Caller,
+    ApiPath(id): ApiPath<TicketId>,
+) -> Result<Json<Ticket>> {
+    with_qr_code(tickets.find(id, caller.confined_to()).await?).map(Json)
+}
+
+/// Get a ticket's QR code
+#[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = []), ("bearer" = [])),
+    responses((status = 200, description = "The image", content((inline(Image) = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
+pub(crate) async fn get_ticket_qr(
+    State(tickets): State<Arc<TicketDesk>>,
+    caller: Caller,
+    ApiPath(id): ApiPath<TicketId>,
+    ApiQuery(query, _): ApiQuery<QrQuery>,
+) -> Result<Response> {
+    let code = code_of(&tickets.find(id, caller.confined_to()).await?)?;
+    Ok(match query.format.unwrap_or(QrFormat::Png) {
+        QrFormat::Png => ([(header::CONTENT_TYPE, "image/png")], code.png()?).into_response(),
+        QrFormat::Svg => ([(header::CONTENT_TYPE, "image/svg+xml")], code.svg()).into_response(),
+    })
+}
+
+/// The QR code of a ticket holds `TICKET:` and the ticket's id.
+fn code_of(ticket: &Ticket) -> Result<QrCode> {
+    let content = format!("TICKET:{}", ticket.id);
+    QrCode::of(content.as_bytes()).map_err(|error| Error::Internal(error.into()))
+}
+
+fn with_qr_code(mut ticket: Ticket) -> Result<Ticket> {
+    let png = code_of(&ticket)?.png()?;
+    ticket.qr_code = Some(format!("data:image/png;base64,{}", BASE64.encode(png)));
+    Ok(ticket)
+}
