@@ -15,13 +15,13 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::reservations::{self, confirm, create, finish};
 use crate::schema::MIGRATIONS;
 use crate::settings::Settings;
 use crate::state::{App, AppState, Shared};
 use crate::tickets::routes as tickets;
 use crate::worker::{self, Audits, Schedule};
-use crate::{outbox, payment_webhook, price_tiers, replay};
+use crate::workflows::{confirm, create, end, payment_webhook, read};
+use crate::{outbox, price_tiers, replay};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -41,13 +41,13 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
         .routes(routes!(price_tiers::create_price_tier, price_tiers::list_price_tiers))
         .routes(routes!(price_tiers::get_price_tier, price_tiers::update_price_tier, price_tiers::delete_price_tier))
-        .routes(routes!(create::create_reservation, reservations::list_reservations))
-        .routes(routes!(reservations::get_reservation, finish::cancel_reservation))
+        .routes(routes!(create::create_reservation, read::list_reservations))
+        .routes(routes!(read::get_reservation, end::cancel_reservation))
         .routes(routes!(confirm::confirm_reservation))
         .routes(routes!(tickets::list_tickets))
         .routes(routes!(tickets::get_ticket))
         .routes(routes!(tickets::get_ticket_qr))
-        .routes(routes!(finish::refund_ticket))
+        .routes(routes!(end::refund_ticket))
         .routes(routes!(replay::replay_events))
         .routes(routes!(payment_webhook::take_payment_notice))
         // The same resource under its other name, for the clients that know it so.

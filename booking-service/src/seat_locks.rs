@@ -76,7 +76,7 @@ impl SeatLocks {
     }
 
     /// Locks all of `seats` for the reservation, or none, for as long as its hold may last. Where its process dies before it has one,
-    /// [`LockOwners`](crate::reservations::lock_owners::LockOwners) tells.
+    /// `reservations/ended.rs` tells.
     pub async fn acquire(
         &self,
         session: SessionId,

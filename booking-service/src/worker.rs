@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Patience, Report};
 use crate::idempotency;
-use crate::reconcile::{self, Sweep};
-use crate::reservations::finish;
 use crate::state::App;
+use crate::workflows::end;
+use crate::workflows::reconcile::{self, Sweep};
 
 /// How much later than due a tick may come before the work is done without it. The scheduler counts whole seconds, and one that has
 /// been stopped for longer than its interval (a paused machine will do) never ticks again.
@@ -135,7 +135,7 @@ async fn bounded(app: &App, work: &'static str, stopping: &CancellationToken, do
 /// Full batches follow each other at once.
 async fn expire_all_due(app: &App, batch_size: u32) {
     loop {
-        match finish::expire_due(app, batch_size).await {
+        match end::expire_due(app, batch_size).await {
             Ok(0) => return app.metrics.ran("expiry", true),
             Ok(expired) => {
                 tracing::info!(expired, "Expired reservations");

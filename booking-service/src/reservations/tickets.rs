@@ -18,7 +18,7 @@ use shared_contracts::problem::Code;
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 
-use super::{Reservation, ReservationItem};
+use super::model::{Reservation, ReservationItem};
 
 /// The most tickets that a customer's list shows, newest first; a bare array has no pages.
 const LIST_MAX: i64 = 1000;

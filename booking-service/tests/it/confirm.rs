@@ -1,6 +1,6 @@
 //! Payment: a reservation is charged once or not at all, whatever the provider answers.
 
-use booking_service::reconcile;
+use booking_service::workflows::reconcile;
 use futures::future::join_all;
 use serde_json::json;
 use service_kit::testing::wait_until;
@@ -116,7 +116,7 @@ async fn a_reservation_does_not_expire_during_its_payment() {
     let (id, user) = system.reserved(&sale, &[0]).await;
     system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_charged" })), 503).await;
     system.let_reservations_run_out().await;
-    assert_eq!(booking_service::reservations::finish::expire_due(&system.app, 100).await.unwrap(), 0);
+    assert_eq!(booking_service::workflows::end::expire_due(&system.app, 100).await.unwrap(), 0);
     // Nor does someone who wants its seats end it, although the hold is past its time.
     let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";
     sqlx::query(past).execute(&system.event_db).await.unwrap();

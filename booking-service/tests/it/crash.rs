@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use booking_service::reconcile::{ABANDONED_AFTER, Sweep, reconcile_once};
 use booking_service::settings::Settings;
+use booking_service::workflows::reconcile::{ABANDONED_AFTER, Sweep, reconcile_once};
 use futures::future::join_all;
 use reqwest::Client;
 use service_kit::testing::wait_until;

@@ -7,9 +7,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
-use booking_service::payment_webhook::{SIGNATURE, sign};
-use booking_service::reconcile::{self, ABANDONED_AFTER, Sweep};
-use booking_service::reservations::finish::expire_due;
+use booking_service::workflows::end::expire_due;
+use booking_service::workflows::payment_webhook::{SIGNATURE, sign};
+use booking_service::workflows::reconcile::{self, ABANDONED_AFTER, Sweep};
 use futures::future::join_all;
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use booking_service::reservations::finish::expire_due;
 use booking_service::seat_locks::LockOutcome;
 use booking_service::worker::{self, Schedule};
+use booking_service::workflows::end::expire_due;
 use futures::future::join_all;
 use service_kit::testing::{scale, wait_until};
 use uuid::Uuid;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use booking_service::outbox::{Relayed, Wanted, relay_batch};
-use booking_service::reservations::finish::expire_due;
+use booking_service::workflows::end::expire_due;
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};

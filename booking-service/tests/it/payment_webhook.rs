@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use booking_service::payment_webhook::{SIGNATURE, sign};
-use booking_service::reconcile;
-use booking_service::reservations::finish::expire_due;
+use booking_service::workflows::end::expire_due;
+use booking_service::workflows::payment_webhook::{SIGNATURE, sign};
+use booking_service::workflows::reconcile;
 use futures::future::join_all;
 use reqwest::Response;
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use booking_service::reservations::finish::expire_due;
+use booking_service::workflows::end::expire_due;
 use futures::future::join_all;
 use reqwest::Method;
 use tokio::sync::Barrier;

@@ -1,6 +1,6 @@
 //! Reconciliation: holds without reservations, lost messages and pending refunds.
 
-use booking_service::reconcile::{self, Sweep, reconcile_once};
+use booking_service::workflows::reconcile::{self, Sweep, reconcile_once};
 use serde_json::json;
 use uuid::Uuid;
 

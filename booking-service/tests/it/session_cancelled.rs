@@ -1,6 +1,6 @@
 //! A cancelled session: its reservations end, and every payment is refunded.
 
-use booking_service::reconcile::{Sweep, end_cancelled_sessions, settle_payments, settle_refunds};
+use booking_service::workflows::reconcile::{Sweep, end_cancelled_sessions, settle_payments, settle_refunds};
 use futures::stream::{self, StreamExt};
 use serde_json::json;
 use uuid::Uuid;

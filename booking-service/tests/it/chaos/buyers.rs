@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use booking_service::payment_webhook::{SIGNATURE, sign};
+use booking_service::workflows::payment_webhook::{SIGNATURE, sign};
 use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use booking_service::reconcile::{self, Sweep};
-use booking_service::reservations::finish::expire_due;
+use booking_service::workflows::end::expire_due;
+use booking_service::workflows::reconcile::{self, Sweep};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use service_kit::testing::wait_until;

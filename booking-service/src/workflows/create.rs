@@ -13,7 +13,6 @@
 //! between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become impossible.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -33,19 +32,15 @@ use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{Pricing, ReserveRequest, SeatConflict, SeatPrice, SeatStatus};
 use utoipa::ToSchema;
 
-use super::finish::abandon_unwritten;
-use super::write_desk::{FairUse, NewReservation};
-use super::{Reservation, ReservationItem, find};
+use super::end::abandon_unwritten;
+use super::reconcile::{self, HeldSeat};
 use crate::event_client::{self, ChangeOutcome};
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::metrics::Step;
-use crate::reconcile::{self, HeldSeat};
+use crate::reservations::insert::{FairUse, NewReservation};
+use crate::reservations::model::{Reservation, ReservationItem, find};
 use crate::seat_locks::{LockOutcome, held_by};
 use crate::state::App;
-
-/// From the look at the clock to the reservation's row. Past it the row is not written any more, so that after this time
-/// (and a margin) reconciliation may take a hold without a row for abandoned.
-pub(crate) const BOOKING_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What a client asks for.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

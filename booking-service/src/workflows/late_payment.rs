@@ -21,9 +21,9 @@ use uuid::Uuid;
 
 use super::confirm::{Concluded, complete, conclude};
 use super::create::book_again;
-use super::find;
-use super::finish::settle_now;
+use super::end::settle_now;
 use crate::payments::ChargeOutcome;
+use crate::reservations::model::find;
 use crate::state::App;
 
 /// How long one process may work on booking again before another takes over: longer than that takes.

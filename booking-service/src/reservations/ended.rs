@@ -11,7 +11,7 @@ use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;
 
-use super::create::BOOKING_TIME_MAX;
+use super::model::BOOKING_TIME_MAX;
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
@@ -32,7 +32,7 @@ impl LockOwners {
     ///
     /// # Errors
     /// The database failed.
-    pub(super) async fn ended(&self, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
+    pub(crate) async fn ended(&self, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
         self.asked.call(owners).await
     }
 }

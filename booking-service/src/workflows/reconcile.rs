@@ -15,10 +15,9 @@ use shared_contracts::seat_api::{Hold, OverdueHold, TimeCursor};
 use shared_contracts::transitions::ReservationState;
 use uuid::Uuid;
 
+use super::{confirm, end, late_payment, payment_webhook, session_cancelled};
 use crate::event_client::ChangeOutcome;
-use crate::payment_webhook;
-use crate::reservations::create::BOOKING_TIME_MAX;
-use crate::reservations::{confirm, finish, late_payment, session_cancelled};
+use crate::reservations::model::BOOKING_TIME_MAX;
 use crate::state::App;
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
@@ -171,8 +170,8 @@ pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
     let mut owners: Vec<ReservationId> = holds.iter().map(|hold| hold.reservation_id).collect();
     owners.sort_unstable();
     owners.dedup();
-    finish::expire_these(app, &owners).await?;
-    finish::abandon_unwritten(app, holds).await?;
+    end::expire_these(app, &owners).await?;
+    end::abandon_unwritten(app, holds).await?;
     let states: HashMap<ReservationId, ReservationState> = sqlx::query_as::<_, (ReservationId, ReservationState)>(
         "select id, status from reservations where id = any($1)",
     )

@@ -8,8 +8,8 @@ use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, SessionId};
 use sqlx::PgPool;
 
-use super::finish::{Changed, announce_all, announce_end, give_back};
-use super::tickets;
+use super::end::{Changed, announce_all, announce_end, give_back};
+use crate::reservations::tickets;
 use crate::state::App;
 
 /// Those of `sessions` that have reservations which still have to be ended: active ones, those being paid, and tickets that admit.

@@ -14,8 +14,7 @@ use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
 use sqlx::PgConnection;
 
-use super::create::BOOKING_TIME_MAX;
-use super::{Reservation, ReservationItem, ReservationStatus};
+use super::model::{BOOKING_TIME_MAX, Reservation, ReservationItem, ReservationStatus};
 use crate::idempotency::Claim;
 use crate::settings::Rules;
 
@@ -24,15 +23,15 @@ const LANES: Lanes = Lanes::usual(BOOKING_TIME_MAX);
 /// A reservation to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct NewReservation {
-    pub(super) id: ReservationId,
-    pub(super) user_id: UserId,
-    pub(super) session_id: SessionId,
-    pub(super) booking_time: DateTime<Utc>,
-    pub(super) expiry_time: DateTime<Utc>,
-    pub(super) items: Vec<ReservationItem>,
-    pub(super) total_amount: Money,
-    pub(super) currency: Currency,
-    pub(super) fair_use: FairUse,
+    pub(crate) id: ReservationId,
+    pub(crate) user_id: UserId,
+    pub(crate) session_id: SessionId,
+    pub(crate) booking_time: DateTime<Utc>,
+    pub(crate) expiry_time: DateTime<Utc>,
+    pub(crate) items: Vec<ReservationItem>,
+    pub(crate) total_amount: Money,
+    pub(crate) currency: Currency,
+    pub(crate) fair_use: FairUse,
 }
 
 /// Whether a reservation must leave its customer within what one may have.
@@ -62,7 +61,7 @@ impl WriteDesk {
     ///
     /// # Errors
     /// It was too late, another attempt has the key, or the database failed: then it may be written or not.
-    pub(super) async fn write(&self, new: NewReservation, claim: Claim) -> Written {
+    pub(crate) async fn write(&self, new: NewReservation, claim: Claim) -> Written {
         self.orders.call((new, claim)).await
     }
 }

@@ -17,30 +17,30 @@ use service_kit::{refusals, traces};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, PaymentId, ReservationId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::money::{Currency, Money};
-use shared_contracts::problem::{Code, Problem};
+use shared_contracts::problem::Code;
 use shared_contracts::seat_api::Hold;
 use shared_contracts::transitions::{ReservationState, ReservationStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::tickets::{self, Ticket};
-use super::{Reservation, find, not_found};
+use super::reconcile::{self, HeldSeat};
 use crate::outbox;
-use crate::reconcile::{self, HeldSeat};
+use crate::reservations::model::{Reservation, find, not_found, owned, refusal};
+use crate::reservations::tickets::{self, Ticket};
 use crate::seat_locks::held_by;
 use crate::state::App;
 
 /// What all updates of this file return: enough for the event.
 #[derive(Debug, FromRow)]
-pub(super) struct Changed {
-    pub(super) id: ReservationId,
-    pub(super) user_id: UserId,
-    pub(super) session_id: SessionId,
-    pub(super) sequence: i64,
+pub(crate) struct Changed {
+    pub(crate) id: ReservationId,
+    pub(crate) user_id: UserId,
+    pub(crate) session_id: SessionId,
+    pub(crate) sequence: i64,
     /// The database's time of the change.
-    pub(super) changed_at: DateTime<Utc>,
-    pub(super) total_amount: Money,
-    pub(super) currency: Currency,
+    pub(crate) changed_at: DateTime<Utc>,
+    pub(crate) total_amount: Money,
+    pub(crate) currency: Currency,
 }
 
 refusals!(CancelRefusals: &[
@@ -320,29 +320,8 @@ async fn why_refused(app: &App, owner: Option<UserId>, id: ReservationId, step: 
     })
 }
 
-/// The answer to who wants more of a reservation than its state allows. One that is active has run out of time.
-pub(super) fn refusal(state: ReservationState) -> Error {
-    let (code, detail) = match state {
-        ReservationState::Active | ReservationState::Expired => {
-            (Code::ReservationExpired, "Its time is over and its seats are on sale again. Reserve anew.")
-        }
-        ReservationState::Confirming => {
-            (Code::ConfirmationInProgress, "A payment for it is under way. Look at the reservation in a moment.")
-        }
-        ReservationState::Confirmed => (Code::ReservationConfirmed, "It is paid. Give its tickets back instead."),
-        ReservationState::Cancelled => {
-            (Code::ReservationCancelled, "It was cancelled and its seats are on sale again. Reserve anew.")
-        }
-        ReservationState::Refunded => {
-            (Code::ReservationRefunded, "Its tickets were given back and its seats are on sale again. Reserve anew.")
-        }
-    };
-    let problem = Problem::new(code, detail);
-    if state == ReservationState::Confirming { problem.retry_after(2).into() } else { problem.into() }
-}
-
 impl Changed {
-    pub(super) fn event(&self, event_type: BookingEventType) -> BookingEvent {
+    pub(crate) fn event(&self, event_type: BookingEventType) -> BookingEvent {
         BookingEvent {
             event_id: MessageId::new(),
             event_type,

@@ -15,24 +15,23 @@ use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use sqlx::FromRow;
 
-use super::confirm::LEASE_SECONDS;
-use super::finish::Changed;
+use super::model::{COLUMNS, LEASE_SECONDS, LINES, Line, Reservation, ReservationStatus, gather};
 use super::tickets::{self, Ticket};
-use super::{COLUMNS, LINES, Line, Reservation, ReservationStatus, gather};
 use crate::outbox;
+use crate::workflows::end::Changed;
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
 
 /// Who wants to pay for what.
 #[derive(Debug, Clone)]
-pub(super) struct Order {
-    pub(super) id: ReservationId,
+pub(crate) struct Order {
+    pub(crate) id: ReservationId,
     /// Whose it must be; anyone's, when none is given.
-    pub(super) owner: Option<UserId>,
+    pub(crate) owner: Option<UserId>,
     /// The payment's new id, under which the provider will be asked.
-    pub(super) key: PaymentId,
+    pub(crate) key: PaymentId,
     /// The provider's token for the customer's means of payment.
-    pub(super) payment_id: Option<String>,
+    pub(crate) payment_id: Option<String>,
 }
 
 /// A charge that the provider has captured.
@@ -48,14 +47,14 @@ struct Captured {
 /// A reservation that has just been paid.
 #[derive(Debug)]
 pub(crate) struct Paid {
-    pub(super) reservation: Reservation,
-    pub(super) tickets: Vec<Ticket>,
-    pub(super) event: BookingEvent,
+    pub(crate) reservation: Reservation,
+    pub(crate) tickets: Vec<Ticket>,
+    pub(crate) event: BookingEvent,
 }
 
 /// What a captured charge came to.
 #[derive(Debug)]
-pub(super) enum Completion {
+pub(crate) enum Completion {
     /// `confirmed`, with its tickets.
     Paid(Box<Paid>),
     /// One of its seats has a live ticket already; nothing was changed.
@@ -86,7 +85,7 @@ impl PayDesk {
     ///
     /// # Errors
     /// The database failed: the lease may have been taken.
-    pub(super) async fn lease(&self, order: Order) -> Result<Option<Reservation>> {
+    pub(crate) async fn lease(&self, order: Order) -> Result<Option<Reservation>> {
         self.orders.call(order).await
     }
 
@@ -94,7 +93,7 @@ impl PayDesk {
     ///
     /// # Errors
     /// The database failed: it may be paid.
-    pub(super) async fn complete(&self, reservation: Reservation, key: PaymentId) -> Result<Completion> {
+    pub(crate) async fn complete(&self, reservation: Reservation, key: PaymentId) -> Result<Completion> {
         self.captured.call(Captured { reservation, key, traceparent: traces::traceparent() }).await
     }
 }
@@ -258,7 +257,7 @@ impl Captured {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reservations::find;
+    use crate::reservations::model::find;
     use crate::reservations::testing::{self, reservation};
     use crate::schema::MIGRATIONS;
 

@@ -21,7 +21,7 @@ use shared_contracts::problem::{Code, FieldError, Problem};
 use sqlx::FromRow;
 use utoipa::ToSchema;
 
-use crate::reservations::late_payment::follow_up;
+use super::late_payment::follow_up;
 use crate::state::App;
 
 /// The header of the signature: `t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of "<t>.<body>">`; several `v1` while secrets change.

@@ -21,17 +21,14 @@ use shared_contracts::problem::{Code, Problem};
 use shared_contracts::transitions::{PaymentState, ReservationState};
 use utoipa::ToSchema;
 
-use super::finish::{Changed, announce_all, announce_end, free_now, refusal, settle_now};
-use super::pay_desk::{Completion, Order, Paid};
-use super::tickets::{self, Ticket};
-use super::{Reservation, find, not_found};
+use super::end::{Changed, announce_all, announce_end, free_now, settle_now};
 use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::metrics::Step;
 use crate::payments::ChargeOutcome;
+use crate::reservations::model::{LEASE_SECONDS, Reservation, find, not_found, owned, refusal};
+use crate::reservations::payment::{Completion, Order, Paid};
+use crate::reservations::tickets::{self, Ticket};
 use crate::state::App;
-
-/// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
-pub(super) const LEASE_SECONDS: f64 = 30.0;
 
 /// How to pay.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
