@@ -11,6 +11,7 @@ use redis::{FromRedisValue, Script, ScriptInvocation};
 use service_kit::settings::Secret;
 use service_kit::tls::Trust;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::seat_api::Hold;
 use tokio_util::sync::CancellationToken;
 
 /// What a Redis that is down or frozen may cost a booking, once; the next ones do not ask until it is back.
@@ -46,7 +47,7 @@ pub enum LockOutcome {
     /// All seats are locked.
     Acquired,
     /// Another reservation has these; nothing was locked.
-    Busy(Vec<(SessionSeatId, ReservationId)>),
+    Busy(Vec<Hold>),
     /// Redis is away; the booking goes on without locks.
     GateOpen,
 }
@@ -99,12 +100,12 @@ impl SeatLocks {
 
     /// Takes the locks of these reservations on these seats of a session away; those of others stay. What can't be reached now ends by
     /// its time.
-    pub async fn release(&self, session: SessionId, held: &[(SessionSeatId, ReservationId)]) {
+    pub async fn release(&self, session: SessionId, held: &[Hold]) {
         for held in held.chunks(RELEASED_PER_CALL) {
             let mut call = self.release.prepare_invoke();
-            for (seat, owner) in held {
-                call.key(key_of(session, *seat));
-                call.arg(owner.to_string());
+            for hold in held {
+                call.key(key_of(session, hold.session_seat_id));
+                call.arg(hold.reservation_id.to_string());
             }
             self.run::<()>(&call).await;
         }
@@ -152,10 +153,10 @@ impl SeatLocks {
     }
 }
 
-/// These seats, each with its one owner.
+/// The reservation's holds of these seats.
 #[must_use]
-pub fn held_by(owner: ReservationId, seats: &[SessionSeatId]) -> Vec<(SessionSeatId, ReservationId)> {
-    seats.iter().map(|seat| (*seat, owner)).collect()
+pub fn holds_of(reservation_id: ReservationId, seats: &[SessionSeatId]) -> Vec<Hold> {
+    seats.iter().map(|seat| Hold { reservation_id, session_seat_id: *seat }).collect()
 }
 
 /// The braces are a hash tag: in a cluster all locks of a session share a slot, as a script needs.
@@ -163,8 +164,8 @@ fn key_of(session: SessionId, seat: SessionSeatId) -> String {
     format!("booking:lock:{{{session}}}:{seat}")
 }
 
-fn parse_busy(entry: &str, seats: &[SessionSeatId]) -> Option<(SessionSeatId, ReservationId)> {
+fn parse_busy(entry: &str, seats: &[SessionSeatId]) -> Option<Hold> {
     let (index, owner) = entry.split_once(':')?;
     let index: usize = index.parse().ok()?;
-    Some((*seats.get(index.checked_sub(1)?)?, owner.parse().ok()?))
+    Some(Hold { reservation_id: owner.parse().ok()?, session_seat_id: *seats.get(index.checked_sub(1)?)? })
 }

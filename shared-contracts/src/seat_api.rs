@@ -113,7 +113,7 @@ pub struct SeatsOfReservation {
 }
 
 /// A reservation's hold of one seat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
 pub struct Hold {
     /// Who holds it.
     pub reservation_id: ReservationId,

@@ -1,5 +1,6 @@
 //! What a reservation is: its rows, how they are read, and the answers for one that a request can't have or change.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -9,8 +10,9 @@ use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, Sessi
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
+use shared_contracts::seat_api::Hold;
 use shared_contracts::transitions::ReservationState;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgExecutor, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -21,7 +23,7 @@ macro_rules! owned {
         "(user_id = $2 or $2::uuid is null and user_id <> '00000000-0000-0000-0000-000000000000')"
     };
 }
-pub(crate) use owned;
+pub(super) use owned;
 
 /// From the look at the clock to the reservation's row. Past it the row is not written any more, so that after this time
 /// (and a margin) reconciliation may take a hold without a row for abandoned.
@@ -166,6 +168,43 @@ pub(crate) async fn list(
         .fetch_all(db)
         .await?;
     Ok(gather(lines))
+}
+
+/// A reservation's state, and whether its time is not over yet.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub(crate) struct Standing {
+    #[sqlx(rename = "status")]
+    pub(crate) state: ReservationState,
+    pub(crate) in_time: bool,
+}
+
+/// How the reservation stands, if it is this owner's; anyone's, when none is given.
+pub(crate) async fn standing(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Standing> {
+    let sql = concat!(
+        "select status, expiry_time > clock_timestamp() as in_time from reservations where id = $1 and ",
+        owned!()
+    );
+    let found: Option<Standing> = sqlx::query_as(sql).bind(id).bind(owner).fetch_optional(db).await?;
+    found.ok_or_else(|| not_found(id))
+}
+
+/// The states of those of `ids` that exist.
+pub(crate) async fn states(
+    db: impl PgExecutor<'_>,
+    ids: &[ReservationId],
+) -> Result<HashMap<ReservationId, ReservationState>> {
+    let states: Vec<(ReservationId, ReservationState)> =
+        sqlx::query_as("select id, status from reservations where id = any($1)").bind(ids).fetch_all(db).await?;
+    Ok(states.into_iter().collect())
+}
+
+/// A hold of a seat, and the seat's session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionHold {
+    /// The session.
+    pub session_id: SessionId,
+    /// The seat and the reservation that holds it.
+    pub hold: Hold,
 }
 
 /// The answer for an id that is unknown or another user's: the two can't be told apart.

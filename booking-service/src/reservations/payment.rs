@@ -15,10 +15,10 @@ use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use sqlx::FromRow;
 
+use super::events::Changed;
 use super::model::{COLUMNS, LEASE_SECONDS, LINES, Line, Reservation, ReservationStatus, gather};
 use super::tickets::{self, Ticket};
 use crate::outbox;
-use crate::workflows::end::Changed;
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
 

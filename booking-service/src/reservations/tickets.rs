@@ -2,7 +2,7 @@
 //!
 //! Requests for tickets that come at the same time share one statement ([`TicketDesk`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -15,6 +15,7 @@ use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, Session
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
+use shared_contracts::seat_api::Hold;
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 
@@ -224,6 +225,13 @@ pub(crate) async fn find(db: &PgPool, id: TicketId, owner: Option<UserId>) -> Re
 
 fn not_found(id: TicketId) -> Error {
     Error::refused(Code::TicketNotFound, format!("You have no ticket with the id {id}."))
+}
+
+/// The seats of these reservations that have tickets which are not refunded.
+pub(crate) async fn live_holds_of(db: &PgPool, reservations: &[ReservationId]) -> Result<HashSet<Hold>> {
+    let sql =
+        "select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'";
+    Ok(sqlx::query_as(sql).bind(reservations).fetch_all(db).await?.into_iter().collect())
 }
 
 /// A reservation's tickets in the order of its items.

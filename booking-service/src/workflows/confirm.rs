@@ -14,19 +14,19 @@ use service_kit::database;
 use service_kit::error::{Error, Result};
 use service_kit::extract::{ApiPath, OptionalJson};
 use service_kit::{openapi, refusals};
-use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
-use shared_contracts::money::Money;
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::transitions::{PaymentState, ReservationState};
 use utoipa::ToSchema;
 
-use super::end::{Changed, announce_all, announce_end, free_now, settle_now};
+use super::after_commit::{announce_end, free_now};
+use super::refunds::refund_now;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::metrics::Step;
 use crate::payments::ChargeOutcome;
-use crate::reservations::model::{LEASE_SECONDS, Reservation, find, not_found, owned, refusal};
+use crate::reservations::model::{self, LEASE_SECONDS, Reservation, Standing, find, refusal};
 use crate::reservations::payment::{Completion, Order, Paid};
+use crate::reservations::payment_outcomes;
 use crate::reservations::tickets::{self, Ticket};
 use crate::state::App;
 
@@ -183,21 +183,14 @@ async fn paid_before(
     id: ReservationId,
     unpaid: Error,
 ) -> Result<ConfirmedReservation> {
-    let (state, expired): (ReservationState, bool) =
-        sqlx::query_as(concat!("select status, expiry_time <= now() from reservations where id = $1 and ", owned!()))
-            .bind(id)
-            .bind(owner)
-            .fetch_optional(&app.db)
-            .await?
-            .ok_or_else(|| not_found(id))?;
-    let live = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
-    let live: Option<PaymentId> = sqlx::query_scalar(live).bind(id).fetch_optional(&app.db).await?;
+    let Standing { state, in_time } = model::standing(&app.db, id, owner).await?;
+    let live = payment_outcomes::live(&app.db, id).await?;
     match (state, live) {
         (ReservationState::Confirmed, Some(key)) => {
             Ok(answer(find(&app.db, id, owner).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
         (ReservationState::Active, Some(key)) => Ok(answer(find(&app.db, id, owner).await?, key, Vec::new())),
-        (ReservationState::Active, None) if !expired => Err(unpaid),
+        (ReservationState::Active, None) if in_time => Err(unpaid),
         (state, _) => Err(refusal(state)),
     }
 }
@@ -251,19 +244,10 @@ pub(crate) async fn conclude(
 }
 
 async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: PaymentState) -> Result<Concluded> {
-    let changed = sqlx::query(
-        "with told as (update payments set status = $3, updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
-         update reservations set status = 'active', confirming_until = null, updated_at = now()
-         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from told)",
-    )
-    .bind(id)
-    .bind(key)
-    .bind(payment)
-    .execute(&app.db)
-    .await?;
-    Ok(match (changed.rows_affected(), payment) {
-        (1, PaymentState::Processing) => Concluded::Processing,
-        (1, _) => Concluded::NotCharged,
+    let is_released = payment_outcomes::release_lease(&app.db, id, key, payment).await?;
+    Ok(match (is_released, payment) {
+        (true, PaymentState::Processing) => Concluded::Processing,
+        (true, _) => Concluded::NotCharged,
         _ => Concluded::ByOthers,
     })
 }
@@ -284,51 +268,13 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
 /// `confirming | active → expired` for a charge that was captured but can't become tickets.
 async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
-    let changed: Option<Changed> = sqlx::query_as(
-        "with lost as (
-             update payments set status = 'voided', updated_at = now()
-             where id = $2 and status || '' in ('pending', 'processing') and (reservation_id = $1 or rebooked_as = $1) returning id, amount
-         ),
-         owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
-         update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         where id = $1 and status || '' in ('active', 'confirming') and exists (select from lost)
-         returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
-    )
-    .bind(id)
-    .bind(key)
-    .fetch_optional(&mut *tx)
-    .await?;
-    let Some(changed) = changed else {
+    let Some((events, owed)) = payment_outcomes::void_and_refund(&mut tx, id, key).await? else {
         return Ok(Concluded::ByOthers);
     };
-    let amount = changed.total_amount;
-    let events = announce_all(&mut tx, BookingEventType::Expired, &[changed]).await?;
     tx.commit().await?;
     free_now(app, &events).await;
     tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket; the money is given back, and someone must look");
     announce_end(app, &events).await;
-    settle_now(app, key.as_uuid(), key, amount).await;
+    refund_now(app, owed).await;
     Ok(Concluded::SeatLost)
-}
-
-/// Takes over confirmations whose lease has run out, for as long again, so that no two workers settle the same one at a time.
-///
-/// # Errors
-/// The database failed.
-pub(crate) async fn take_over_leases(app: &App, limit: i64) -> Result<Vec<(ReservationId, PaymentId, Money)>> {
-    let taken = sqlx::query_as(
-        "with stuck as materialized (
-             select id from reservations where status = 'confirming' and confirming_until < now()
-             order by confirming_until limit $1 for update skip locked
-         ),
-         taken as (
-             update reservations r set confirming_until = now() + make_interval(secs => $2) from stuck where r.id = stuck.id returning r.id
-         )
-         select taken.id, p.id, p.amount from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
-    )
-    .bind(limit)
-    .bind(LEASE_SECONDS)
-    .fetch_all(&app.db)
-    .await?;
-    Ok(taken)
 }

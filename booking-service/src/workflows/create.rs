@@ -29,17 +29,17 @@ use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, Sessi
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
-use shared_contracts::seat_api::{Pricing, ReserveRequest, SeatConflict, SeatPrice, SeatStatus};
+use shared_contracts::seat_api::{Hold, Pricing, ReserveRequest, SeatConflict, SeatPrice, SeatStatus};
 use utoipa::ToSchema;
 
-use super::end::abandon_unwritten;
-use super::reconcile::{self, HeldSeat};
+use super::settle_holds::settle;
 use crate::event_client::{self, ChangeOutcome};
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::metrics::Step;
+use crate::reservations::endings::abandon_unwritten;
 use crate::reservations::insert::{FairUse, NewReservation};
-use crate::reservations::model::{Reservation, ReservationItem, find};
-use crate::seat_locks::{LockOutcome, held_by};
+use crate::reservations::model::{Reservation, ReservationItem, SessionHold, find};
+use crate::seat_locks::{LockOutcome, holds_of};
 use crate::state::App;
 
 /// What a client asks for.
@@ -129,7 +129,7 @@ async fn book(
     let booked = hold_and_write(app, &draft, claim).await;
     crash_point("booking.written");
     if booked.is_err() {
-        app.locks.release(draft.session_id, &held_by(draft.id, &draft.seat_ids)).await;
+        app.locks.release(draft.session_id, &holds_of(draft.id, &draft.seat_ids)).await;
     }
     booked
 }
@@ -137,7 +137,7 @@ async fn book(
 /// Frees what an earlier attempt under the same Idempotency-Key left. Its reservation was not written, or its answer would be kept.
 async fn give_up(app: &App, draft: &Draft, earlier: ReservationId) -> Result<()> {
     app.event_service.release(draft.session_id, earlier, &draft.seat_ids).await?;
-    app.locks.release(draft.session_id, &held_by(earlier, &draft.seat_ids)).await;
+    app.locks.release(draft.session_id, &holds_of(earlier, &draft.seat_ids)).await;
     Ok(())
 }
 
@@ -171,13 +171,9 @@ fn validate(wanted: &CreateReservation, seats_max: usize) -> Result<()> {
 }
 
 impl Draft {
-    fn held_seats(&self) -> Vec<HeldSeat> {
-        let held = |seat: &SessionSeatId| HeldSeat {
-            reservation_id: self.id,
-            session_id: self.session_id,
-            session_seat_id: *seat,
-        };
-        self.seat_ids.iter().map(held).collect()
+    fn holds(&self) -> Vec<SessionHold> {
+        let holds = holds_of(self.id, &self.seat_ids).into_iter();
+        holds.map(|hold| SessionHold { session_id: self.session_id, hold }).collect()
     }
 
     fn priced(&self, order: PricedOrder, fair_use: FairUse) -> NewReservation {
@@ -220,11 +216,11 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     };
     // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
     // because it was paid, or because its process died. Such a lock is taken down, so that it does not cost a sale.
-    let ended = app.lock_owners.ended(busy.iter().map(|(_, owner)| *owner).collect()).await?;
+    let ended = app.lock_owners.ended(busy.iter().map(|hold| hold.reservation_id).collect()).await?;
     for owner in &ended {
-        app.locks.release(draft.session_id, &held_by(*owner, &draft.seat_ids)).await;
+        app.locks.release(draft.session_id, &holds_of(*owner, &draft.seat_ids)).await;
     }
-    busy.retain(|(_, owner)| !ended.contains(owner));
+    busy.retain(|hold| !ended.contains(&hold.reservation_id));
     if busy.is_empty() {
         match acquire().await {
             LockOutcome::Busy(others) => busy = others,
@@ -232,7 +228,7 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
         }
     }
     Err(seats_unavailable(
-        busy.into_iter().map(|(seat, _)| SeatConflict::new(seat, Some(SeatStatus::Reserved))).collect(),
+        busy.into_iter().map(|hold| SeatConflict::new(hold.session_seat_id, Some(SeatStatus::Reserved))).collect(),
     ))
 }
 
@@ -286,7 +282,7 @@ async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, cl
         return Err(error);
     }
     // A lost connection may have lost only the answer. The seats must not go back before it is certain that there is no row.
-    match abandon_unwritten(app, &draft.held_seats()).await {
+    match abandon_unwritten(&app.db, &draft.holds()).await {
         Ok(()) => match find(&app.db, draft.id, Some(draft.user_id)).await {
             Ok(written) => return Ok(written),
             Err(Error::Refused(_)) => release(app, draft).await,
@@ -374,20 +370,18 @@ async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<P
         ChangeOutcome::Done(held) => return Ok(held.pricing),
         ChangeOutcome::Refused(conflicts) => conflicts,
     };
-    let overdue: Option<Vec<HeldSeat>> = conflicts
+    let overdue: Option<Vec<SessionHold>> = conflicts
         .iter()
         .map(|seat| {
-            seat.overdue_reservation_id.map(|owner| HeldSeat {
-                reservation_id: owner,
-                session_id: draft.session_id,
-                session_seat_id: seat.session_seat_id,
-            })
+            let session_seat_id = seat.session_seat_id;
+            let hold = seat.overdue_reservation_id.map(|reservation_id| Hold { reservation_id, session_seat_id })?;
+            Some(SessionHold { session_id: draft.session_id, hold })
         })
         .collect();
     let Some(overdue) = overdue else {
         return Err(refusal(conflicts));
     };
-    reconcile::settle(app, &overdue).await?;
+    settle(app, &overdue).await?;
     match ask_to_reserve(app, draft, with_prices).await? {
         ChangeOutcome::Done(held) => Ok(held.pricing),
         ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),

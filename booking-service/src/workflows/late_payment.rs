@@ -13,37 +13,16 @@
 
 use service_kit::crash::crash_point;
 use service_kit::error::{Error, Result};
-use shared_contracts::ids::{PaymentId, ReservationId, UserId};
-use shared_contracts::money::Money;
+use shared_contracts::ids::{PaymentId, ReservationId};
 use shared_contracts::transitions::{PaymentState, ReservationState};
-use sqlx::FromRow;
-use uuid::Uuid;
 
 use super::confirm::{Concluded, complete, conclude};
 use super::create::book_again;
-use super::end::settle_now;
+use super::refunds::refund_now;
 use crate::payments::ChargeOutcome;
 use crate::reservations::model::find;
+use crate::reservations::payment_outcomes::{self, Payment};
 use crate::state::App;
-
-/// How long one process may work on booking again before another takes over: longer than that takes.
-const REBOOKING_SECONDS: f64 = 30.0;
-/// How often the provider is asked about a charge that it works on, in case that its notice is lost.
-const ASK_AGAIN_SECONDS: f64 = 30.0;
-
-/// A payment and what became of the reservation that it is for.
-#[derive(Debug, FromRow)]
-struct Payment {
-    id: PaymentId,
-    reservation_id: ReservationId,
-    amount: Money,
-    #[sqlx(rename = "status")]
-    state: PaymentState,
-    rebooked_as: Option<ReservationId>,
-    user_id: UserId,
-    #[sqlx(rename = "reservation_status")]
-    reservation: ReservationState,
-}
 
 /// Asks the provider about a payment, and commits what follows.
 ///
@@ -58,13 +37,7 @@ pub(crate) async fn follow_up(app: &App, id: PaymentId) -> Result<()> {
 }
 
 async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
-    let payment: Payment = sqlx::query_as(
-        "select p.id, reservation_id, p.amount, p.status, rebooked_as, user_id, r.status as reservation_status
-         from payments p join reservations r on r.id = p.reservation_id where p.id = $1",
-    )
-    .bind(id)
-    .fetch_one(&app.db)
-    .await?;
+    let payment = payment_outcomes::find(&app.db, id).await?;
     let outcome = app.payments.look_up(id).await?;
     match (payment.state, payment.reservation) {
         // The request that charges has not heard the answer yet.
@@ -78,25 +51,20 @@ async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
             ChargeOutcome::Captured => came_too_late(app, payment).await,
             _ => decline(app, id).await,
         },
-        (PaymentState::Declined, _) if outcome == ChargeOutcome::Captured => give_back(app, id).await,
+        (PaymentState::Declined, _) if outcome == ChargeOutcome::Captured => void_and_refund(app, id).await,
         (PaymentState::Declined | PaymentState::Captured | PaymentState::Voided, _) => Ok(Concluded::ByOthers),
     }
 }
 
 async fn decline(app: &App, id: PaymentId) -> Result<Concluded> {
-    sqlx::query(
-        "update payments set status = 'declined', updated_at = now() where id = $1 and status || '' = 'processing'",
-    )
-    .bind(id)
-    .execute(&app.db)
-    .await?;
+    payment_outcomes::decline(&app.db, id).await?;
     Ok(Concluded::NotCharged)
 }
 
 /// The money is there and the reservation is not. Who let it expire gets the seats all the same, if nobody else has them.
 async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     if payment.reservation != ReservationState::Expired {
-        return give_back(app, payment.id).await;
+        return void_and_refund(app, payment.id).await;
     }
     // Booked again by an attempt that died before it could confirm.
     if let Some(again) = payment.rebooked_as
@@ -106,7 +74,7 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
         return complete(app, again, payment.id).await;
     }
     let again = ReservationId::new();
-    if !claim_rebooking(app, payment.id, again).await? {
+    if !payment_outcomes::claim_rebooking(&app.db, payment.id, again).await? {
         return Ok(Concluded::Processing);
     }
     let ended = find(&app.db, payment.reservation_id, Some(payment.user_id)).await?;
@@ -118,62 +86,16 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
         }
         Err(Error::Refused(problem)) if problem.status < 500 => {
             tracing::info!(payment_id = %payment.id, code = %problem.code, "A payment came too late and its seats are gone");
-            give_back(app, payment.id).await
+            void_and_refund(app, payment.id).await
         }
         Err(error) => Err(error),
     }
 }
 
-/// One at a time books again: else two attempts would take the seats from each other. Made before the first outside effect, the
-/// new id also tells a crash's survivors what to look for.
-async fn claim_rebooking(app: &App, id: PaymentId, again: ReservationId) -> Result<bool> {
-    let claimed = sqlx::query(
-        "update payments set rebooked_as = $2, rebooking_since = now(), updated_at = now()
-         where id = $1 and status || '' = 'processing' and (rebooked_as is null or rebooking_since < now() - make_interval(secs => $3))",
-    )
-    .bind(id)
-    .bind(again)
-    .bind(REBOOKING_SECONDS)
-    .execute(&app.db)
-    .await?;
-    Ok(claimed.rows_affected() == 1)
-}
-
 /// What was captured for nothing is owed from here on, once.
-async fn give_back(app: &App, id: PaymentId) -> Result<Concluded> {
-    let owed: Option<(Uuid, PaymentId, Money)> = sqlx::query_as(
-        "with late as (
-             update payments set status = 'voided', updated_at = now() where id = $1 and status || '' in ('processing', 'declined')
-             returning id, amount
-         )
-         insert into refunds (id, payment_id, amount) select id, id, amount from late returning id, payment_id, amount",
-    )
-    .bind(id)
-    .fetch_optional(&app.db)
-    .await?;
-    if let Some((refund, charge, amount)) = owed {
-        settle_now(app, refund, charge, amount).await;
+async fn void_and_refund(app: &App, id: PaymentId) -> Result<Concluded> {
+    if let Some(owed) = payment_outcomes::void_late(&app.db, id).await? {
+        refund_now(app, owed).await;
     }
     Ok(Concluded::SeatLost)
-}
-
-/// Payments that the provider works on and has to be asked about: their reservation has ended, or no notice came for a while.
-///
-/// # Errors
-/// The database failed.
-pub(crate) async fn take_processing(app: &App, limit: i64) -> Result<Vec<PaymentId>> {
-    let taken = sqlx::query_scalar(
-        "with due as materialized (
-             select p.id from payments p join reservations r on r.id = p.reservation_id
-             where p.status = 'processing'
-               and (p.updated_at < now() - make_interval(secs => $2) or (r.status <> 'active' and r.updated_at > p.updated_at))
-             order by p.updated_at limit $1 for update of p skip locked
-         )
-         update payments p set updated_at = now() from due where p.id = due.id returning p.id",
-    )
-    .bind(limit)
-    .bind(ASK_AGAIN_SECONDS)
-    .fetch_all(&app.db)
-    .await?;
-    Ok(taken)
 }

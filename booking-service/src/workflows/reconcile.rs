@@ -3,21 +3,20 @@
 //! Everything works from what the databases say now and takes no other input, so the path after a crash is the everyday path.
 //! Holds are read from the Event Service and judged by the reservations here: that is the only authority on them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use service_kit::crash::crash_point;
 use service_kit::error::Result;
-use shared_contracts::ids::{PaymentId, ReservationId, SessionId, SessionSeatId};
-use shared_contracts::money::Money;
+use shared_contracts::ids::{ReservationId, SessionId};
 use shared_contracts::seat_api::{Hold, OverdueHold, TimeCursor};
-use shared_contracts::transitions::ReservationState;
 use uuid::Uuid;
 
-use super::{confirm, end, late_payment, payment_webhook, session_cancelled};
-use crate::event_client::ChangeOutcome;
-use crate::reservations::model::BOOKING_TIME_MAX;
+use super::settle_holds::{Healed, settle};
+use super::{confirm, late_payment, payment_webhook, refunds, session_cancelled};
+use crate::reservations::model::{BOOKING_TIME_MAX, SessionHold};
+use crate::reservations::payment_outcomes::{self, StuckPayment};
+use crate::reservations::refunds as refund_rows;
 use crate::state::App;
 
 /// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
@@ -38,17 +37,6 @@ const ENDED_PER_BATCH: i64 = 100;
 /// Payments and refunds settled at a time.
 const PAYMENTS_PER_BATCH: i64 = 50;
 
-/// A held seat and who holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldSeat {
-    /// The holder.
-    pub reservation_id: ReservationId,
-    /// The session.
-    pub session_id: SessionId,
-    /// The seat.
-    pub session_seat_id: SessionSeatId,
-}
-
 /// How far the walks have come that do not begin anew with each round.
 #[derive(Debug, Default)]
 pub struct Sweep {
@@ -67,25 +55,6 @@ impl Sweep {
     #[must_use]
     pub fn beside_expiry() -> Self {
         Self { patience: TimeDelta::from_std(EXPIRY_TIME_USUAL).unwrap_or_default(), ..Self::default() }
-    }
-}
-
-/// What one round did, in seats.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Healed {
-    /// Freed, because their reservation has ended or was never written.
-    pub released: usize,
-    /// Sold, because their reservation is paid.
-    pub confirmed: usize,
-    /// Left alone, because their reservation is under way.
-    pub left: usize,
-}
-
-impl Healed {
-    fn add(&mut self, other: Self) {
-        self.released += other.released;
-        self.confirmed += other.confirmed;
-        self.left += other.left;
     }
 }
 
@@ -142,84 +111,17 @@ async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
     .await?
     .into_iter()
     .collect();
-    let seats: Vec<HeldSeat> = holds
+    let seats: Vec<SessionHold> = holds
         .iter()
         .filter(|hold| !under_way.contains(&hold.reservation_id))
-        .map(|hold| HeldSeat {
-            reservation_id: hold.reservation_id,
+        .map(|hold| SessionHold {
             session_id: hold.session_id,
-            session_seat_id: hold.session_seat_id,
+            hold: Hold { reservation_id: hold.reservation_id, session_seat_id: hold.session_seat_id },
         })
         .collect();
     let mut healed = settle(app, &seats).await?;
     healed.left += holds.len() - seats.len();
     Ok(healed)
-}
-
-/// Tells the Event Service what became of the reservations that hold these seats.
-///
-/// Must only be given holds that are past their time or older than [`ABANDONED_AFTER`]: a booking that has not written its
-/// reservation by then is given up.
-///
-/// # Errors
-/// The database or the Event Service does not answer.
-pub async fn settle(app: &App, holds: &[HeldSeat]) -> Result<Healed> {
-    if holds.is_empty() {
-        return Ok(Healed::default());
-    }
-    let mut owners: Vec<ReservationId> = holds.iter().map(|hold| hold.reservation_id).collect();
-    owners.sort_unstable();
-    owners.dedup();
-    end::expire_these(app, &owners).await?;
-    end::abandon_unwritten(app, holds).await?;
-    let states: HashMap<ReservationId, ReservationState> = sqlx::query_as::<_, (ReservationId, ReservationState)>(
-        "select id, status from reservations where id = any($1)",
-    )
-    .bind(&owners)
-    .fetch_all(&app.db)
-    .await?
-    .into_iter()
-    .collect();
-    let ticketed: HashSet<(ReservationId, SessionSeatId)> = sqlx::query_as(
-        "select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'",
-    )
-    .bind(&owners)
-    .fetch_all(&app.db)
-    .await?
-    .into_iter()
-    .collect();
-
-    let mut healed = Healed::default();
-    let mut free: BTreeMap<SessionId, Vec<(SessionSeatId, ReservationId)>> = BTreeMap::new();
-    for owner in owners {
-        let own = holds.iter().filter(|hold| hold.reservation_id == owner);
-        let (sold, others): (Vec<_>, Vec<_>) = own.partition(|hold| ticketed.contains(&(owner, hold.session_seat_id)));
-        healed.confirmed += sell(app, owner, &sold).await?;
-        if states.get(&owner).is_some_and(|state| state.is_under_way()) {
-            healed.left += others.len();
-            continue;
-        }
-        healed.released += others.len();
-        others.iter().for_each(|hold| free.entry(hold.session_id).or_default().push((hold.session_seat_id, owner)));
-    }
-    let hold = |(seat, owner): &(SessionSeatId, ReservationId)| Hold { reservation_id: *owner, session_seat_id: *seat };
-    app.event_service.release_all(&free.values().flatten().map(hold).collect::<Vec<_>>()).await?;
-    for (session_id, held) in free {
-        app.locks.release(session_id, &held).await;
-    }
-    Ok(healed)
-}
-
-async fn sell(app: &App, owner: ReservationId, holds: &[&HeldSeat]) -> Result<usize> {
-    let Some(session_id) = holds.first().map(|hold| hold.session_id) else {
-        return Ok(0);
-    };
-    let seats: Vec<SessionSeatId> = holds.iter().map(|hold| hold.session_seat_id).collect();
-    if let ChangeOutcome::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
-        tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
-        return Ok(0);
-    }
-    Ok(seats.len())
 }
 
 /// Ends the reservations of cancelled sessions: active ones are cancelled, the tickets of paid ones refunded. Returns how many.
@@ -268,18 +170,19 @@ async fn end_cancelled_session(app: &App, session_id: SessionId) -> Result<usize
 /// # Errors
 /// The database or the provider does not answer; the lease runs on and a later round settles them.
 pub async fn settle_payments(app: &App) -> Result<usize> {
-    let stuck = confirm::take_over_leases(app, PAYMENTS_PER_BATCH).await?;
+    let stuck = payment_outcomes::take_over_leases(&app.db, PAYMENTS_PER_BATCH).await?;
     let mut settled = Ok(stuck.len());
-    for (id, key, amount) in stuck {
+    for payment in stuck {
         // One that fails must not keep the others from their tickets.
-        if let Err(error) = settle_payment(app, id, key, amount).await {
+        if let Err(error) = settle_payment(app, payment).await {
             settled = Err(error);
         }
     }
     settled
 }
 
-async fn settle_payment(app: &App, id: ReservationId, key: PaymentId, amount: Money) -> Result<()> {
+async fn settle_payment(app: &App, payment: StuckPayment) -> Result<()> {
+    let StuckPayment { reservation_id: id, id: key, amount } = payment;
     let outcome = app.payments.settle_unknown(key, amount).await?;
     let concluded = confirm::conclude(app, id, key, outcome).await?;
     tracing::info!(reservation_id = %id, ?outcome, ?concluded, "Settled a payment of unknown fate");
@@ -292,7 +195,7 @@ async fn settle_payment(app: &App, id: ReservationId, key: PaymentId, amount: Mo
 /// The database, the provider or the Event Service does not answer; a later round goes on.
 pub async fn follow_up_payments(app: &App) -> Result<usize> {
     let mut followed = payment_webhook::handle_waiting(app, PAYMENTS_PER_BATCH).await;
-    for id in late_payment::take_processing(app, PAYMENTS_PER_BATCH).await? {
+    for id in payment_outcomes::take_processing(&app.db, PAYMENTS_PER_BATCH).await? {
         // One that fails must not keep the others from their tickets.
         match late_payment::follow_up(app, id).await {
             Ok(()) => followed = followed.map(|count| count + 1),
@@ -311,35 +214,18 @@ pub async fn settle_refunds(app: &App) -> Result<usize> {
     let mut after = Uuid::nil();
     loop {
         // By id, so that one that fails is passed and not met again before the next round.
-        let sql =
-            "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2";
-        let owed: Vec<(Uuid, PaymentId, Money)> =
-            sqlx::query_as(sql).bind(after).bind(PAYMENTS_PER_BATCH).fetch_all(&app.db).await?;
-        let Some((last, ..)) = owed.last() else {
+        let owed = refund_rows::pending(&app.db, after, PAYMENTS_PER_BATCH).await?;
+        let Some(last) = owed.last() else {
             return Ok(settled);
         };
-        after = *last;
-        for (refund, charge, amount) in owed {
-            match settle_refund(app, refund, charge, amount).await {
+        after = last.id;
+        for refund in owed {
+            match refunds::settle_refund(app, refund).await {
                 Ok(()) => settled += 1,
                 Err(error) => {
-                    tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), %refund, "A refund is not settled yet")
+                    tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), refund = %refund.id, "A refund is not settled yet")
                 }
             }
         }
     }
-}
-
-/// Has the provider give one sum back; once, however often it is asked.
-///
-/// # Errors
-/// As [`settle_refunds`].
-pub(crate) async fn settle_refund(app: &App, refund: Uuid, charge: PaymentId, amount: Money) -> Result<()> {
-    app.payments.refund(refund, charge, amount).await?;
-    crash_point("refund.given_back");
-    sqlx::query("update refunds set status = 'settled', updated_at = now() where id = $1")
-        .bind(refund)
-        .execute(&app.db)
-        .await?;
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use booking_service::seat_locks::LockOutcome;
+use booking_service::seat_locks::{LockOutcome, holds_of};
 use booking_service::worker::{self, Schedule};
 use booking_service::workflows::end::expire_due;
 use futures::future::join_all;
@@ -57,7 +57,11 @@ async fn reservations_that_expire_together_release_only_their_own_locks() {
     // Another buyer found this seat free and has locked it meanwhile.
     let (session, seat) = (sales[0].session.parse().unwrap(), sales[0].seats[2].parse().unwrap());
     let buyer = Uuid::now_v7().into();
-    system.app.locks.release(session, &[(seat, system.lock_owner(&sales[0], 2).await.unwrap().parse().unwrap())]).await;
+    system
+        .app
+        .locks
+        .release(session, &holds_of(system.lock_owner(&sales[0], 2).await.unwrap().parse().unwrap(), &[seat]))
+        .await;
     assert_eq!(
         system.app.locks.acquire(session, &[seat], buyer, system.settings.rules.hold_time).await,
         LockOutcome::Acquired

@@ -39,6 +39,7 @@ fn each_table_has_one_writer() {
         ("outbox", "booking-service/src/outbox.rs"),
         ("tickets", "booking-service/src/reservations/"),
         ("payments", "booking-service/src/reservations/"),
+        ("refunds", "booking-service/src/reservations/"),
         ("payment_notices", "booking-service/src/workflows/payment_webhook.rs"),
         ("mock_provider_charges", "booking-service/src/payments.rs"),
         ("mock_provider_refunds", "booking-service/src/payments.rs"),

@@ -307,7 +307,7 @@ async fn every_step_and_every_undo_may_be_repeated() {
     // A lock is acquired and released twice by the same owner, and never by another.
     let (session, seats) = (sale.session.parse().unwrap(), [sale.seats[2].parse().unwrap()]);
     let (first, second) = (Uuid::now_v7().into(), Uuid::now_v7().into());
-    use booking_service::seat_locks::{LockOutcome, held_by};
+    use booking_service::seat_locks::{LockOutcome, holds_of};
     for _ in 0..2 {
         assert_eq!(
             app.locks.acquire(session, &seats, first, system.settings.rules.hold_time).await,
@@ -315,18 +315,18 @@ async fn every_step_and_every_undo_may_be_repeated() {
         );
         assert_eq!(
             app.locks.acquire(session, &seats, second, system.settings.rules.hold_time).await,
-            LockOutcome::Busy(vec![(seats[0], first)])
+            LockOutcome::Busy(holds_of(first, &seats))
         );
-        app.locks.release(session, &held_by(second, &seats)).await;
+        app.locks.release(session, &holds_of(second, &seats)).await;
     }
     for _ in 0..2 {
-        app.locks.release(session, &held_by(first, &seats)).await;
+        app.locks.release(session, &holds_of(first, &seats)).await;
     }
     assert_eq!(
         app.locks.acquire(session, &seats, second, system.settings.rules.hold_time).await,
         LockOutcome::Acquired
     );
-    app.locks.release(session, &held_by(second, &seats)).await;
+    app.locks.release(session, &holds_of(second, &seats)).await;
 
     // Payment and refund run twice each, and so does every task of the worker.
     let (id, payer) = system.reserved(&sale, &[2]).await;

@@ -1,0 +1,212 @@
+//! The changes of one payment beside its success: a lease that ends without money, a charge whose outcome comes later or too late.
+
+use service_kit::error::Result;
+use shared_contracts::booking_event::{BookingEvent, BookingEventType};
+use shared_contracts::ids::{PaymentId, ReservationId, UserId};
+use shared_contracts::money::Money;
+use shared_contracts::transitions::{PaymentState, ReservationState};
+use sqlx::{FromRow, PgConnection, PgPool};
+
+use super::events::{Changed, announce_all};
+use super::model::LEASE_SECONDS;
+use super::refunds::PendingRefund;
+
+/// How long one process may work on booking again before another takes over: longer than that takes.
+const REBOOKING_SECONDS: f64 = 30.0;
+/// How often the provider is asked about a charge that it works on, in case that its notice is lost.
+const ASK_AGAIN_SECONDS: f64 = 30.0;
+
+/// A payment, and the state of the reservation that it is for.
+#[derive(Debug, FromRow)]
+pub(crate) struct Payment {
+    pub(crate) id: PaymentId,
+    pub(crate) reservation_id: ReservationId,
+    pub(crate) amount: Money,
+    #[sqlx(rename = "status")]
+    pub(crate) state: PaymentState,
+    pub(crate) rebooked_as: Option<ReservationId>,
+    pub(crate) user_id: UserId,
+    #[sqlx(rename = "reservation_status")]
+    pub(crate) reservation: ReservationState,
+}
+
+/// A payment whose lease has run out.
+#[derive(Debug, FromRow)]
+pub(crate) struct StuckPayment {
+    pub(crate) reservation_id: ReservationId,
+    pub(crate) id: PaymentId,
+    pub(crate) amount: Money,
+}
+
+/// The payment of this id.
+///
+/// # Errors
+/// There is none, or the database failed.
+pub(crate) async fn find(db: &PgPool, id: PaymentId) -> Result<Payment> {
+    let payment = sqlx::query_as(
+        "select p.id, reservation_id, p.amount, p.status, rebooked_as, user_id, r.status as reservation_status
+         from payments p join reservations r on r.id = p.reservation_id where p.id = $1",
+    )
+    .bind(id)
+    .fetch_one(db)
+    .await?;
+    Ok(payment)
+}
+
+/// The payment that the reservation is paid by, or that the provider works on.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn live(db: &PgPool, id: ReservationId) -> Result<Option<PaymentId>> {
+    let sql = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
+    Ok(sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?)
+}
+
+/// `confirming → active`, and the payment becomes `payment`: `declined`, or `processing` while the provider works on it. False when
+/// it was settled before.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn release_lease(
+    db: &PgPool,
+    id: ReservationId,
+    key: PaymentId,
+    payment: PaymentState,
+) -> Result<bool> {
+    let changed = sqlx::query(
+        "with told as (update payments set status = $3, updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
+         update reservations set status = 'active', confirming_until = null, updated_at = now()
+         where id = $1 and status || '' = 'confirming' and id in (select reservation_id from told)",
+    )
+    .bind(id)
+    .bind(key)
+    .bind(payment)
+    .execute(db)
+    .await?;
+    Ok(changed.rows_affected() == 1)
+}
+
+/// `confirming | active → expired` for a charge that was captured but can't become tickets. The money is owed from here on. `None` when
+/// it was settled before.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn void_and_refund(
+    tx: &mut PgConnection,
+    id: ReservationId,
+    key: PaymentId,
+) -> Result<Option<(Vec<BookingEvent>, PendingRefund)>> {
+    let changed: Option<Changed> = sqlx::query_as(
+        "with lost as (
+             update payments set status = 'voided', updated_at = now()
+             where id = $2 and status || '' in ('pending', 'processing') and (reservation_id = $1 or rebooked_as = $1) returning id, amount
+         ),
+         owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
+         update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
+         where id = $1 and status || '' in ('active', 'confirming') and exists (select from lost)
+         returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
+    )
+    .bind(id)
+    .bind(key)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(changed) = changed else {
+        return Ok(None);
+    };
+    let refund = PendingRefund { id: key.as_uuid(), payment_id: key, amount: changed.total_amount };
+    Ok(Some((announce_all(tx, BookingEventType::Expired, &[changed]).await?, refund)))
+}
+
+/// Takes over confirmations whose lease has run out, for as long again, so that no two workers settle the same one at a time.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn take_over_leases(db: &PgPool, limit: i64) -> Result<Vec<StuckPayment>> {
+    let taken = sqlx::query_as(
+        "with stuck as materialized (
+             select id from reservations where status = 'confirming' and confirming_until < now()
+             order by confirming_until limit $1 for update skip locked
+         ),
+         taken as (
+             update reservations r set confirming_until = now() + make_interval(secs => $2) from stuck where r.id = stuck.id returning r.id
+         )
+         select taken.id as reservation_id, p.id, p.amount
+         from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
+    )
+    .bind(limit)
+    .bind(LEASE_SECONDS)
+    .fetch_all(db)
+    .await?;
+    Ok(taken)
+}
+
+/// `processing → declined`, if the provider still worked on it.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn decline(db: &PgPool, id: PaymentId) -> Result<()> {
+    sqlx::query(
+        "update payments set status = 'declined', updated_at = now() where id = $1 and status || '' = 'processing'",
+    )
+    .bind(id)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// One at a time books again: else two attempts would take the seats from each other. Made before the first outside effect, the
+/// new id also tells a crash's survivors what to look for.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn claim_rebooking(db: &PgPool, id: PaymentId, again: ReservationId) -> Result<bool> {
+    let claimed = sqlx::query(
+        "update payments set rebooked_as = $2, rebooking_since = now(), updated_at = now()
+         where id = $1 and status || '' = 'processing' and (rebooked_as is null or rebooking_since < now() - make_interval(secs => $3))",
+    )
+    .bind(id)
+    .bind(again)
+    .bind(REBOOKING_SECONDS)
+    .execute(db)
+    .await?;
+    Ok(claimed.rows_affected() == 1)
+}
+
+/// `processing | declined → voided` for a charge that was captured for nothing. The money is owed from here on, once.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn void_late(db: &PgPool, id: PaymentId) -> Result<Option<PendingRefund>> {
+    let owed = sqlx::query_as(
+        "with late as (
+             update payments set status = 'voided', updated_at = now() where id = $1 and status || '' in ('processing', 'declined')
+             returning id, amount
+         )
+         insert into refunds (id, payment_id, amount) select id, id, amount from late returning id, payment_id, amount",
+    )
+    .bind(id)
+    .fetch_optional(db)
+    .await?;
+    Ok(owed)
+}
+
+/// Payments that the provider works on and has to be asked about: their reservation has ended, or no notice came for a while.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn take_processing(db: &PgPool, limit: i64) -> Result<Vec<PaymentId>> {
+    let taken = sqlx::query_scalar(
+        "with due as materialized (
+             select p.id from payments p join reservations r on r.id = p.reservation_id
+             where p.status = 'processing'
+               and (p.updated_at < now() - make_interval(secs => $2) or (r.status <> 'active' and r.updated_at > p.updated_at))
+             order by p.updated_at limit $1 for update of p skip locked
+         )
+         update payments p set updated_at = now() from due where p.id = due.id returning p.id",
+    )
+    .bind(limit)
+    .bind(ASK_AGAIN_SECONDS)
+    .fetch_all(db)
+    .await?;
+    Ok(taken)
+}

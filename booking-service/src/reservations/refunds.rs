@@ -1,0 +1,35 @@
+//! Refunds: money that is owed to a customer. The change that causes one writes it; the payment provider settles it afterwards.
+
+use service_kit::error::Result;
+use shared_contracts::ids::PaymentId;
+use shared_contracts::money::Money;
+use sqlx::{FromRow, PgPool};
+use uuid::Uuid;
+
+/// A refund that the provider has not been asked for yet, or has not answered.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub(crate) struct PendingRefund {
+    /// The idempotency key towards the provider: a ticket's id, or the payment's for all of it.
+    pub(crate) id: Uuid,
+    /// The charge that it is a part of.
+    pub(crate) payment_id: PaymentId,
+    pub(crate) amount: Money,
+}
+
+/// Up to `limit` pending refunds with ids above `after`, in the order of their ids.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn pending(db: &PgPool, after: Uuid, limit: i64) -> Result<Vec<PendingRefund>> {
+    let sql = "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2";
+    Ok(sqlx::query_as(sql).bind(after).bind(limit).fetch_all(db).await?)
+}
+
+/// `pending → settled`: the provider has paid the refund.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn settle(db: &PgPool, id: Uuid) -> Result<()> {
+    sqlx::query("update refunds set status = 'settled', updated_at = now() where id = $1").bind(id).execute(db).await?;
+    Ok(())
+}
