@@ -20,8 +20,8 @@ use crate::settings::Settings;
 use crate::state::{App, AppState, Shared};
 use crate::tickets::routes as tickets;
 use crate::worker::{self, Audits, Schedule};
-use crate::workflows::{confirm, create, end, payment_webhook, read};
-use crate::{outbox, price_tiers, replay};
+use crate::workflows::{confirm, create, end, outbox_relay, payment_webhook, read};
+use crate::{price_tiers, replay};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -112,7 +112,7 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
     let app = Arc::new(Shared::new(settings, db, name, lifecycle)?);
     watch(&app)?;
     let (relay, stopping) = (Arc::clone(&app), lifecycle.token().clone());
-    lifecycle.spawn("outbox relay", async move { outbox::relay(&relay, stopping).await });
+    lifecycle.spawn("outbox relay", async move { outbox_relay::relay(&relay, stopping).await });
     let (gate, stopping) = (Arc::clone(&app), lifecycle.token().clone());
     lifecycle.spawn("redis watch", async move { gate.locks.watch(stopping).await });
     let (client, stopping) = (Arc::clone(&app), lifecycle.token().clone());

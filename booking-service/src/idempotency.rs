@@ -13,7 +13,7 @@ use service_kit::error::{Error, Result, problem_response};
 use sha2::{Digest, Sha256};
 use shared_contracts::ids::UserId;
 use shared_contracts::problem::{Code, FieldError, Problem};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use uuid::Uuid;
 
 /// The request header.
@@ -60,7 +60,7 @@ pub struct Claim {
     attempt: Uuid,
     /// The attempt that was taken over from: it died or got no answer for good, and may have left something half done.
     pub previous_attempt: Option<Uuid>,
-    /// Whether that one has lived to get its answer, and has been left by [`Self::leave`].
+    /// Whether that one has lived to get its answer, and has been left by [`Self::hand_over`].
     pub previous_was_answered: bool,
 }
 
@@ -93,22 +93,22 @@ pub async fn claim(
     if claim.insert(db, &fingerprint).await? {
         return Ok(Claimed::Work(claim));
     }
-    let Some((known, previous, running, was_answered, status, answer)) = claim.look(db).await? else {
+    let Some(stored) = claim.find(db).await? else {
         // It was given up in this very moment.
         return Err(in_flight());
     };
-    if known != fingerprint {
+    if stored.fingerprint != fingerprint {
         let detail = "This Idempotency-Key was used with another request. Use a fresh key for each new request.";
         return Err(Error::refused(Code::IdempotencyKeyReused, detail));
     }
-    if let (Some(status), Some(answer)) = (status, answer) {
+    if let (Some(status), Some(answer)) = (stored.status, stored.answer) {
         return replay(status, answer).map(Claimed::Answer);
     }
-    if running || !claim.take_over(db, previous).await? {
+    if stored.is_running || !claim.take_over(db, stored.attempt).await? {
         return Err(in_flight());
     }
-    claim.previous_attempt = Some(previous);
-    claim.previous_was_answered = was_answered;
+    claim.previous_attempt = Some(stored.attempt);
+    claim.previous_was_answered = stored.was_answered;
     Ok(Claimed::Work(claim))
 }
 
@@ -136,7 +136,17 @@ fn replay(status: i16, answer: String) -> Result<Response> {
     Ok(response)
 }
 
-type Row = (Vec<u8>, Uuid, bool, bool, Option<i16>, Option<String>);
+/// A key as it stands, with its attempt.
+#[derive(FromRow)]
+struct StoredKey {
+    fingerprint: Vec<u8>,
+    attempt: Uuid,
+    is_running: bool,
+    /// The attempt has ended and handed the key over ([`Claim::hand_over`]).
+    was_answered: bool,
+    status: Option<i16>,
+    answer: Option<String>,
+}
 
 impl Claim {
     /// For work that no request with a key asks for.
@@ -174,9 +184,10 @@ impl Claim {
         Ok(inserted.rows_affected() == 1)
     }
 
-    async fn look(&self, db: &PgPool) -> Result<Option<Row>> {
+    async fn find(&self, db: &PgPool) -> Result<Option<StoredKey>> {
         let row = sqlx::query_as(
-            "select fingerprint, attempt, locked_until > now(), locked_until = '-infinity', status, answer from idempotency_keys
+            "select fingerprint, attempt, locked_until > now() as is_running, locked_until = '-infinity' as was_answered, status, answer
+             from idempotency_keys
              where user_id = $1 and operation = $2 and key = $3",
         )
         .bind(self.user_id)
@@ -207,7 +218,7 @@ impl Claim {
     ///
     /// # Errors
     /// Another attempt has taken over, so the transaction must not be committed; or the database failed.
-    pub async fn finish(&self, tx: &mut PgConnection, status: StatusCode, answer: &impl Serialize) -> Result<()> {
+    pub async fn complete(&self, tx: &mut PgConnection, status: StatusCode, answer: &impl Serialize) -> Result<()> {
         let answer = serde_json::to_string(answer).map_err(|error| Error::Internal(error.into()))?;
         if self.key.is_some() && !self.keep(tx, status.as_u16(), &answer).await? {
             return Err(in_flight());
@@ -215,13 +226,12 @@ impl Claim {
         Ok(())
     }
 
-    /// Keeps several successes, in the transaction of their effects.
+    /// Keeps the answers of several requests that have created something (201), in the transaction of their effects.
     ///
     /// # Errors
     /// Another attempt has taken over one of the keys, so the transaction must not be committed; or the database failed.
-    pub async fn finish_all<'a>(
+    pub async fn complete_created<'a>(
         tx: &mut PgConnection,
-        status: StatusCode,
         answers: impl Iterator<Item = (&'a Self, &'a (impl Serialize + 'a))>,
     ) -> Result<()> {
         let (mut claims, mut texts) = (Vec::new(), Vec::new());
@@ -240,14 +250,14 @@ impl Claim {
         .bind(claims.iter().map(|claim| claim.key.as_deref()).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.attempt).collect::<Vec<_>>())
         .bind(texts)
-        .bind(status.as_u16() as i16)
+        .bind(StatusCode::CREATED.as_u16() as i16)
         .execute(tx)
         .await?;
         if kept.rows_affected() as usize == claims.len() { Ok(()) } else { Err(in_flight()) }
     }
 
     /// Keeps a refusal that would be the same again; after anything else the next try can do the work.
-    pub async fn refused(&self, db: &PgPool, error: &Error) {
+    pub async fn reject(&self, db: &PgPool, error: &Error) {
         if self.key.is_none() {
             return;
         }
@@ -263,10 +273,10 @@ impl Claim {
             }
             _ => match self.previous_attempt.filter(|_| self.previous_was_answered) {
                 Some(earlier) => {
-                    self.leave(db, earlier).await;
+                    self.hand_over(db, earlier).await;
                     Ok(())
                 }
-                None => self.give_back(db).await,
+                None => self.release(db).await,
             },
         };
         if let Err(error) = kept {
@@ -292,7 +302,7 @@ impl Claim {
 
     /// Leaves the key to the next request under it, which is told of `attempt`: there is no answer for good yet, and that attempt may have
     /// left something behind or is not at its end.
-    pub async fn leave(&self, db: &PgPool, attempt: Uuid) {
+    pub async fn hand_over(&self, db: &PgPool, attempt: Uuid) {
         if self.key.is_none() {
             return;
         }
@@ -308,7 +318,7 @@ impl Claim {
     ///
     /// # Errors
     /// The database failed; the key stays locked until its time is over.
-    pub async fn give_back(&self, db: &PgPool) -> Result<()> {
+    pub async fn release(&self, db: &PgPool) -> Result<()> {
         if self.key.is_none() {
             return Ok(());
         }

@@ -1,9 +1,14 @@
 //! The Booking Service: price tiers, reservations, payment and tickets.
 //!
-//! Start with `migrations/`, then [`app`], which shows every route on one screen. [`reservations`] is the deep module: what became
-//! of a reservation. `create.rs` is the way in (the steps of a booking, each with its undo), `confirm.rs` the payment, `finish.rs` the other ways out. They use
-//! one tool for each outside thing: [`event_client`], [`seat_locks`], [`payments`], [`outbox`]. [`worker`] only says when;
-//! [`reconcile`] heals what a crash left between this service and the Event Service, and [`audit`] holds both against the promises; [`metrics`] has all that is counted.
+//! Read `migrations/` first, then [`app`], which shows every route on one screen. No file uses a file of a floor above its own:
+//!
+//! | floor | files |
+//! | --- | --- |
+//! | ways in | `main`, [`app`], [`worker`] |
+//! | what happens, step by step | [`workflows`], `tickets`, [`replay`], [`audit`], [`price_tiers`] |
+//! | what all of them share | [`state`] |
+//! | the authority on what became of a reservation: rows and batches | [`reservations`], [`metrics`] |
+//! | one tool for each outside thing | [`outbox`], [`payments`], [`seat_locks`], [`event_client`], [`idempotency`], [`tier_cache`], [`settings`], [`schema`] |
 
 pub mod app;
 pub mod audit;

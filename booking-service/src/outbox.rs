@@ -2,36 +2,17 @@
 //!
 //! Only this file writes `outbox`.
 
-use std::time::Duration;
-
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::crash::crash_point;
 use service_kit::database::DeskPool;
 use service_kit::traces;
-use shared_contracts::booking_event::{BookingEvent, BookingEventType};
+use shared_contracts::booking_event::BookingEvent;
 use sqlx::{FromRow, PgConnection, PgPool};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-use crate::replay::ReplayRequest;
-use crate::state::Shared;
 
 /// Events published in one go, and rows locked meanwhile.
 pub const BATCH_MAX: i64 = 100;
-/// One batch with all its waits: a database that vanished without a word must not stop the relay for ever.
-const RELAY_TIME_MAX: Duration = Duration::from_secs(30);
-/// How often the relay looks without being nudged: events of other processes, and of a time without a broker.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How far a service's clock, which ids are made by, may be ahead of the database's.
-const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(10);
-/// From one batch to the next, so that a broker and a consumer who are busy have fewer and larger ones: the first 10 ms
-/// were a fourteenth of a journey's work, and the others as much (measured). What comes after a quiet time leaves at once.
-const GATHER_TIME: Duration = Duration::from_millis(25);
-/// How long it leaves a broker alone that just failed.
-const PAUSE_AFTER_FAULT: Duration = Duration::from_secs(1);
-
 /// Writes events, in the transaction of the changes that they announce.
 ///
 /// # Errors
@@ -73,7 +54,8 @@ pub async fn append_caused_by(
 }
 
 #[derive(FromRow)]
-struct Pending {
+/// A stored event, as the relay and a replay read it.
+pub(crate) struct StoredEvent {
     id: Uuid,
     event_type: String,
     payload: sqlx::types::Json<Box<serde_json::value::RawValue>>,
@@ -95,7 +77,7 @@ pub struct Relayed {
 pub enum Wanted {
     /// All but those of expired reservations: at once, and full batches one after the other.
     Urgent,
-    /// Those of expired reservations: a batch each [`POLL_INTERVAL`]. Their seats are on sale again without the message (`finish.rs`), and
+    /// Those of expired reservations: a batch each fifth of a second. Their seats are on sale again without the message (`workflows/after_commit.rs`), and
     /// when a hall of them ends at once, those who buy need the machine more.
     Expired,
 }
@@ -111,7 +93,7 @@ pub async fn relay_batch(db: &DeskPool, publisher: &Publisher, wanted: Wanted) -
     // Before the transaction: a broker that is away must not cost a connection and row locks.
     publisher.connect_if_needed().await?;
     let mut tx = db.begin().await?;
-    let pending: Vec<Pending> = sqlx::query_as(
+    let pending: Vec<StoredEvent> = sqlx::query_as(
         "select id, event_type, payload, traceparent, created_at from outbox
          where published_at is null and (event_type = 'reservation.expired') = $2
          order by coalesce(tried_at, created_at), id limit $1 for update skip locked",
@@ -124,7 +106,7 @@ pub async fn relay_batch(db: &DeskPool, publisher: &Publisher, wanted: Wanted) -
         tx.rollback().await?;
         return Ok(Relayed::default());
     }
-    let batch: Vec<Outgoing> = pending.into_iter().map(Pending::into_message).collect();
+    let batch: Vec<Outgoing> = pending.into_iter().map(StoredEvent::into_message).collect();
     let outcomes = publisher.publish(&batch).await?;
     crash_point("relay.published");
     let mut confirmed = Vec::with_capacity(batch.len());
@@ -160,8 +142,9 @@ pub async fn relay_batch(db: &DeskPool, publisher: &Publisher, wanted: Wanted) -
     Ok(Relayed { published: confirmed.len(), left: batch.len() - confirmed.len() })
 }
 
-impl Pending {
-    fn into_message(self) -> Outgoing {
+impl StoredEvent {
+    /// The message that announces it.
+    pub(crate) fn into_message(self) -> Outgoing {
         Outgoing {
             message_id: self.id,
             routing_key: self.event_type,
@@ -201,88 +184,4 @@ pub async fn backlog(db: &PgPool) -> Result<Backlog, sqlx::Error> {
     .bind(BACKLOG_COUNTED_MAX)
     .fetch_one(db)
     .await
-}
-
-/// A page of published events, in the order of their ids, which is nearly that of their commits.
-///
-/// # Errors
-/// The database failed.
-pub async fn published(db: &PgPool, wanted: &ReplayRequest, limit: i64) -> Result<Vec<Outgoing>, sqlx::Error> {
-    // Ids begin with the time at which they were made, shortly before the commit: they are the index by time.
-    let not_before = wanted.from.map_or(Uuid::nil(), |from| first_id_of(from - CLOCKS_APART_MAX));
-    let events: Vec<Pending> = sqlx::query_as(
-        "select id, event_type, payload, traceparent, created_at from outbox
-         where id > greatest($1, $2) and published_at is not null
-           and ($3::timestamptz is null or created_at >= $3) and ($4::timestamptz is null or created_at < $4)
-           and ($5::text is null or event_type = $5) and ($6::uuid is null or reservation_id = $6)
-         order by id limit $7",
-    )
-    .bind(wanted.cursor.unwrap_or(Uuid::nil()))
-    .bind(not_before)
-    .bind(wanted.from)
-    .bind(wanted.to)
-    .bind(wanted.event_type.map(BookingEventType::routing_key))
-    .bind(wanted.reservation_id)
-    .bind(limit)
-    .fetch_all(db)
-    .await?;
-    Ok(events.into_iter().map(Pending::into_message).collect())
-}
-
-/// The lowest UUIDv7 of a time.
-fn first_id_of(time: DateTime<Utc>) -> Uuid {
-    let millis = u128::try_from(time.timestamp_millis()).unwrap_or(0);
-    Uuid::from_u128((millis & 0xFFFF_FFFF_FFFF) << 80)
-}
-
-/// Relays until `stopping`: urgent events at once when nudged, and both kinds every [`POLL_INTERVAL`].
-///
-/// # Errors
-/// None; faults are logged and tried again.
-pub async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::Result<()> {
-    let mut faulty = false;
-    // When each kind is looked for next.
-    let mut urgent_at = Instant::now();
-    let mut expired_at = urgent_at;
-    while !stopping.is_cancelled() {
-        let mut fault = false;
-        for (wanted, at) in [(Wanted::Urgent, &mut urgent_at), (Wanted::Expired, &mut expired_at)] {
-            if Instant::now() < *at {
-                continue;
-            }
-            let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.desk_db, &app.publisher, wanted)).await;
-            let relayed = relayed.map_err(anyhow::Error::from).flatten();
-            relayed.iter().for_each(|relayed| app.metrics.relayed(*relayed));
-            let pause = match relayed {
-                // What some of the batch could not do, others behind them can.
-                Ok(Relayed { published, left }) if left == 0 || published > 0 => {
-                    let is_full = (published + left) as i64 == BATCH_MAX;
-                    if is_full && wanted == Wanted::Urgent { Duration::ZERO } else { POLL_INTERVAL }
-                }
-                Ok(_) => PAUSE_AFTER_FAULT,
-                Err(error) => {
-                    if !faulty && !fault {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "Events can't be published; they wait in the outbox"
-                        );
-                    }
-                    fault = true;
-                    PAUSE_AFTER_FAULT
-                }
-            };
-            *at = Instant::now() + pause;
-        }
-        faulty = fault;
-        // Who comes meanwhile leaves together with those after them. A full batch has company enough.
-        if urgent_at > Instant::now() {
-            tokio::time::sleep(GATHER_TIME).await;
-        }
-        tokio::select! {
-            () = stopping.cancelled() => {}
-            () = app.outbox_nudge.notified(), if !faulty => urgent_at = Instant::now(),
-            () = tokio::time::sleep_until(urgent_at.min(expired_at)) => {}
-        }
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use axum::Json;
 use axum::extract::State;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::auth::AdminCaller;
@@ -22,8 +22,10 @@ use sqlx::PgPool;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::outbox;
+use crate::outbox::{BATCH_MAX, StoredEvent};
 
+/// How far a service's clock, which ids are made by, may be ahead of the database's.
+const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(10);
 /// Events that one call publishes, when it does not say.
 const EVENTS_PER_CALL: u16 = 500;
 /// What a client should wait while the broker is away.
@@ -82,7 +84,7 @@ pub(crate) async fn replay_events(
 /// The database or the broker does not answer; what was published before that may be published again.
 pub async fn replay(db: &PgPool, publisher: &Publisher, request: &ReplayRequest) -> Result<Replayed> {
     let limit = usize::from(request.limit.unwrap_or(EVENTS_PER_CALL));
-    let events = outbox::published(db, request, limit as i64).await?;
+    let events = published(db, request, limit as i64).await?;
     let published = publish(publisher, &events).await.map_err(|cause| {
         let detail = "The broker did not take the events. Try again; those that it did take are known by their ids.";
         let problem = Problem::new(Code::BrokerUnavailable, detail).retry_after(RETRY_AFTER_SECONDS);
@@ -94,11 +96,43 @@ pub async fn replay(db: &PgPool, publisher: &Publisher, request: &ReplayRequest)
 
 async fn publish(publisher: &Publisher, events: &[Outgoing]) -> anyhow::Result<usize> {
     publisher.connect_if_needed().await?;
-    for batch in events.chunks(outbox::BATCH_MAX as usize) {
+    for batch in events.chunks(BATCH_MAX as usize) {
         let outcomes = publisher.publish(batch).await?;
         if let Some(outcome) = outcomes.into_iter().find(|outcome| *outcome != Published::Confirmed) {
             bail!("an event was not taken: {outcome:?}");
         }
     }
     Ok(events.len())
+}
+
+/// A page of published events, in the order of their ids, which is nearly that of their commits.
+///
+/// # Errors
+/// The database failed.
+async fn published(db: &PgPool, wanted: &ReplayRequest, limit: i64) -> Result<Vec<Outgoing>> {
+    // Ids begin with the time at which they were made, shortly before the commit: they are the index by time.
+    let not_before = wanted.from.map_or(Uuid::nil(), |from| first_id_of(from - CLOCKS_APART_MAX));
+    let events: Vec<StoredEvent> = sqlx::query_as(
+        "select id, event_type, payload, traceparent, created_at from outbox
+         where id > greatest($1, $2) and published_at is not null
+           and ($3::timestamptz is null or created_at >= $3) and ($4::timestamptz is null or created_at < $4)
+           and ($5::text is null or event_type = $5) and ($6::uuid is null or reservation_id = $6)
+         order by id limit $7",
+    )
+    .bind(wanted.cursor.unwrap_or(Uuid::nil()))
+    .bind(not_before)
+    .bind(wanted.from)
+    .bind(wanted.to)
+    .bind(wanted.event_type.map(BookingEventType::routing_key))
+    .bind(wanted.reservation_id)
+    .bind(limit)
+    .fetch_all(db)
+    .await?;
+    Ok(events.into_iter().map(StoredEvent::into_message).collect())
+}
+
+/// The lowest UUIDv7 of a time.
+fn first_id_of(time: DateTime<Utc>) -> Uuid {
+    let millis = u128::try_from(time.timestamp_millis()).unwrap_or(0);
+    Uuid::from_u128((millis & 0xFFFF_FFFF_FFFF) << 80)
 }

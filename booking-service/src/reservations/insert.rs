@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use axum::http::StatusCode;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
 use service_kit::database::{DeskPool, broken_constraint};
@@ -83,7 +82,7 @@ async fn write_together(db: &DeskPool, rules: Rules, orders: &[(NewReservation, 
     let mut tx = db.begin().await?;
     let written = insert(tx.connection()?, rules, orders).await?;
     let answers = orders.iter().zip(&written).filter_map(|((_, claim), written)| Some((claim, written.as_ref().ok()?)));
-    Claim::finish_all(tx.connection()?, StatusCode::CREATED, answers).await?;
+    Claim::complete_created(tx.connection()?, answers).await?;
     tx.commit().await?;
     Ok(written)
 }

@@ -113,8 +113,9 @@ struct LeasedLine {
 
 /// Of two payments for the same reservation one gets the lease: a row is changed once in a statement.
 ///
-/// Whether a payment is `processing` is asked in words that leave only the way by the reservation: plans are kept, and one of a time when
-/// nothing was `processing` reads all that is, for each batch.
+/// The question whether a payment is `processing` is written so that the planner must use the index by reservation. `status || ''`
+/// keeps it from the partial index of `processing` payments. `offset 0` keeps the subquery from becoming a join that reads them all. A
+/// cached plan made while no payment was `processing` would scan all that are, for each batch.
 async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Reservation>>>> {
     let mut connection = db.take().await?;
     let sql = format!(

@@ -110,23 +110,23 @@ pub(crate) async fn confirm_reservation(
         Ok(processing) if processing.payment_status == PaymentStatus::Processing => {
             let payment = processing.payment_id.as_uuid();
             match claim.previous_attempt {
-                Some(earlier) if claim.previous_was_answered => claim.leave(&app.db, earlier).await,
+                Some(earlier) if claim.previous_was_answered => claim.hand_over(&app.db, earlier).await,
                 earlier if payment == attempt.as_uuid() || earlier == Some(payment) => {
-                    claim.leave(&app.db, payment).await
+                    claim.hand_over(&app.db, payment).await
                 }
                 // It is another key's, and this one has tried nothing yet.
-                _ => claim.give_back(&app.db).await?,
+                _ => claim.release(&app.db).await?,
             }
             Ok((StatusCode::ACCEPTED, Json(processing)).into_response())
         }
         Ok(paid) => {
             if claim.has_key() {
-                claim.finish(&mut *app.db.acquire().await?, StatusCode::OK, &paid).await?;
+                claim.complete(&mut *app.db.acquire().await?, StatusCode::OK, &paid).await?;
             }
             Ok(Json(paid).into_response())
         }
         Err(error) => {
-            claim.refused(&app.db, &error).await;
+            claim.reject(&app.db, &error).await;
             Err(error)
         }
     }

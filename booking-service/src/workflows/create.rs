@@ -101,10 +101,10 @@ pub(crate) async fn create_reservation(
         Err(error) => {
             match &error {
                 Error::Refused(problem) if problem.status < 500 && !is_refused_last(problem.code) => {
-                    claim.refused(&app.db, &error).await
+                    claim.reject(&app.db, &error).await
                 }
                 // It may have left a hold, which the next try must not take for another's.
-                _ => claim.leave(&app.db, claim.previous_attempt.unwrap_or(id.as_uuid())).await,
+                _ => claim.hand_over(&app.db, claim.previous_attempt.unwrap_or(id.as_uuid())).await,
             }
             Err(error)
         }

@@ -5,6 +5,7 @@ pub mod confirm;
 pub mod create;
 pub mod end;
 pub mod late_payment;
+pub(crate) mod outbox_relay;
 pub mod payment_webhook;
 pub(crate) mod read;
 pub mod reconcile;
