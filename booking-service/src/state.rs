@@ -14,7 +14,7 @@ use crate::event_client::EventClient;
 use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
 use crate::reservations::ended::LockOwners;
-use crate::reservations::insert::WriteDesk;
+use crate::reservations::insert::ReservationInserter;
 use crate::reservations::payment::PayDesk;
 use crate::reservations::tickets::TicketDesk;
 use crate::seat_locks::SeatLocks;
@@ -36,7 +36,7 @@ pub struct Shared {
     /// What became of those who have seat locks.
     pub(crate) lock_owners: LockOwners,
     /// Where reservations are written.
-    pub(crate) written: WriteDesk,
+    pub(crate) inserts: ReservationInserter,
     /// Where they are paid.
     pub(crate) paid: PayDesk,
     /// Where tickets are asked for.
@@ -96,7 +96,7 @@ impl Shared {
         Ok(Self {
             tiers: Arc::default(),
             lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
-            written: WriteDesk::open(desk_db.clone(), settings.rules, lifecycle),
+            inserts: ReservationInserter::open(desk_db.clone(), settings.rules, lifecycle),
             paid: PayDesk::open(desk_db.clone(), lifecycle),
             tickets: Arc::new(TicketDesk::open(desk_db.clone(), lifecycle)),
             event_service: EventClient::new(

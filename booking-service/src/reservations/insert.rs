@@ -46,11 +46,11 @@ type Written = Result<Reservation>;
 
 /// The desk; one a process.
 #[derive(Debug)]
-pub(crate) struct WriteDesk {
+pub(crate) struct ReservationInserter {
     orders: Coalescer<(NewReservation, Claim), Reservation>,
 }
 
-impl WriteDesk {
+impl ReservationInserter {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
         Self { orders: Coalescer::start(lifecycle, LANES, move |orders| write_batch(db.clone(), rules, orders)) }

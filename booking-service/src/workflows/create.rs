@@ -271,7 +271,7 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
 
 /// Step 5.
 async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, claim: &Claim) -> Result<Reservation> {
-    let writing = app.written.write(draft.priced(order, use_of), claim.clone());
+    let writing = app.inserts.insert(draft.priced(order, use_of), claim.clone());
     let error = match app.metrics.step(Step::Write, writing).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
