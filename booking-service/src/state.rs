@@ -15,7 +15,7 @@ use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
 use crate::reservations::ended::LockOwners;
 use crate::reservations::insert::ReservationInserter;
-use crate::reservations::payment::PayDesk;
+use crate::reservations::payment::PaymentBatcher;
 use crate::reservations::tickets::TicketDesk;
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
@@ -38,7 +38,7 @@ pub struct Shared {
     /// Where reservations are written.
     pub(crate) inserts: ReservationInserter,
     /// Where they are paid.
-    pub(crate) paid: PayDesk,
+    pub(crate) payment_batches: PaymentBatcher,
     /// Where tickets are asked for.
     pub(crate) tickets: Arc<TicketDesk>,
     /// The payment provider.
@@ -97,7 +97,7 @@ impl Shared {
             tiers: Arc::default(),
             lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
             inserts: ReservationInserter::open(desk_db.clone(), settings.rules, lifecycle),
-            paid: PayDesk::open(desk_db.clone(), lifecycle),
+            payment_batches: PaymentBatcher::open(desk_db.clone(), lifecycle),
             tickets: Arc::new(TicketDesk::open(desk_db.clone(), lifecycle)),
             event_service: EventClient::new(
                 &settings.event_service_url,

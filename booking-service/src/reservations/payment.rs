@@ -65,12 +65,12 @@ pub(crate) enum Completion {
 
 /// The desk; one a process.
 #[derive(Debug)]
-pub(crate) struct PayDesk {
+pub(crate) struct PaymentBatcher {
     orders: Coalescer<Order, Option<Reservation>>,
     captured: Coalescer<Captured, Completion>,
 }
 
-impl PayDesk {
+impl PaymentBatcher {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();

@@ -141,7 +141,7 @@ async fn pay(
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
     let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
-    let Some(reservation) = app.metrics.step(Step::Lease, app.paid.lease(order)).await? else {
+    let Some(reservation) = app.metrics.step(Step::Lease, app.payment_batches.lease(order)).await? else {
         // If it could be paid now, a payment had it when the lease was asked for, and has come to nothing since.
         return paid_before(app, owner, id, refusal(ReservationState::Confirming)).await;
     };
@@ -255,7 +255,7 @@ async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: 
 /// `active | confirming → confirmed`: the provider has the money.
 pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId) -> Result<Concluded> {
     let id = reservation.id;
-    match app.metrics.step(Step::Complete, app.paid.complete(reservation, key)).await? {
+    match app.metrics.step(Step::Complete, app.payment_batches.complete(reservation, key)).await? {
         Completion::Paid(paid) => {
             announce_end(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))
