@@ -16,7 +16,7 @@ use crate::payments::PaymentProvider;
 use crate::reservations::ended::LockOwners;
 use crate::reservations::insert::ReservationInserter;
 use crate::reservations::payment::PaymentBatcher;
-use crate::reservations::tickets::TicketDesk;
+use crate::reservations::tickets::TicketLoader;
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
 use crate::tier_cache::TierBook;
@@ -40,7 +40,7 @@ pub struct Shared {
     /// Where they are paid.
     pub(crate) payment_batches: PaymentBatcher,
     /// Where tickets are asked for.
-    pub(crate) tickets: Arc<TicketDesk>,
+    pub(crate) tickets: Arc<TicketLoader>,
     /// The payment provider.
     pub payments: PaymentProvider,
     /// The way to the broker.
@@ -65,7 +65,7 @@ pub(crate) struct AppState {
     db: PgPool,
     publisher: Arc<Publisher>,
     tiers: Arc<TierBook>,
-    tickets: Arc<TicketDesk>,
+    tickets: Arc<TicketLoader>,
 }
 
 impl AppState {
@@ -98,7 +98,7 @@ impl Shared {
             lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
             inserts: ReservationInserter::open(desk_db.clone(), settings.rules, lifecycle),
             payment_batches: PaymentBatcher::open(desk_db.clone(), lifecycle),
-            tickets: Arc::new(TicketDesk::open(desk_db.clone(), lifecycle)),
+            tickets: Arc::new(TicketLoader::open(desk_db.clone(), lifecycle)),
             event_service: EventClient::new(
                 &settings.event_service_url,
                 &settings.common.auth.internal_keys,

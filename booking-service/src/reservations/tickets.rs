@@ -1,6 +1,6 @@
 //! Tickets: made when a reservation is confirmed, ended by a refund. Only this file writes `tickets`.
 //!
-//! Requests for tickets that come at the same time share one statement ([`TicketDesk`]).
+//! Requests for tickets that come at the same time share one statement ([`TicketLoader`]).
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -77,7 +77,7 @@ macro_rules! columns {
 /// Where tickets are asked for, by their ids or by their owners: those that are asked for at the same time are read by one statement. One a
 /// process.
 #[derive(Debug)]
-pub(crate) struct TicketDesk {
+pub(crate) struct TicketLoader {
     by_id: Coalescer<TicketId, Option<Ticket>>,
     by_owner: Coalescer<UserId, Vec<Ticket>>,
 }
@@ -86,7 +86,7 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 /// As many lists as the server can sort in its memory, however long they are.
 const OWNER_LANES: Lanes = Lanes { batch_max: 16, ..LANES.with_company() };
 
-impl TicketDesk {
+impl TicketLoader {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();

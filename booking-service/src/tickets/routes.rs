@@ -19,7 +19,7 @@ use shared_contracts::problem::Code;
 use utoipa::{IntoParams, ToSchema};
 
 use super::code::QrCode;
-use crate::reservations::tickets::{Ticket, TicketDesk};
+use crate::reservations::tickets::{Ticket, TicketLoader};
 
 /// QR codes that are drawn before others get their turn.
 const DRAWN_AT_ONCE: usize = 8;
@@ -55,7 +55,7 @@ refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::Val
 #[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
 pub(crate) async fn list_tickets(
-    State(tickets): State<Arc<TicketDesk>>,
+    State(tickets): State<Arc<TicketLoader>>,
     caller: Caller,
     ApiPath(user_id): ApiPath<UserId>,
 ) -> Result<Json<Vec<Ticket>>> {
@@ -78,7 +78,7 @@ pub(crate) async fn list_tickets(
 #[utoipa::path(get, path = "/api/v1/tickets/{id}", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The ticket", body = Ticket), GetRefusals))]
 pub(crate) async fn get_ticket(
-    State(tickets): State<Arc<TicketDesk>>,
+    State(tickets): State<Arc<TicketLoader>>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
 ) -> Result<Json<Ticket>> {
@@ -89,7 +89,7 @@ pub(crate) async fn get_ticket(
 #[utoipa::path(get, path = "/api/v1/tickets/{id}/qr", tag = "3 Tickets", params(("id" = TicketId, Path), QrQuery), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The image", content((inline(Image) = "image/png"), (String = "image/svg+xml"))), GetRefusals))]
 pub(crate) async fn get_ticket_qr(
-    State(tickets): State<Arc<TicketDesk>>,
+    State(tickets): State<Arc<TicketLoader>>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
     ApiQuery(query, _): ApiQuery<QrQuery>,
