@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::event_client::EventClient;
 use crate::metrics::BookingMetrics;
 use crate::payments::PaymentProvider;
-use crate::reservations::ended::LockOwners;
+use crate::reservations::ended::EndedReservations;
 use crate::reservations::insert::ReservationInserter;
 use crate::reservations::payment::PaymentBatcher;
 use crate::reservations::tickets::TicketLoader;
@@ -34,7 +34,7 @@ pub struct Shared {
     /// Price tiers in use, and the database's clock.
     pub tiers: Arc<TierBook>,
     /// What became of those who have seat locks.
-    pub(crate) lock_owners: LockOwners,
+    pub(crate) ended_reservations: EndedReservations,
     /// Where reservations are written.
     pub(crate) inserts: ReservationInserter,
     /// Where they are paid.
@@ -95,7 +95,7 @@ impl Shared {
         let desk_db = DeskPool::new(&settings.database_url, name)?;
         Ok(Self {
             tiers: Arc::default(),
-            lock_owners: LockOwners::open(desk_db.clone(), lifecycle),
+            ended_reservations: EndedReservations::open(desk_db.clone(), lifecycle),
             inserts: ReservationInserter::open(desk_db.clone(), settings.rules, lifecycle),
             payment_batches: PaymentBatcher::open(desk_db.clone(), lifecycle),
             tickets: Arc::new(TicketLoader::open(desk_db.clone(), lifecycle)),

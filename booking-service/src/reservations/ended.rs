@@ -17,11 +17,11 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
 /// Where it is asked; one a process.
 #[derive(Debug)]
-pub(crate) struct LockOwners {
+pub(crate) struct EndedReservations {
     asked: Coalescer<Vec<ReservationId>, HashSet<ReservationId>>,
 }
 
-impl LockOwners {
+impl EndedReservations {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         Self { asked: Coalescer::start(lifecycle, LANES, move |asked| look_for_all(db.clone(), asked)) }

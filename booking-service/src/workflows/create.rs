@@ -216,7 +216,7 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     };
     // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
     // because it was paid, or because its process died. Such a lock is taken down, so that it does not cost a sale.
-    let ended = app.lock_owners.ended(busy.iter().map(|hold| hold.reservation_id).collect()).await?;
+    let ended = app.ended_reservations.ended(busy.iter().map(|hold| hold.reservation_id).collect()).await?;
     for owner in &ended {
         app.locks.release(draft.session_id, &holds_of(*owner, &draft.seat_ids)).await;
     }
