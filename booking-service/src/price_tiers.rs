@@ -22,7 +22,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::tier_cache::TierBook;
+use crate::tier_cache::PriceTierCache;
 
 /// A price tier.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -136,7 +136,7 @@ pub(crate) async fn get_price_tier(
     responses((status = 200, description = "Changed", body = PriceTier, headers(("ETag" = String))), UpdateRefusals))]
 pub(crate) async fn update_price_tier(
     State(db): State<PgPool>,
-    State(tiers): State<Arc<TierBook>>,
+    State(tiers): State<Arc<PriceTierCache>>,
     _: OrganizerCaller,
     ApiPath(id): ApiPath<PriceTierId>,
     if_match: IfMatch,
@@ -168,7 +168,7 @@ pub(crate) async fn update_price_tier(
     params(("id" = PriceTierId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_price_tier(
     State(db): State<PgPool>,
-    State(tiers): State<Arc<TierBook>>,
+    State(tiers): State<Arc<PriceTierCache>>,
     _: OrganizerCaller,
     ApiPath(id): ApiPath<PriceTierId>,
     if_match: IfMatch,

@@ -19,7 +19,7 @@ use crate::reservations::payment::PaymentBatcher;
 use crate::reservations::tickets::TicketLoader;
 use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
-use crate::tier_cache::TierBook;
+use crate::tier_cache::PriceTierCache;
 
 /// What all requests and ticks share.
 pub struct Shared {
@@ -32,7 +32,7 @@ pub struct Shared {
     /// The gate in Redis.
     pub locks: SeatLocks,
     /// Price tiers in use, and the database's clock.
-    pub tiers: Arc<TierBook>,
+    pub tiers: Arc<PriceTierCache>,
     /// What became of those who have seat locks.
     pub(crate) ended_reservations: EndedReservations,
     /// Where reservations are written.
@@ -64,7 +64,7 @@ pub(crate) struct AppState {
     app: App,
     db: PgPool,
     publisher: Arc<Publisher>,
-    tiers: Arc<TierBook>,
+    tiers: Arc<PriceTierCache>,
     tickets: Arc<TicketLoader>,
 }
 

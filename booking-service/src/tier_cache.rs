@@ -17,12 +17,12 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 
 /// The tiers that are in use, so that not every booking reads them again.
 #[derive(Debug, Default)]
-pub struct TierBook {
-    shelf: Mutex<Shelf>,
+pub struct PriceTierCache {
+    state: Mutex<CacheState>,
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
+struct CacheState {
     known: Option<Known>,
     /// Changes made here. What was read before one of them is not kept after it.
     changes: u64,
@@ -53,7 +53,7 @@ impl Known {
     }
 }
 
-impl TierBook {
+impl PriceTierCache {
     /// The database's time, never ahead of it, and the multipliers of those of `ids` that exist for the session. Both may have been read
     /// up to [`FRESH_FOR`] ago; the time has gone on since. The database has the last word on every deadline that is made of it.
     ///
@@ -66,13 +66,13 @@ impl TierBook {
         ids: &[PriceTierId],
     ) -> Result<(DateTime<Utc>, HashMap<PriceTierId, Multiplier>)> {
         let changes = {
-            let shelf = self.shelf();
-            if let Some(known) = shelf.known.as_ref().filter(|known| known.is_fresh())
+            let state = self.state();
+            if let Some(known) = state.known.as_ref().filter(|known| known.is_fresh())
                 && ids.iter().all(|id| known.tiers.contains_key(id))
             {
                 return Ok(known.look(session_id, ids));
             }
-            shelf.changes
+            state.changes
         };
         let read: Vec<(DateTime<Utc>, PriceTierId, Option<SessionId>, Multiplier)> = sqlx::query_as(
             "select clock_timestamp(), id, session_id, base_multiplier from price_tiers where id = any($1)",
@@ -84,7 +84,7 @@ impl TierBook {
             return Ok((DateTime::UNIX_EPOCH, HashMap::new()));
         };
         let tiers = read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))).collect();
-        let read = Known { read_at: Instant::now(), clock, tiers };
+        let read = Snapshot { read_at: Instant::now(), clock, tiers };
         let answer = read.look(session_id, ids);
         self.keep(read, changes);
         Ok(answer)
@@ -92,25 +92,25 @@ impl TierBook {
 
     /// Keeps what was read after so many changes here, unless there has been another since.
     fn keep(&self, read: Known, changes: u64) {
-        let mut shelf = self.shelf();
-        if shelf.changes != changes {
+        let mut state = self.state();
+        if state.changes != changes {
             return;
         }
-        match shelf.known.as_mut().filter(|known| known.is_fresh()) {
+        match state.known.as_mut().filter(|known| known.is_fresh()) {
             Some(known) => known.tiers.extend(read.tiers),
-            None => shelf.known = Some(read),
+            None => state.known = Some(read),
         }
     }
 
     /// After a change here: what was known is not.
     pub(crate) fn forget(&self) {
-        let mut shelf = self.shelf();
-        shelf.known = None;
-        shelf.changes += 1;
+        let mut state = self.state();
+        state.known = None;
+        state.changes += 1;
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, CacheState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,14 +120,14 @@ mod tests {
 
     #[test]
     fn what_was_read_before_a_change_is_not_kept_after_it() {
-        let book = TierBook::default();
-        let read = || Known { read_at: Instant::now(), clock: DateTime::UNIX_EPOCH, tiers: HashMap::new() };
+        let book = PriceTierCache::default();
+        let read = || Snapshot { read_at: Instant::now(), clock: DateTime::UNIX_EPOCH, tiers: HashMap::new() };
         book.keep(read(), 0);
-        assert!(book.shelf().known.is_some());
+        assert!(book.state().known.is_some());
         book.forget();
         book.keep(read(), 0);
-        assert!(book.shelf().known.is_none(), "the old price would be believed for another second");
+        assert!(book.state().known.is_none(), "the old price would be believed for another second");
         book.keep(read(), 1);
-        assert!(book.shelf().known.is_some());
+        assert!(book.state().known.is_some());
     }
 }
