@@ -46,7 +46,7 @@ pub struct Shared {
     /// The way to the broker.
     pub publisher: Arc<Publisher>,
     /// Wakes the relay after a commit.
-    pub outbox_nudge: Notify,
+    pub outbox_wakeup: Notify,
     /// The rules of booking.
     pub rules: Rules,
     /// What the payment provider signs its notices with.
@@ -108,7 +108,7 @@ impl Shared {
             locks: SeatLocks::new(&settings.redis_url, &settings.common.trust)?,
             payments: PaymentProvider::mock(db.clone(), desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
             publisher: Arc::new(Publisher::new(settings.broker.clone(), name)),
-            outbox_nudge: Notify::new(),
+            outbox_wakeup: Notify::new(),
             rules: settings.rules,
             webhook_secrets: settings.webhook_secrets.clone(),
             metrics: BookingMetrics::new(name)?,

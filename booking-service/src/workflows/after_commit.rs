@@ -25,7 +25,7 @@ pub(super) async fn announce_end(app: &App, events: &[BookingEvent]) {
     for event in events {
         app.metrics.ended(event.event_type);
     }
-    app.outbox_nudge.notify_one();
+    app.outbox_wakeup.notify_one();
     let mut held: BTreeMap<SessionId, Vec<Hold>> = BTreeMap::new();
     for event in events {
         held.entry(event.session_id).or_default().extend(holds_of(event.reservation_id, &event.session_seat_ids));

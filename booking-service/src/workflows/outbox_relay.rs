@@ -63,7 +63,7 @@ pub(crate) async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::
         }
         tokio::select! {
             () = stopping.cancelled() => {}
-            () = app.outbox_nudge.notified(), if !faulty => urgent_at = Instant::now(),
+            () = app.outbox_wakeup.notified(), if !faulty => urgent_at = Instant::now(),
             () = tokio::time::sleep_until(urgent_at.min(expired_at)) => {}
         }
     }
