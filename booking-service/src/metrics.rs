@@ -230,7 +230,7 @@ impl BookingMetrics {
         let outcome = match outcome {
             LockOutcome::Acquired => "acquired",
             LockOutcome::Busy(_) => "busy",
-            LockOutcome::GateOpen => "bypassed",
+            LockOutcome::Bypassed => "bypassed",
         };
         self.locks.with_label_values(&[outcome]).inc();
     }

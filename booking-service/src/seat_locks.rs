@@ -49,7 +49,7 @@ pub enum LockOutcome {
     /// Another reservation has these; nothing was locked.
     Busy(Vec<Hold>),
     /// Redis is away; the booking goes on without locks.
-    GateOpen,
+    Bypassed,
 }
 
 /// The gate.
@@ -94,7 +94,7 @@ impl SeatLocks {
         match self.run::<Vec<String>>(&call).await {
             Some(busy) if busy.is_empty() => LockOutcome::Acquired,
             Some(busy) => LockOutcome::Busy(busy.iter().filter_map(|entry| parse_busy(entry, seats)).collect()),
-            None => LockOutcome::GateOpen,
+            None => LockOutcome::Bypassed,
         }
     }
 
