@@ -237,13 +237,13 @@ pub(crate) async fn conclude(
 ) -> Result<Concluded> {
     match outcome {
         ChargeOutcome::Unknown => Ok(Concluded::Unknown),
-        ChargeOutcome::Declined => give_lease_back(app, id, key, PaymentState::Declined).await,
-        ChargeOutcome::Processing => give_lease_back(app, id, key, PaymentState::Processing).await,
+        ChargeOutcome::Declined => release_lease(app, id, key, PaymentState::Declined).await,
+        ChargeOutcome::Processing => release_lease(app, id, key, PaymentState::Processing).await,
         ChargeOutcome::Captured => complete(app, find(&app.db, id, None).await?, key).await,
     }
 }
 
-async fn give_lease_back(app: &App, id: ReservationId, key: PaymentId, payment: PaymentState) -> Result<Concluded> {
+async fn release_lease(app: &App, id: ReservationId, key: PaymentId, payment: PaymentState) -> Result<Concluded> {
     let is_released = payment_outcomes::release_lease(&app.db, id, key, payment).await?;
     Ok(match (is_released, payment) {
         (true, PaymentState::Processing) => Concluded::Processing,
@@ -260,13 +260,13 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
             announce_end(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))
         }
-        Completion::SeatLost => give_money_back(app, id, key).await,
+        Completion::SeatLost => void_and_refund(app, id, key).await,
         Completion::ByOthers => Ok(Concluded::ByOthers),
     }
 }
 
 /// `confirming | active → expired` for a charge that was captured but can't become tickets.
-async fn give_money_back(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let Some((events, owed)) = payment_outcomes::void_and_refund(&mut tx, id, key).await? else {
         return Ok(Concluded::ByOthers);
