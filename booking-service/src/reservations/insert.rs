@@ -88,14 +88,14 @@ async fn write_together(db: &DeskPool, rules: Rules, orders: &[(NewReservation, 
 }
 
 /// What a customer may have beside a reservation of a batch, where the batch has others of theirs before it.
-struct Room {
+struct Allowance {
     lock_key: i32,
     /// None: whatever they have.
     others_max: Option<i64>,
     seats_max: i64,
 }
 
-impl Room {
+impl Allowance {
     fn beside(new: &NewReservation, earlier: &[&NewReservation], rules: Rules) -> Self {
         let counted = earlier.iter().filter(|other| other.user_id == new.user_id && other.fair_use == FairUse::Counted);
         let others = counted.clone().count() as i64;
@@ -127,8 +127,8 @@ async fn insert(
     orders: &[(NewReservation, Claim)],
 ) -> Result<Vec<Written>> {
     let news: Vec<&NewReservation> = orders.iter().map(|(new, _)| new).collect();
-    let rooms: Vec<Room> =
-        news.iter().enumerate().map(|(index, new)| Room::beside(new, &news[..index], rules)).collect();
+    let allowances: Vec<Allowance> =
+        news.iter().enumerate().map(|(index, new)| Allowance::beside(new, &news[..index], rules)).collect();
     let lines = || news.iter().flat_map(|new| new.items.iter().map(move |item| (new.id, item)));
     let inserted = sqlx::query_as(
         "with given as materialized (
@@ -172,9 +172,9 @@ async fn insert(
     .bind(lines().map(|(_, item)| item.price).collect::<Vec<_>>())
     .bind(lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>())
     .bind(lines().map(|(_, item)| item.final_price).collect::<Vec<_>>())
-    .bind(rooms.iter().map(|room| room.lock_key).collect::<Vec<_>>())
-    .bind(rooms.iter().map(|room| room.others_max).collect::<Vec<_>>())
-    .bind(rooms.iter().map(|room| room.seats_max).collect::<Vec<_>>())
+    .bind(allowances.iter().map(|allowance| allowance.lock_key).collect::<Vec<_>>())
+    .bind(allowances.iter().map(|allowance| allowance.others_max).collect::<Vec<_>>())
+    .bind(allowances.iter().map(|allowance| allowance.seats_max).collect::<Vec<_>>())
     .fetch_all(connection)
     .await;
     let made: Vec<Made> = match inserted {

@@ -60,7 +60,7 @@ pub(crate) enum Completion {
     /// One of its seats has a live ticket already; nothing was changed.
     SeatLost,
     /// Others had settled it before; nothing was changed.
-    ByOthers,
+    AlreadySettled,
 }
 
 /// The desk; one a process.
@@ -199,7 +199,7 @@ async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Res
     }
     let Some(now) = paid.first().map(|row| row.changed_at) else {
         tx.rollback().await?;
-        return Ok(Some(captured.iter().map(|_| Ok(Completion::ByOthers)).collect()));
+        return Ok(Some(captured.iter().map(|_| Ok(Completion::AlreadySettled)).collect()));
     };
     let sequences: HashMap<ReservationId, i64> = paid.into_iter().map(|row| (row.id, row.sequence)).collect();
     let reservations = captured.iter().map(|captured| &captured.reservation);
@@ -226,7 +226,8 @@ async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Res
     crash_point("confirm.completing");
     tx.commit().await?;
     crash_point("confirm.completed");
-    let completion = |paid: Option<Paid>| paid.map_or(Completion::ByOthers, |paid| Completion::Paid(Box::new(paid)));
+    let completion =
+        |paid: Option<Paid>| paid.map_or(Completion::AlreadySettled, |paid| Completion::Paid(Box::new(paid)));
     Ok(Some(completed.into_iter().map(completion).map(Ok).collect()))
 }
 
@@ -325,7 +326,7 @@ mod tests {
             captured.push(Captured { reservation, key, traceparent: None });
         }
         let completed = complete_all(db.clone(), captured).await;
-        assert!(matches!(completed[..], [Ok(Completion::ByOthers), Ok(Completion::Paid(_))]), "{completed:?}");
+        assert!(matches!(completed[..], [Ok(Completion::AlreadySettled), Ok(Completion::Paid(_))]), "{completed:?}");
         let payments: Vec<(PaymentId, String)> =
             sqlx::query_as("select id, status from payments order by id").fetch_all(db.pool()).await.unwrap();
         assert_eq!(payments, [(alive.1, "captured".to_owned()), (ended.1, "processing".to_owned())]);

@@ -172,7 +172,7 @@ async fn pay(
             Err(Error::refused(Code::SeatUnavailable, detail))
         }
         // The lease ran out meanwhile and the recovery settled it, by the provider's word.
-        Concluded::ByOthers => paid_before(app, owner, id, declined()).await,
+        Concluded::AlreadySettled => paid_before(app, owner, id, declined()).await,
     }
 }
 
@@ -224,7 +224,7 @@ pub(crate) enum Concluded {
     /// The money is owed back: the reservation has ended, and its seats can't be had any more.
     SeatLost,
     /// Others had settled it before.
-    ByOthers,
+    AlreadySettled,
 }
 
 /// `confirming → confirmed | active | expired`, or `active → confirmed` for a payment that the provider took its time with, by what the
@@ -248,7 +248,7 @@ async fn release_lease(app: &App, id: ReservationId, key: PaymentId, payment: Pa
     Ok(match (is_released, payment) {
         (true, PaymentState::Processing) => Concluded::Processing,
         (true, _) => Concluded::NotCharged,
-        _ => Concluded::ByOthers,
+        _ => Concluded::AlreadySettled,
     })
 }
 
@@ -261,7 +261,7 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
             Ok(Concluded::Paid(paid))
         }
         Completion::SeatLost => void_and_refund(app, id, key).await,
-        Completion::ByOthers => Ok(Concluded::ByOthers),
+        Completion::AlreadySettled => Ok(Concluded::AlreadySettled),
     }
 }
 
@@ -269,7 +269,7 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
 async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let Some((events, owed)) = payment_outcomes::void_and_refund(&mut tx, id, key).await? else {
-        return Ok(Concluded::ByOthers);
+        return Ok(Concluded::AlreadySettled);
     };
     tx.commit().await?;
     free_now(app, &events).await;

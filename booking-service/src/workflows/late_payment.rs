@@ -31,7 +31,7 @@ use crate::state::App;
 pub(crate) async fn follow_up(app: &App, id: PaymentId) -> Result<()> {
     match follow_up_once(app, id).await? {
         // The reservation ended between the look at it and the change, so there is another thing to do now.
-        Concluded::ByOthers => follow_up_once(app, id).await.map(drop),
+        Concluded::AlreadySettled => follow_up_once(app, id).await.map(drop),
         _ => Ok(()),
     }
 }
@@ -52,7 +52,7 @@ async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
             _ => decline(app, id).await,
         },
         (PaymentState::Declined, _) if outcome == ChargeOutcome::Captured => void_and_refund(app, id).await,
-        (PaymentState::Declined | PaymentState::Captured | PaymentState::Voided, _) => Ok(Concluded::ByOthers),
+        (PaymentState::Declined | PaymentState::Captured | PaymentState::Voided, _) => Ok(Concluded::AlreadySettled),
     }
 }
 
