@@ -164,7 +164,7 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
     worker::start(app, schedule, lifecycle).await?;
     if let Some(interval) = settings.audit_interval {
         let (broker, queue) = (settings.broker.clone(), settings.queue.clone());
-        let plan = Audits { interval, patience: worker::AUDIT_PATIENCE, broker, queue };
+        let plan = Audits { interval, window: worker::AUDIT_WINDOW, broker, queue };
         let (app, stopping) = (Arc::clone(app), lifecycle.token().clone());
         lifecycle.spawn("audit", async move { worker::audit_again_and_again(&app, &plan, &stopping).await });
     }

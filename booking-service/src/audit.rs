@@ -37,7 +37,7 @@ pub const PROMISES: [&str; 8] = [
 
 /// How patient the audit is.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct AuditWindow {
     /// The pause between the two looks: a difference that is younger is in passing. Zero: one look, and it counts.
     pub settle: Duration,
     /// How late something may be that is done by and by: an expiry, a refund, an event's way to the broker.
@@ -224,7 +224,7 @@ struct Look {
 ///
 /// # Errors
 /// A database, the Event Service or the broker does not answer: nothing can be said then.
-pub async fn audit(app: &App, broker: &Broker, queue: &str, patience: Patience) -> anyhow::Result<Report> {
+pub async fn audit(app: &App, broker: &Broker, queue: &str, patience: AuditWindow) -> anyhow::Result<Report> {
     let first = look(app, broker, queue, patience).await?;
     if first.findings.is_empty() || patience.settle.is_zero() {
         return Ok(Report::of(first, &BTreeSet::new()));
@@ -236,7 +236,7 @@ pub async fn audit(app: &App, broker: &Broker, queue: &str, patience: Patience) 
     Ok(Report::of(second, &passed))
 }
 
-async fn look(app: &App, broker: &Broker, queue: &str, patience: Patience) -> anyhow::Result<Look> {
+async fn look(app: &App, broker: &Broker, queue: &str, patience: AuditWindow) -> anyhow::Result<Look> {
     let mut look = Look::default();
     let mut connection = app.db.acquire().await?;
     // Some of the statements read whole tables. The connection is not given back with its long time limit.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use booking_service::audit::Patience;
+use booking_service::audit::AuditWindow;
 use booking_service::replay::ReplayRequest;
 use booking_service::settings::Settings;
 use booking_service::{app, audit, replay, schema};
@@ -125,7 +125,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Audit { json, settle_seconds, late_seconds } => {
             let patience =
-                Patience { settle: Duration::from_secs(settle_seconds), late: Duration::from_secs(late_seconds) };
+                AuditWindow { settle: Duration::from_secs(settle_seconds), late: Duration::from_secs(late_seconds) };
             let app = app::for_command(&settings, "audit")?;
             let report = audit::audit(&app, &settings.broker, &settings.queue, patience).await?;
             if json {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Patience, Report};
+use crate::audit::{self, AuditWindow, Report};
 use crate::idempotency;
 use crate::state::App;
 use crate::workflows::end;
@@ -31,7 +31,7 @@ pub struct Audits {
     /// Between two of them.
     pub interval: Duration,
     /// How patient each is.
-    pub patience: Patience,
+    pub patience: AuditWindow,
     /// The broker.
     pub broker: Broker,
     /// The Event Service's queue there.
@@ -39,7 +39,7 @@ pub struct Audits {
 }
 
 /// As `booking-service audit` unless it is told otherwise.
-pub const AUDIT_PATIENCE: Patience = Patience { settle: Duration::from_secs(10), late: Duration::from_secs(60) };
+pub const AUDIT_WINDOW: AuditWindow = AuditWindow { settle: Duration::from_secs(10), late: Duration::from_secs(60) };
 
 /// How often the two ticks come, and how much one transaction of the first ends.
 #[derive(Debug, Clone, Copy)]

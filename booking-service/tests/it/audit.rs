@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use booking_service::audit::{Patience, audit};
+use booking_service::audit::{AuditWindow, audit};
 use serde_json::{Value, json};
 use service_kit::testing::wait_until;
 use sqlx::PgPool;
@@ -242,7 +242,7 @@ async fn a_temporary_state_is_not_a_violation() {
     let system = settled_system().await;
     let break_it = "update session_seats set reserved_until = now(), status = 'reserved' where status = 'sold'";
     sqlx::query(break_it).execute(&system.event_db).await.unwrap();
-    let patience = Patience { settle: Duration::from_secs(2), late: Duration::from_secs(60) };
+    let patience = AuditWindow { settle: Duration::from_secs(2), late: Duration::from_secs(60) };
     let mend = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mend = "update session_seats set reserved_until = null, status = 'sold'

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use booking_service::app;
-use booking_service::audit::Patience;
+use booking_service::audit::AuditWindow;
 use booking_service::settings::Settings;
 use booking_service::worker::{Audits, audit_again_and_again};
 use reqwest::Method;
@@ -123,7 +123,7 @@ async fn the_worker_reports_when_its_tasks_succeeded_and_what_its_audit_found() 
     let stopping = system.lifecycle.token();
     let plan = Audits {
         interval: Duration::from_millis(10),
-        patience: Patience { settle: Duration::ZERO, late: Duration::from_secs(60) },
+        patience: AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) },
         broker: settings.broker.clone(),
         queue: settings.queue.clone(),
     };

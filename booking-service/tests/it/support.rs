@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use booking_service::app;
-use booking_service::audit::{Patience, Report, audit};
+use booking_service::audit::{AuditWindow, Report, audit};
 use booking_service::outbox::{self, Wanted};
 use booking_service::settings::{Rules, Settings};
 use booking_service::state::App;
@@ -376,7 +376,7 @@ impl System {
 
     /// Audits both databases, as `booking-service audit` does. The system is at rest, so one pass is enough.
     pub(crate) async fn audit(&self) -> Report {
-        let patience = Patience { settle: Duration::ZERO, late: Duration::from_secs(60) };
+        let patience = AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) };
         // The wires that a test has cut are not what is to be judged.
         let app = app::for_command(
             &Settings { event_service_url: self.event_base.clone(), ..self.settings.clone() },
