@@ -59,7 +59,7 @@ pub struct Finding {
 
 /// What was found of one promise.
 #[derive(Debug, Serialize)]
-pub struct Verdict {
+pub struct PromiseVerdict {
     /// From 1.
     pub promise: usize,
     /// In a few words.
@@ -78,7 +78,7 @@ pub struct Verdict {
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// In the order of the promises.
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<PromiseVerdict>,
 }
 
 /// Active reservations looked at in one go.
@@ -409,7 +409,7 @@ impl Report {
     fn of(look: Look, passed: &BTreeSet<Finding>) -> Self {
         let verdict = |promise: usize| {
             let own: Vec<&Finding> = look.findings.iter().filter(|finding| finding.promise == promise).collect();
-            Verdict {
+            PromiseVerdict {
                 promise,
                 says: PROMISES[promise - 1],
                 checked: look.checked[promise - 1],
@@ -435,7 +435,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Verdict { promise, says, checked, violations, in_passing, first } in &self.verdicts {
+        for PromiseVerdict { promise, says, checked, violations, in_passing, first } in &self.verdicts {
             let word = if *violations == 0 { "ok" } else { "VIOLATED" };
             writeln!(
                 f,

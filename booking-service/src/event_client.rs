@@ -75,7 +75,7 @@ struct Wire {
 
 /// What became of a change that needs all its seats.
 #[derive(Debug)]
-pub enum ChangeOutcome {
+pub enum SeatChange {
     /// All seats are as asked for.
     Done(SeatsChanged),
     /// Nothing was changed, because of these.
@@ -152,7 +152,7 @@ impl EventClient {
     /// # Errors
     /// There is no such session or it is not on sale, both when prices are asked for; it is cancelled; or the Event Service does not
     /// answer: the seats may be held.
-    pub async fn reserve(&self, session: SessionId, request: ReserveRequest) -> Result<ChangeOutcome, Error> {
+    pub async fn reserve(&self, session: SessionId, request: ReserveRequest) -> Result<SeatChange, Error> {
         changed(self.in_company(session, request).await?)
     }
 
@@ -201,7 +201,7 @@ impl EventClient {
         session: SessionId,
         reservation_id: ReservationId,
         seats: &[SessionSeatId],
-    ) -> Result<ChangeOutcome, Error> {
+    ) -> Result<SeatChange, Error> {
         let request = SeatsOfReservation { reservation_id, session_seat_ids: seats.to_vec() };
         self.change(&format!("sessions/{session}/seats/confirm"), &request).await
     }
@@ -283,7 +283,7 @@ impl EventClient {
         Ok(())
     }
 
-    async fn change(&self, path: &str, request: &impl Serialize) -> Result<ChangeOutcome, Error> {
+    async fn change(&self, path: &str, request: &impl Serialize) -> Result<SeatChange, Error> {
         changed(self.wire.call(Method::POST, path, Some(request)).await.map_err(unavailable)?)
     }
 
@@ -309,11 +309,11 @@ fn alone(session: SessionId) -> String {
     format!("sessions/{session}/seats/reserve")
 }
 
-fn changed(answer: Answer<SeatsChanged>) -> Result<ChangeOutcome, Error> {
+fn changed(answer: Answer<SeatsChanged>) -> Result<SeatChange, Error> {
     match answer {
-        Answer::Success(changed) => Ok(ChangeOutcome::Done(changed)),
+        Answer::Success(changed) => Ok(SeatChange::Done(changed)),
         Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
-            Ok(ChangeOutcome::Refused(problem.seats))
+            Ok(SeatChange::Refused(problem.seats))
         }
         // These are the client's to hear of, in the words of who knows the session.
         Answer::Refused(problem)

@@ -14,7 +14,7 @@ use crate::seat_locks::LockOutcome;
 
 /// A step of a booking or of a payment: a span of its trace, and a histogram of its own.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Step {
+pub(crate) enum MeasuredStep {
     /// Price tiers and the clock.
     Tiers,
     /// The gate in Redis.
@@ -31,7 +31,7 @@ pub(crate) enum Step {
     Complete,
 }
 
-impl Step {
+impl MeasuredStep {
     const fn name(self) -> &'static str {
         match self {
             Self::Tiers => "reservation.tiers",
@@ -186,7 +186,7 @@ impl BookingMetrics {
     ///
     /// # Errors
     /// Those of `work`.
-    pub(crate) async fn step<T>(&self, step: Step, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn step<T>(&self, step: MeasuredStep, work: impl Future<Output = Result<T>>) -> Result<T> {
         let begun = Instant::now();
         let outcome = traces::step(step.name(), work).await;
         self.steps.with_label_values(&[step.name()]).observe(begun.elapsed().as_secs_f64());

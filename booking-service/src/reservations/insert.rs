@@ -1,4 +1,4 @@
-//! Step 5 of a booking: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
+//! MeasuredStep 5 of a booking: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
 //! Those that come to it at the same time are one statement and one commit.
 
 use std::collections::HashMap;

@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 use super::after_commit::{announce_end, free_now};
 use super::refunds::refund_now;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
-use crate::metrics::Step;
+use crate::metrics::MeasuredStep;
 use crate::payments::ChargeOutcome;
 use crate::reservations::model::{self, LEASE_SECONDS, Reservation, Standing, find, refusal};
 use crate::reservations::payment::{Completion, Order, Paid};
@@ -141,7 +141,7 @@ async fn pay(
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
     let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
-    let Some(reservation) = app.metrics.step(Step::Lease, app.payment_batches.lease(order)).await? else {
+    let Some(reservation) = app.metrics.step(MeasuredStep::Lease, app.payment_batches.lease(order)).await? else {
         // If it could be paid now, a payment had it when the lease was asked for, and has come to nothing since.
         return paid_before(app, owner, id, refusal(ReservationState::Confirming)).await;
     };
@@ -149,7 +149,7 @@ async fn pay(
     crash_point("confirm.leased");
     // An error is an unknown outcome too: the charge may have been made.
     let charging = async { app.payments.charge(key, amount, payment_id).await.map_err(Error::Internal) };
-    let outcome = app.metrics.step(Step::Charge, charging).await.unwrap_or_else(|error| {
+    let outcome = app.metrics.step(MeasuredStep::Charge, charging).await.unwrap_or_else(|error| {
         let error = anyhow::Error::from(error);
         tracing::warn!(error = format!("{error:#}"), payment_id = %key, "The payment provider gave no answer");
         ChargeOutcome::Unknown
@@ -255,7 +255,7 @@ async fn release_lease(app: &App, id: ReservationId, key: PaymentId, payment: Pa
 /// `active | confirming → confirmed`: the provider has the money.
 pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId) -> Result<Concluded> {
     let id = reservation.id;
-    match app.metrics.step(Step::Complete, app.payment_batches.complete(reservation, key)).await? {
+    match app.metrics.step(MeasuredStep::Complete, app.payment_batches.complete(reservation, key)).await? {
         Completion::Paid(paid) => {
             announce_end(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))

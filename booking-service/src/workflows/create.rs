@@ -33,9 +33,9 @@ use shared_contracts::seat_api::{Hold, Pricing, ReserveRequest, SeatConflict, Se
 use utoipa::ToSchema;
 
 use super::settle_holds::settle;
-use crate::event_client::{self, ChangeOutcome};
+use crate::event_client::{self, SeatChange};
 use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
-use crate::metrics::Step;
+use crate::metrics::MeasuredStep;
 use crate::reservations::endings::abandon_unwritten;
 use crate::reservations::insert::{FairUse, NewReservation};
 use crate::reservations::model::{Reservation, ReservationItem, SessionHold, find};
@@ -124,7 +124,7 @@ async fn book(
         give_up(app, &draft, earlier.into()).await?;
         claim.previous_attempt = None;
     }
-    app.metrics.step(Step::Lock, lock_seats(app, &draft)).await?;
+    app.metrics.step(MeasuredStep::Lock, lock_seats(app, &draft)).await?;
     crash_point("booking.locked");
     let booked = hold_and_write(app, &draft, claim).await;
     crash_point("booking.written");
@@ -182,11 +182,11 @@ impl Draft {
         NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency, fair_use }
     }
 
-    /// Step 0: the tiers and the clock.
+    /// MeasuredStep 0: the tiers and the clock.
     async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
         let tiers = app.tiers.look(&app.db, wanted.session_id, &tier_ids);
-        let (booking_time, multipliers) = app.metrics.step(Step::Tiers, tiers).await?;
+        let (booking_time, multipliers) = app.metrics.step(MeasuredStep::Tiers, tiers).await?;
         if let Some(id) = tier_ids.iter().find(|id| !multipliers.contains_key(id)) {
             return Err(Error::refused(
                 Code::PriceTierNotFound,
@@ -206,7 +206,7 @@ impl Draft {
     }
 }
 
-/// Step 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
+/// MeasuredStep 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     let acquire = || app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time);
     let outcome = acquire().await;
@@ -269,10 +269,10 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
 }
 
-/// Step 5.
+/// MeasuredStep 5.
 async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, claim: &Claim) -> Result<Reservation> {
     let writing = app.inserts.insert(draft.priced(order, use_of), claim.clone());
-    let error = match app.metrics.step(Step::Write, writing).await {
+    let error = match app.metrics.step(MeasuredStep::Write, writing).await {
         Ok(reservation) => return Ok(reservation),
         Err(error) => error,
     };
@@ -307,7 +307,7 @@ struct PricedOrder {
     currency: Currency,
 }
 
-/// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
+/// MeasuredStep 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
 fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     let prices: HashMap<SessionSeatId, &SeatPrice> =
         pricing.seats.iter().map(|price| (price.session_seat_id, price)).collect();
@@ -359,7 +359,7 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
 
 /// Steps 2 to 4: the Event Service decides, and tells the prices if it is to. Undo: [`release`].
 async fn hold(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
-    let pricing = app.metrics.step(Step::Reserve, reserve(app, draft, with_prices)).await?;
+    let pricing = app.metrics.step(MeasuredStep::Reserve, reserve(app, draft, with_prices)).await?;
     crash_point("booking.reserved");
     Ok(pricing)
 }
@@ -367,8 +367,8 @@ async fn hold(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pric
 /// A seat that is held past its time is settled on the spot and asked for once more, so that a dead worker costs no sale.
 async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
     let conflicts = match ask_to_reserve(app, draft, with_prices).await? {
-        ChangeOutcome::Done(held) => return Ok(held.pricing),
-        ChangeOutcome::Refused(conflicts) => conflicts,
+        SeatChange::Done(held) => return Ok(held.pricing),
+        SeatChange::Refused(conflicts) => conflicts,
     };
     let overdue: Option<Vec<SessionHold>> = conflicts
         .iter()
@@ -383,12 +383,12 @@ async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<P
     };
     settle(app, &overdue).await?;
     match ask_to_reserve(app, draft, with_prices).await? {
-        ChangeOutcome::Done(held) => Ok(held.pricing),
-        ChangeOutcome::Refused(conflicts) => Err(refusal(conflicts)),
+        SeatChange::Done(held) => Ok(held.pricing),
+        SeatChange::Refused(conflicts) => Err(refusal(conflicts)),
     }
 }
 
-async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<ChangeOutcome> {
+async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<SeatChange> {
     let Draft { id: reservation_id, session_id, expiry_time: reserved_until, .. } = *draft;
     let session_seat_ids = draft.seat_ids.clone();
     let request = ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices };

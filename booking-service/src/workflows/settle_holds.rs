@@ -8,7 +8,7 @@ use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::seat_api::Hold;
 
 use super::after_commit::announce_end;
-use crate::event_client::ChangeOutcome;
+use crate::event_client::SeatChange;
 use crate::reservations::model::{self, SessionHold};
 use crate::reservations::{endings, tickets};
 use crate::state::App;
@@ -85,7 +85,7 @@ async fn sell(app: &App, owner: ReservationId, holds: &[&SessionHold]) -> Result
         return Ok(0);
     };
     let seats: Vec<SessionSeatId> = holds.iter().map(|held| held.hold.session_seat_id).collect();
-    if let ChangeOutcome::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
+    if let SeatChange::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
         tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
         return Ok(0);
     }

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
-use booking_service::event_client::{ChangeOutcome, EventClient};
+use booking_service::event_client::{EventClient, SeatChange};
 use chrono::DateTime;
 use futures::future::join_all;
 use service_kit::auth::InternalKeys;
@@ -60,8 +60,8 @@ async fn ask(routes: Router<Counted>) -> (Vec<(ReservationId, Result<SeatsChange
             with_prices: true,
         };
         let answer = client.reserve(SessionId::new(), request).await.map(|outcome| match outcome {
-            ChangeOutcome::Done(held) => held,
-            ChangeOutcome::Refused(conflicts) => panic!("{conflicts:?}"),
+            SeatChange::Done(held) => held,
+            SeatChange::Refused(conflicts) => panic!("{conflicts:?}"),
         });
         (reservation_id, answer)
     };
