@@ -220,29 +220,29 @@ struct Look {
     findings: BTreeSet<Finding>,
 }
 
-/// Looks twice, `patience.settle` apart.
+/// Looks twice, `window.settle` apart.
 ///
 /// # Errors
 /// A database, the Event Service or the broker does not answer: nothing can be said then.
-pub async fn audit(app: &App, broker: &Broker, queue: &str, patience: AuditWindow) -> anyhow::Result<Report> {
-    let first = look(app, broker, queue, patience).await?;
-    if first.findings.is_empty() || patience.settle.is_zero() {
+pub async fn audit(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Report> {
+    let first = look(app, broker, queue, window).await?;
+    if first.findings.is_empty() || window.settle.is_zero() {
         return Ok(Report::of(first, &BTreeSet::new()));
     }
-    tokio::time::sleep(patience.settle).await;
-    let mut second = look(app, broker, queue, patience).await?;
+    tokio::time::sleep(window.settle).await;
+    let mut second = look(app, broker, queue, window).await?;
     let passed = first.findings.difference(&second.findings).cloned().collect();
     second.findings.retain(|finding| first.findings.contains(finding));
     Ok(Report::of(second, &passed))
 }
 
-async fn look(app: &App, broker: &Broker, queue: &str, patience: AuditWindow) -> anyhow::Result<Look> {
+async fn look(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Look> {
     let mut look = Look::default();
     let mut connection = app.db.acquire().await?;
     // Some of the statements read whole tables. The connection is not given back with its long time limit.
     sqlx::query("set statement_timeout = '10min'").execute(&mut *connection).await?;
     let mut connection = connection.detach();
-    look.one_database(&mut connection, patience.late).await?;
+    look.one_database(&mut connection, window.late).await?;
     look.owned_seats(app, &mut connection).await.context("the Event Service's seats can't be compared")?;
     look.tickets(app, &mut connection).await.context("tickets can't be compared with the Event Service's seats")?;
     look.active(app, &mut connection).await.context("reservations can't be compared with the Event Service's seats")?;

@@ -124,10 +124,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             database::connect(&settings.database_url, "booking-service", 1, &schema::MIGRATIONS).await?;
         }
         Command::Audit { json, settle_seconds, late_seconds } => {
-            let patience =
+            let window =
                 AuditWindow { settle: Duration::from_secs(settle_seconds), late: Duration::from_secs(late_seconds) };
             let app = app::for_command(&settings, "audit")?;
-            let report = audit::audit(&app, &settings.broker, &settings.queue, patience).await?;
+            let report = audit::audit(&app, &settings.broker, &settings.queue, window).await?;
             if json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
             } else {

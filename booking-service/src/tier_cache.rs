@@ -23,26 +23,26 @@ pub struct PriceTierCache {
 
 #[derive(Debug, Default)]
 struct CacheState {
-    known: Option<Known>,
+    known: Option<Snapshot>,
     /// Changes made here. What was read before one of them is not kept after it.
     changes: u64,
 }
 
 #[derive(Debug)]
-struct Known {
+struct Snapshot {
     read_at: Instant,
     /// The database's clock at that moment, or just before.
     clock: DateTime<Utc>,
     tiers: HashMap<PriceTierId, (Option<SessionId>, Multiplier)>,
 }
 
-impl Known {
+impl Snapshot {
     fn is_fresh(&self) -> bool {
         self.read_at.elapsed() < FRESH_FOR
     }
 
     /// The database's time and the multipliers of those of `ids` that the session may use.
-    fn look(&self, session_id: SessionId, ids: &[PriceTierId]) -> (DateTime<Utc>, HashMap<PriceTierId, Multiplier>) {
+    fn answer(&self, session_id: SessionId, ids: &[PriceTierId]) -> (DateTime<Utc>, HashMap<PriceTierId, Multiplier>) {
         let usable = |id: &PriceTierId| {
             let (only_for, multiplier) = self.tiers.get(id)?;
             only_for.is_none_or(|session| session == session_id).then_some((*id, *multiplier))
@@ -70,7 +70,7 @@ impl PriceTierCache {
             if let Some(known) = state.known.as_ref().filter(|known| known.is_fresh())
                 && ids.iter().all(|id| known.tiers.contains_key(id))
             {
-                return Ok(known.look(session_id, ids));
+                return Ok(known.answer(session_id, ids));
             }
             state.changes
         };
@@ -85,13 +85,13 @@ impl PriceTierCache {
         };
         let tiers = read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))).collect();
         let read = Snapshot { read_at: Instant::now(), clock, tiers };
-        let answer = read.look(session_id, ids);
+        let answer = read.answer(session_id, ids);
         self.keep(read, changes);
         Ok(answer)
     }
 
     /// Keeps what was read after so many changes here, unless there has been another since.
-    fn keep(&self, read: Known, changes: u64) {
+    fn keep(&self, read: Snapshot, changes: u64) {
         let mut state = self.state();
         if state.changes != changes {
             return;

@@ -31,7 +31,7 @@ pub struct Audits {
     /// Between two of them.
     pub interval: Duration,
     /// How patient each is.
-    pub patience: AuditWindow,
+    pub window: AuditWindow,
     /// The broker.
     pub broker: Broker,
     /// The Event Service's queue there.
@@ -110,11 +110,11 @@ impl Tick {
     /// Waits for the next time to work; false when the process is to stop.
     async fn next(&mut self, stopping: &CancellationToken) -> bool {
         let scheduled = self.interval >= TICK_MIN;
-        let patience = if scheduled { self.interval + TICK_LATE_MAX } else { self.interval };
+        let wait_max = if scheduled { self.interval + TICK_LATE_MAX } else { self.interval };
         tokio::select! {
             () = stopping.cancelled() => return false,
             () = self.ticked.notified() => self.missed = false,
-            () = tokio::time::sleep(patience) => {
+            () = tokio::time::sleep(wait_max) => {
                 if scheduled && !self.missed {
                     tracing::warn!(interval_ms = self.interval.as_millis(), "The scheduler gives no tick; the work is done without it");
                 }
@@ -185,7 +185,7 @@ async fn part<T>(app: &App, part: &'static str, stopping: &CancellationToken, do
 /// None; an audit that could not look is made up for by the next.
 pub async fn audit_again_and_again(app: &App, plan: &Audits, stopping: &CancellationToken) -> anyhow::Result<()> {
     while stopping.run_until_cancelled(tokio::time::sleep(plan.interval)).await.is_some() {
-        let audit = audit::audit(app, &plan.broker, &plan.queue, plan.patience);
+        let audit = audit::audit(app, &plan.broker, &plan.queue, plan.window);
         let Some(report) = stopping.run_until_cancelled(audit).await else {
             break;
         };

@@ -1,4 +1,4 @@
-//! MeasuredStep 5 of a booking: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
+//! Step 5 of a booking: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
 //! Those that come to it at the same time are one statement and one commit.
 
 use std::collections::HashMap;
@@ -60,7 +60,7 @@ impl ReservationInserter {
     ///
     /// # Errors
     /// It was too late, another attempt has the key, or the database failed: then it may be written or not.
-    pub(crate) async fn write(&self, new: NewReservation, claim: Claim) -> Written {
+    pub(crate) async fn insert(&self, new: NewReservation, claim: Claim) -> Written {
         self.orders.call((new, claim)).await
     }
 }

@@ -24,7 +24,7 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
 
 /// Who wants to pay for what.
 #[derive(Debug, Clone)]
-pub(crate) struct Order {
+pub(crate) struct LeaseRequest {
     pub(crate) id: ReservationId,
     /// Whose it must be; anyone's, when none is given.
     pub(crate) owner: Option<UserId>,
@@ -66,7 +66,7 @@ pub(crate) enum Completion {
 /// The desk; one a process.
 #[derive(Debug)]
 pub(crate) struct PaymentBatcher {
-    orders: Coalescer<Order, Option<Reservation>>,
+    requests: Coalescer<LeaseRequest, Option<Reservation>>,
     captured: Coalescer<Captured, Completion>,
 }
 
@@ -75,7 +75,7 @@ impl PaymentBatcher {
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
-            orders: Coalescer::start(lifecycle, LANES, move |orders| lease_all(own.clone(), orders)),
+            requests: Coalescer::start(lifecycle, LANES, move |requests| lease_all(own.clone(), requests)),
             captured: Coalescer::start(lifecycle, LANES, move |captured| complete_all(db.clone(), captured)),
         }
     }
@@ -85,8 +85,8 @@ impl PaymentBatcher {
     ///
     /// # Errors
     /// The database failed: the lease may have been taken.
-    pub(crate) async fn lease(&self, order: Order) -> Result<Option<Reservation>> {
-        self.orders.call(order).await
+    pub(crate) async fn lease(&self, request: LeaseRequest) -> Result<Option<Reservation>> {
+        self.requests.call(request).await
     }
 
     /// `confirming | active → confirmed`, with the tickets and the event.
@@ -98,9 +98,9 @@ impl PaymentBatcher {
     }
 }
 
-async fn lease_all(db: DeskPool, orders: Vec<Order>) -> Vec<Result<Option<Reservation>>> {
+async fn lease_all(db: DeskPool, requests: Vec<LeaseRequest>) -> Vec<Result<Option<Reservation>>> {
     let db = &db;
-    together_or_alone(orders, |orders| async move { lease(db, &orders).await.map(Some) }).await
+    together_or_alone(requests, |requests| async move { lease(db, &requests).await.map(Some) }).await
 }
 
 /// A line of a reservation, and the payment that got its lease.
@@ -116,7 +116,7 @@ struct LeasedLine {
 /// The question whether a payment is `processing` is written so that the planner must use the index by reservation. `status || ''`
 /// keeps it from the partial index of `processing` payments. `offset 0` keeps the subquery from becoming a join that reads them all. A
 /// cached plan made while no payment was `processing` would scan all that are, for each batch.
-async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Reservation>>>> {
+async fn lease(db: &DeskPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Option<Reservation>>>> {
     let mut connection = db.take().await?;
     let sql = format!(
         "with given as materialized (
@@ -142,10 +142,10 @@ async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Rese
          select {LINES} order by own.id, item.id"
     );
     let lines: Vec<LeasedLine> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(orders.iter().map(|order| order.id).collect::<Vec<_>>())
-        .bind(orders.iter().map(|order| order.owner).collect::<Vec<_>>())
-        .bind(orders.iter().map(|order| order.key).collect::<Vec<_>>())
-        .bind(orders.iter().map(|order| order.payment_id.as_deref()).collect::<Vec<_>>())
+        .bind(requests.iter().map(|request| request.id).collect::<Vec<_>>())
+        .bind(requests.iter().map(|request| request.owner).collect::<Vec<_>>())
+        .bind(requests.iter().map(|request| request.key).collect::<Vec<_>>())
+        .bind(requests.iter().map(|request| request.payment_id.as_deref()).collect::<Vec<_>>())
         .bind(LEASE_SECONDS)
         .fetch_all(&mut *connection)
         .await?;
@@ -154,7 +154,7 @@ async fn lease(db: &DeskPool, orders: &[Order]) -> Result<Vec<Result<Option<Rese
         lines.iter().map(|leased| (leased.key, leased.line.reservation.id)).collect();
     let leased = gather(lines.into_iter().map(|leased| leased.line).collect()).into_iter();
     let mut leased: HashMap<ReservationId, Reservation> = leased.map(|leased| (leased.id, leased)).collect();
-    Ok(orders.iter().map(|order| Ok(owners.get(&order.key).and_then(|id| leased.remove(id)))).collect())
+    Ok(requests.iter().map(|request| Ok(owners.get(&request.key).and_then(|id| leased.remove(id)))).collect())
 }
 
 async fn complete_all(db: DeskPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
@@ -270,10 +270,10 @@ mod tests {
         let db = DeskPool::new(&url, "test").unwrap();
         let (id, owner) = (ReservationId::new(), UserId::new());
         reservation(&db, id, owner, "active").await;
-        let order = |owner| Order { id, owner: Some(owner), key: PaymentId::new(), payment_id: None };
-        let orders = [UserId::new(), owner, UserId::new()].map(order).to_vec();
-        let key = orders[1].key;
-        let leased: Vec<_> = lease_all(db.clone(), orders).await.into_iter().map(Result::unwrap).collect();
+        let request = |owner| LeaseRequest { id, owner: Some(owner), key: PaymentId::new(), payment_id: None };
+        let requests = [UserId::new(), owner, UserId::new()].map(request).to_vec();
+        let key = requests[1].key;
+        let leased: Vec<_> = lease_all(db.clone(), requests).await.into_iter().map(Result::unwrap).collect();
         assert!(matches!(&leased[..], [None, Some(leased), None] if leased.user_id == owner), "{leased:?}");
         let payments: Vec<PaymentId> =
             sqlx::query_scalar("select id from payments").fetch_all(db.pool()).await.unwrap();
@@ -296,8 +296,8 @@ mod tests {
                     sqlx::query(processing).bind(other).execute(db.pool()).await.unwrap();
                 }
             }
-            let order = Order { id, owner: None, key: PaymentId::new(), payment_id: None };
-            let leased = lease_all(db.clone(), vec![order]).await;
+            let request = LeaseRequest { id, owner: None, key: PaymentId::new(), payment_id: None };
+            let leased = lease_all(db.clone(), vec![request]).await;
             assert!(matches!(&leased[..], [Ok(Some(_))]), "{leased:?}");
         }
         // The connection that counted it is the one that is taken first.

@@ -25,7 +25,7 @@ use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::metrics::MeasuredStep;
 use crate::payments::ChargeOutcome;
 use crate::reservations::model::{self, LEASE_SECONDS, Reservation, Standing, find, refusal};
-use crate::reservations::payment::{Completion, Order, Paid};
+use crate::reservations::payment::{Completion, LeaseRequest, Paid};
 use crate::reservations::payment_outcomes;
 use crate::reservations::tickets::{self, Ticket};
 use crate::state::App;
@@ -140,8 +140,8 @@ async fn pay(
     key: PaymentId,
     payment_id: Option<&str>,
 ) -> Result<ConfirmedReservation> {
-    let order = Order { id, owner, key, payment_id: payment_id.map(str::to_owned) };
-    let Some(reservation) = app.metrics.step(MeasuredStep::Lease, app.payment_batches.lease(order)).await? else {
+    let request = LeaseRequest { id, owner, key, payment_id: payment_id.map(str::to_owned) };
+    let Some(reservation) = app.metrics.step(MeasuredStep::Lease, app.payment_batches.lease(request)).await? else {
         // If it could be paid now, a payment had it when the lease was asked for, and has come to nothing since.
         return paid_before(app, owner, id, refusal(ReservationState::Confirming)).await;
     };

@@ -182,7 +182,7 @@ impl Draft {
         NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency, fair_use }
     }
 
-    /// MeasuredStep 0: the tiers and the clock.
+    /// Step 0: the tiers and the clock.
     async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
         let tiers = app.tiers.look(&app.db, wanted.session_id, &tier_ids);
@@ -206,7 +206,7 @@ impl Draft {
     }
 }
 
-/// MeasuredStep 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
+/// Step 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     let acquire = || app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time);
     let outcome = acquire().await;
@@ -269,7 +269,7 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
 }
 
-/// MeasuredStep 5.
+/// Step 5.
 async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, claim: &Claim) -> Result<Reservation> {
     let writing = app.inserts.insert(draft.priced(order, use_of), claim.clone());
     let error = match app.metrics.step(MeasuredStep::Write, writing).await {
@@ -307,7 +307,7 @@ struct PricedOrder {
     currency: Currency,
 }
 
-/// MeasuredStep 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
+/// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
 fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     let prices: HashMap<SessionSeatId, &SeatPrice> =
         pricing.seats.iter().map(|price| (price.session_seat_id, price)).collect();

@@ -41,7 +41,7 @@ const PAYMENTS_PER_BATCH: i64 = 50;
 #[derive(Debug, Default)]
 pub struct Sweep {
     /// How long past its time a hold is left alone.
-    patience: TimeDelta,
+    grace: TimeDelta,
     /// Over fresh holds: each is looked at when it is old enough to be judged, and for a while after.
     looked_until: Option<DateTime<Utc>>,
     /// Over cancelled sessions: all of them in the first round, the latest in those after it.
@@ -54,7 +54,7 @@ impl Sweep {
     /// One that gives the expiry time to do its work.
     #[must_use]
     pub fn beside_expiry() -> Self {
-        Self { patience: TimeDelta::from_std(EXPIRY_TIME_USUAL).unwrap_or_default(), ..Self::default() }
+        Self { grace: TimeDelta::from_std(EXPIRY_TIME_USUAL).unwrap_or_default(), ..Self::default() }
     }
 }
 
@@ -66,7 +66,7 @@ pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
     let mut healed = Healed::default();
 
-    healed.add(walk(app, now - sweep.patience, None).await?);
+    healed.add(walk(app, now - sweep.grace, None).await?);
 
     // A hold is due one hold time after its booking began, so this asks for bookings that began long enough ago.
     let grace = TimeDelta::from_std(ABANDONED_AFTER).unwrap_or(TimeDelta::MAX);

@@ -242,14 +242,14 @@ async fn a_temporary_state_is_not_a_violation() {
     let system = settled_system().await;
     let break_it = "update session_seats set reserved_until = now(), status = 'reserved' where status = 'sold'";
     sqlx::query(break_it).execute(&system.event_db).await.unwrap();
-    let patience = AuditWindow { settle: Duration::from_secs(2), late: Duration::from_secs(60) };
+    let window = AuditWindow { settle: Duration::from_secs(2), late: Duration::from_secs(60) };
     let mend = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mend = "update session_seats set reserved_until = null, status = 'sold'
                     where reservation_id in (select reservation_id from session_seats where reserved_until < now())";
         sqlx::query(mend).execute(&system.event_db).await.unwrap();
     };
-    let look = audit(&system.app, &system.settings.broker, &system.settings.queue, patience);
+    let look = audit(&system.app, &system.settings.broker, &system.settings.queue, window);
     let (report, ()) = tokio::join!(look, mend);
     let report = report.unwrap();
     assert!(report.is_clean(), "\n{report}");

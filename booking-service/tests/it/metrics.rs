@@ -123,7 +123,7 @@ async fn the_worker_reports_when_its_tasks_succeeded_and_what_its_audit_found() 
     let stopping = system.lifecycle.token();
     let plan = Audits {
         interval: Duration::from_millis(10),
-        patience: AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) },
+        window: AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) },
         broker: settings.broker.clone(),
         queue: settings.queue.clone(),
     };

@@ -376,14 +376,14 @@ impl System {
 
     /// Audits both databases, as `booking-service audit` does. The system is at rest, so one pass is enough.
     pub(crate) async fn audit(&self) -> Report {
-        let patience = AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) };
+        let window = AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) };
         // The wires that a test has cut are not what is to be judged.
         let app = app::for_command(
             &Settings { event_service_url: self.event_base.clone(), ..self.settings.clone() },
             "audit",
         );
         let broker = Broker { url: Secret::from(server("TEST_RABBITMQ_URL").as_str()), ..self.settings.broker.clone() };
-        audit(&app.unwrap(), &broker, &self.settings.queue, patience).await.unwrap()
+        audit(&app.unwrap(), &broker, &self.settings.queue, window).await.unwrap()
     }
 }
 
