@@ -15,6 +15,7 @@ pub mod databases;
 pub mod html;
 pub mod http;
 pub mod measure;
+pub mod measured;
 pub mod plot;
 pub mod processes;
 pub mod report;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::audit::{Verdict, is_clean};
 use crate::bench::Phase;
 use crate::measure::Latency;
-use crate::scenarios::Measured;
+use crate::measured::Measured;
 
 /// One scenario on one system.
 #[derive(Debug, Clone, Serialize)]
@@ -165,7 +165,7 @@ pub fn save(folder: &Path, name: &str, json: &impl Serialize, html: &str) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenarios::Promise;
+    use crate::measured::Promise;
 
     fn result(kept: bool, violations: Option<usize>) -> RunResult {
         RunResult {

@@ -10,8 +10,8 @@ use clap::Args;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::reserve::{RESERVE, Reserve};
-use super::{Measured, Promise};
+use crate::scenarios::reserve::{RESERVE, Reserve};
+use crate::measured::{Measured, Promise};
 use crate::bench::{Bench, LoadArguments};
 use crate::databases::connect;
 use crate::sale::{self, Session};

@@ -6,8 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use sqlx::PgConnection;
 
-use super::reserve::{RESERVE, Reserve};
-use super::{Measured, Promise};
+use crate::scenarios::reserve::{RESERVE, Reserve};
+use crate::measured::{Measured, Promise};
 use crate::bench::{Bench, LoadArguments};
 use crate::databases::connect;
 use crate::sale::SaleArguments;

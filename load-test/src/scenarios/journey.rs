@@ -11,8 +11,8 @@ use hyper::header::HeaderValue;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::seat_map::Encoding;
-use super::{Measured, Promise};
+use crate::scenarios::seat_map::Encoding;
+use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Call, Outcome};

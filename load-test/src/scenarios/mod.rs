@@ -2,9 +2,9 @@
 
 use anyhow::Context;
 use clap::Subcommand;
-use serde::Serialize;
 
-use crate::bench::{Bench, Phase};
+use crate::bench::Bench;
+use crate::measured::Measured;
 
 pub mod expiry;
 pub mod growth;
@@ -31,35 +31,6 @@ pub enum Scenario {
     Expiry(expiry::Arguments),
     /// The same booking in larger and larger sessions and tables
     Growth(growth::Arguments),
-}
-
-/// What a scenario has measured and found.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Measured {
-    /// Stretch by stretch.
-    pub phases: Vec<Phase>,
-    /// Its own promises.
-    pub promises: Vec<Promise>,
-    /// What else it has counted, by name.
-    pub figures: Vec<(String, String)>,
-}
-
-/// Something that must be so, whatever the load.
-#[derive(Debug, Clone, Serialize)]
-pub struct Promise {
-    /// What.
-    pub says: String,
-    /// Whether it was.
-    pub kept: bool,
-    /// What was found.
-    pub found: String,
-}
-
-impl Promise {
-    /// A promise and what was found of it.
-    pub fn new(says: &str, kept: bool, found: impl Into<String>) -> Self {
-        Self { says: says.to_owned(), kept, found: found.into() }
-    }
 }
 
 impl Scenario {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use hyper::body::Bytes;
 
-use super::{Measured, Promise};
+use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Connection, Outcome};

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use hyper::header::HeaderValue;
 
-use super::{Measured, Promise};
+use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Call, Connection, Outcome};
