@@ -17,6 +17,7 @@ mod english;
 mod event_client;
 mod expiry;
 mod fair_use;
+mod floors;
 mod idempotency;
 mod metrics;
 mod openapi;
