@@ -2,6 +2,7 @@
 
 use service_kit::database::broken_constraint;
 use service_kit::error::{Error, Result};
+use shared_contracts::ids::{EventId, HallId, LocationId, OrganizerId, SeatId, SessionId};
 use shared_contracts::problem::{Code, FieldError};
 
 /// A database error as the client should hear of it: a broken rule by the rule's name, all else as it is.
@@ -42,4 +43,28 @@ pub(crate) fn in_use(count: i64, noun: &str, remedy: &str) -> Result<()> {
         _ => format!("{count} {noun}s depend on it. {remedy}"),
     };
     Err(Error::refused(Code::ResourceInUse, detail))
+}
+
+pub(crate) fn organizer_not_found(id: OrganizerId) -> Error {
+    Error::refused(Code::OrganizerNotFound, format!("No organizer has the id {id}."))
+}
+
+pub(crate) fn event_not_found(id: EventId) -> Error {
+    Error::refused(Code::EventNotFound, format!("No event has the id {id}."))
+}
+
+pub(crate) fn location_not_found(id: LocationId) -> Error {
+    Error::refused(Code::LocationNotFound, format!("No location has the id {id}."))
+}
+
+pub(crate) fn hall_not_found(id: HallId) -> Error {
+    Error::refused(Code::HallNotFound, format!("No hall has the id {id}."))
+}
+
+pub(crate) fn seat_not_found(id: SeatId) -> Error {
+    Error::refused(Code::SeatNotFound, format!("No seat has the id {id}."))
+}
+
+pub(crate) fn session_not_found(id: SessionId) -> Error {
+    Error::refused(Code::SessionNotFound, format!("No session has the id {id}."))
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::OrganizerCaller;
-use service_kit::error::{Error, Result};
+use service_kit::error::Result;
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
 use service_kit::query::ApiQuery;
@@ -19,7 +19,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::error::{in_use, of_constraint};
+use crate::error::{event_not_found, in_use, of_constraint};
 
 /// An event.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -145,7 +145,7 @@ fn like_pattern(word: &str) -> String {
 pub(crate) async fn get_event(State(db): State<PgPool>, ApiPath(id): ApiPath<EventId>) -> Result<Editable<Event>> {
     let found: Option<Event> =
         sqlx::query_as("select * from events where event_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Event::editable).ok_or_else(|| not_found(id))
+    found.map(Event::editable).ok_or_else(|| event_not_found(id))
 }
 
 /// Change an event
@@ -208,11 +208,7 @@ impl Event {
 async fn lock(tx: &mut PgConnection, id: EventId, if_match: &IfMatch) -> Result<Event> {
     let found: Option<Event> =
         sqlx::query_as("select * from events where event_id = $1 for update").bind(id).fetch_optional(tx).await?;
-    let event = found.ok_or_else(|| not_found(id))?;
+    let event = found.ok_or_else(|| event_not_found(id))?;
     if_match.check(event.version)?;
     Ok(event)
-}
-
-fn not_found(id: EventId) -> Error {
-    Error::refused(Code::EventNotFound, format!("No event has the id {id}."))
 }

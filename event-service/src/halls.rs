@@ -19,8 +19,8 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::error::{in_use, of_constraint};
-use crate::{locations, seats};
+use crate::error::{hall_not_found, in_use, location_not_found, of_constraint};
+use crate::seats;
 
 /// A hall.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -99,7 +99,7 @@ pub(crate) async fn list_halls(
             .bind(location_id)
             .fetch_one(&db)
             .await?;
-        known.then_some(()).ok_or_else(|| locations::not_found(location_id))?;
+        known.then_some(()).ok_or_else(|| location_not_found(location_id))?;
     }
     Ok(Json(Page::from_rows(rows, &page, |row| row.hall_id.as_uuid())))
 }
@@ -110,7 +110,7 @@ pub(crate) async fn list_halls(
 pub(crate) async fn get_hall(State(db): State<PgPool>, ApiPath(id): ApiPath<HallId>) -> Result<Editable<Hall>> {
     let found: Option<Hall> =
         sqlx::query_as("select * from halls where hall_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Hall::editable).ok_or_else(|| not_found(id))
+    found.map(Hall::editable).ok_or_else(|| hall_not_found(id))
 }
 
 /// Change a hall
@@ -177,11 +177,7 @@ impl Hall {
 async fn lock(tx: &mut PgConnection, id: HallId, if_match: &IfMatch) -> Result<Hall> {
     let found: Option<Hall> =
         sqlx::query_as("select * from halls where hall_id = $1 for update").bind(id).fetch_optional(tx).await?;
-    let hall = found.ok_or_else(|| not_found(id))?;
+    let hall = found.ok_or_else(|| hall_not_found(id))?;
     if_match.check(hall.version)?;
     Ok(hall)
-}
-
-pub(crate) fn not_found(id: HallId) -> Error {
-    Error::refused(Code::HallNotFound, format!("No hall has the id {id}."))
 }

@@ -28,6 +28,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::availability::{Looks, SeatLook};
+use crate::error::session_not_found;
 use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
 use crate::session_seats::{self, ChangeOutcome, GivenBack, Wish};
@@ -80,7 +81,7 @@ pub(crate) async fn check_availability(
 /// A session that is on sale, and those of the wanted seats that are its own.
 async fn look(looks: &Looks, session_id: SessionId, wanted: Vec<SessionSeatId>) -> Result<(Sale, Vec<SeatLook>)> {
     let looked = traces::step("session_seats.look", looks.look(session_id, wanted)).await?;
-    let (sale, looks) = looked.ok_or_else(|| sessions::not_found(session_id))?;
+    let (sale, looks) = looked.ok_or_else(|| session_not_found(session_id))?;
     sale.must_be_open()?;
     Ok((sale, looks))
 }
@@ -306,7 +307,7 @@ pub(crate) async fn get_pricing(
             .bind(session_id)
             .fetch_optional(&mut *connection)
             .await?;
-    let (base_price, currency) = session.ok_or_else(|| sessions::not_found(session_id))?;
+    let (base_price, currency) = session.ok_or_else(|| session_not_found(session_id))?;
     let labelled = match query.session_seat_ids {
         None => {
             let all =

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::OrganizerCaller;
-use service_kit::error::{Error, Result};
+use service_kit::error::Result;
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
 use service_kit::query::ApiQuery;
@@ -19,7 +19,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::error::in_use;
+use crate::error::{in_use, location_not_found};
 
 /// A location.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -113,7 +113,7 @@ pub(crate) async fn get_location(
 ) -> Result<Editable<Location>> {
     let found: Option<Location> =
         sqlx::query_as("select * from locations where location_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Location::editable).ok_or_else(|| not_found(id))
+    found.map(Location::editable).ok_or_else(|| location_not_found(id))
 }
 
 /// Change a location
@@ -176,11 +176,7 @@ impl Location {
 async fn lock(tx: &mut PgConnection, id: LocationId, if_match: &IfMatch) -> Result<Location> {
     let found: Option<Location> =
         sqlx::query_as("select * from locations where location_id = $1 for update").bind(id).fetch_optional(tx).await?;
-    let location = found.ok_or_else(|| not_found(id))?;
+    let location = found.ok_or_else(|| location_not_found(id))?;
     if_match.check(location.version)?;
     Ok(location)
-}
-
-pub(crate) fn not_found(id: LocationId) -> Error {
-    Error::refused(Code::LocationNotFound, format!("No location has the id {id}."))
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::answer::Created;
 use service_kit::auth::OrganizerCaller;
-use service_kit::error::{Error, Result};
+use service_kit::error::Result;
 use service_kit::etag::{Editable, IfMatch, IfMatchHeader};
 use service_kit::extract::{ApiJson, ApiPatch, ApiPath};
 use service_kit::query::ApiQuery;
@@ -19,7 +19,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::error::in_use;
+use crate::error::{in_use, organizer_not_found};
 
 /// An organizer.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -107,7 +107,7 @@ pub(crate) async fn get_organizer(
 ) -> Result<Editable<Organizer>> {
     let found: Option<Organizer> =
         sqlx::query_as("select * from organizers where organizer_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Organizer::editable).ok_or_else(|| not_found(id))
+    found.map(Organizer::editable).ok_or_else(|| organizer_not_found(id))
 }
 
 /// Change an organizer
@@ -171,11 +171,7 @@ async fn lock(tx: &mut PgConnection, id: OrganizerId, if_match: &IfMatch) -> Res
         .bind(id)
         .fetch_optional(tx)
         .await?;
-    let organizer = found.ok_or_else(|| not_found(id))?;
+    let organizer = found.ok_or_else(|| organizer_not_found(id))?;
     if_match.check(organizer.version)?;
     Ok(organizer)
-}
-
-fn not_found(id: OrganizerId) -> Error {
-    Error::refused(Code::OrganizerNotFound, format!("No organizer has the id {id}."))
 }

@@ -31,10 +31,10 @@ use sqlx::{FromRow, PgConnection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
+use crate::error::session_not_found;
 use crate::pieces::{self, Piece};
 use crate::seats::SeatType;
 use crate::session_seats::Horizon;
-use crate::sessions;
 
 /// Seats of a piece: what a change of one seat has written and compressed anew. Much smaller pieces compress badly.
 const PIECE_SEATS: usize = 64;
@@ -251,7 +251,7 @@ impl Now {
     async fn look(connection: &mut PgConnection, session_id: SessionId) -> Result<Self> {
         let sql = "select session_id, version as edition, hall_id, pg_current_snapshot()::text as horizon from sessions where session_id = $1";
         let found = sqlx::query_as(sql).bind(session_id).fetch_optional(connection).await?;
-        found.ok_or_else(|| sessions::not_found(session_id))
+        found.ok_or_else(|| session_not_found(session_id))
     }
 
     /// A new look, and the seats that have changed since this one, unless the session was edited: then all may have. One statement: both are
@@ -278,7 +278,7 @@ impl Now {
                 changed.push(SeatRow::from_row(&row)?);
             }
         }
-        Ok((now.ok_or_else(|| sessions::not_found(self.session_id))?, changed))
+        Ok((now.ok_or_else(|| session_not_found(self.session_id))?, changed))
     }
 }
 

@@ -35,6 +35,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
+use crate::error::session_not_found;
 use crate::session_seats::{self, Horizon, SeatChange};
 use crate::sessions;
 
@@ -322,7 +323,7 @@ impl Watcher {
 
 async fn edition_of(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
     let versions = sessions::versions(connection, &[session_id]).await?;
-    versions.get(&session_id).copied().ok_or_else(|| sessions::not_found(session_id))
+    versions.get(&session_id).copied().ok_or_else(|| session_not_found(session_id))
 }
 
 /// A database that does not answer.

@@ -19,8 +19,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::error::{in_use, of_constraint};
-use crate::halls::not_found as hall_not_found;
+use crate::error::{hall_not_found, in_use, of_constraint, seat_not_found};
 use crate::session_seats;
 
 /// The most seats made by one call: a stadium, in about 2 s and one transaction.
@@ -180,7 +179,7 @@ pub(crate) async fn list_seats(
 pub(crate) async fn get_seat(State(db): State<PgPool>, ApiPath(id): ApiPath<SeatId>) -> Result<Editable<Seat>> {
     let found: Option<Seat> =
         sqlx::query_as("select * from seats where seat_id = $1").bind(id).fetch_optional(&db).await?;
-    found.map(Seat::editable).ok_or_else(|| not_found(id))
+    found.map(Seat::editable).ok_or_else(|| seat_not_found(id))
 }
 
 /// Change a seat
@@ -333,7 +332,7 @@ impl Seat {
 async fn lock(tx: &mut PgConnection, id: SeatId, if_match: &IfMatch) -> Result<Seat> {
     let found: Option<Seat> =
         sqlx::query_as("select * from seats where seat_id = $1 for update").bind(id).fetch_optional(tx).await?;
-    let seat = found.ok_or_else(|| not_found(id))?;
+    let seat = found.ok_or_else(|| seat_not_found(id))?;
     if_match.check(seat.version)?;
     Ok(seat)
 }
@@ -347,8 +346,4 @@ pub(crate) async fn count(tx: &mut PgConnection, hall_id: HallId) -> Result<i64>
 pub(crate) async fn delete_all(tx: &mut PgConnection, hall_id: HallId) -> Result<()> {
     sqlx::query("delete from seats where hall_id = $1").bind(hall_id).execute(tx).await?;
     Ok(())
-}
-
-fn not_found(id: SeatId) -> Error {
-    Error::refused(Code::SeatNotFound, format!("No seat has the id {id}."))
 }

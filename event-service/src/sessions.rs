@@ -23,7 +23,7 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::error::{in_use, of_constraint};
+use crate::error::{in_use, of_constraint, session_not_found};
 use crate::session_seats;
 
 /// A session.
@@ -352,7 +352,7 @@ async fn find(connection: &mut PgConnection, session_id: SessionId) -> Result<Se
     .bind(session_id)
     .fetch_optional(connection)
     .await?;
-    found.ok_or_else(|| not_found(session_id))
+    found.ok_or_else(|| session_not_found(session_id))
 }
 
 /// What a buyer must know of a session: when its seats are sold, by the database's time, and for how much.
@@ -404,8 +404,4 @@ pub(crate) async fn versions(connection: &mut PgConnection, sessions: &[SessionI
     let sql = "select session_id, version from sessions where session_id = any($1)";
     let versions: Vec<(SessionId, i64)> = sqlx::query_as(sql).bind(sessions).fetch_all(connection).await?;
     Ok(versions.into_iter().collect())
-}
-
-pub(crate) fn not_found(id: SessionId) -> Error {
-    Error::refused(Code::SessionNotFound, format!("No session has the id {id}."))
 }
