@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::ensure;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::extract::DefaultBodyLimit;
 use axum::http::Method;
 use service_kit::amqp::{self, ConsumedQueue};
 use service_kit::database::DeskPool;
@@ -16,25 +16,18 @@ use service_kit::limits::Limits;
 use service_kit::settings::{Common, Secret};
 use service_kit::{database, openapi, server};
 use shared_contracts::booking_event::BookingEventType;
-use sqlx::PgPool;
-use sqlx::migrate::Migrator;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::availability::Looks;
 use crate::booking_consumer::Applier;
 use crate::metrics::EventMetrics;
-use crate::reserve_desk::ReserveDesk;
-use crate::seat_map::SeatMaps;
 use crate::seat_stream::SeatStreams;
 use crate::settings::Settings;
+use crate::state::{AppState, MIGRATIONS};
 use crate::{events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions};
-
-/// The schema, compiled in.
-pub static MIGRATIONS: Migrator = sqlx::migrate!();
 
 #[derive(OpenApi)]
 #[openapi(
@@ -51,37 +44,6 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!();
     )
 )]
 struct Document;
-
-/// What handlers may ask for.
-#[derive(Clone, FromRef)]
-struct AppState {
-    db: PgPool,
-    streams: Arc<SeatStreams>,
-    desk: Arc<ReserveDesk>,
-    looks: Arc<Looks>,
-    maps: Arc<SeatMaps>,
-    metrics: EventMetrics,
-}
-
-impl AppState {
-    /// `desk_db` is for what comes by the thousand, `db` for the rest.
-    fn new(
-        db: PgPool,
-        desk_db: &DeskPool,
-        streams: Arc<SeatStreams>,
-        metrics: EventMetrics,
-        lifecycle: &Lifecycle,
-    ) -> Self {
-        Self {
-            db,
-            streams,
-            desk: Arc::new(ReserveDesk::open(desk_db.clone(), lifecycle)),
-            looks: Arc::new(Looks::start(desk_db.clone(), lifecycle)),
-            maps: Arc::new(SeatMaps::start(desk_db.clone(), lifecycle)),
-            metrics,
-        }
-    }
-}
 
 /// All routes, and the document that describes them: those for everyone, and those for the Booking Service.
 fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::OpenApi) {

@@ -23,3 +23,4 @@ pub mod seats;
 pub mod session_seats;
 pub mod sessions;
 pub mod settings;
+pub mod state;

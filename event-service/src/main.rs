@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use event_service::app;
 use event_service::settings::Settings;
+use event_service::state::MIGRATIONS;
 use service_kit::dead_letters::{self, Which};
 use service_kit::lifecycle::{self, Lifecycle};
 use service_kit::settings::SettingsReader;
@@ -104,7 +105,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Openapi | Command::Healthcheck => unreachable!("answered above, without settings"),
         Command::DeadLetters(letters) => deal_with(letters, &settings).await?,
         Command::Migrate => {
-            database::connect(&settings.database_url, "event-service", 1, &app::MIGRATIONS).await?;
+            database::connect(&settings.database_url, "event-service", 1, &MIGRATIONS).await?;
         }
         Command::Serve => {
             settings.common.auth.warn();

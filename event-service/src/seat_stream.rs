@@ -361,7 +361,7 @@ mod tests {
     use sqlx::postgres::PgConnectOptions;
 
     use super::*;
-    use crate::app::MIGRATIONS;
+    use crate::state::MIGRATIONS;
 
     fn watcher(streams: &SeatStreams, session_id: SessionId) -> Watcher {
         let place = Arc::clone(&streams.places).try_acquire_owned().unwrap();

@@ -141,7 +141,7 @@ impl System {
         change(&mut limits, &mut rules);
         let common = || Common { limits: limits.clone(), ..common(ca, &auth) };
         let (event_url, booking_url) = tokio::join!(
-            database("event", &event_service::app::MIGRATIONS),
+            database("event", &event_service::state::MIGRATIONS),
             database("booking", &booking_service::schema::MIGRATIONS)
         );
         let (to_broker, broker_url) = ChaosProxy::in_front_of(&server("TEST_RABBITMQ_URL")).await;

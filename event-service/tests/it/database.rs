@@ -9,7 +9,7 @@ use sqlx::PgPool;
 /// commit rows into that transaction, and no other connection would see them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
-    let url = database("event", &event_service::app::MIGRATIONS).await;
+    let url = database("event", &event_service::state::MIGRATIONS).await;
     let pool = lazy_pool(&url, "test", 1).unwrap();
     let others = PgPool::connect(url.reveal()).await.unwrap();
     sqlx::query("create table written (n int)").execute(&pool).await.unwrap();
@@ -38,7 +38,7 @@ async fn a_cancelled_begin_leaves_no_open_transaction_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_together_migrate_the_schema_once() {
     let url = empty_database().await;
-    let replicas = (0..3).map(|_| connect(&url, "test", 2, &event_service::app::MIGRATIONS));
+    let replicas = (0..3).map(|_| connect(&url, "test", 2, &event_service::state::MIGRATIONS));
     for pool in join_all(replicas).await {
         let sessions: i64 =
             sqlx::query_scalar("select count(*) from sessions").fetch_one(&pool.unwrap()).await.unwrap();

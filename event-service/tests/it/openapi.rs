@@ -2,6 +2,7 @@
 //! database.
 
 use event_service::app;
+use event_service::state::MIGRATIONS;
 use insta::{assert_json_snapshot, with_settings};
 use service_kit::lanes::Lane;
 use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, lanes_of};
@@ -38,7 +39,7 @@ async fn every_route_has_a_request_class() {
 
 #[tokio::test]
 async fn the_database_has_the_limits_of_the_document() {
-    let database_url = database("event", &app::MIGRATIONS).await;
+    let database_url = database("event", &MIGRATIONS).await;
     let pairs = [
         ("CreateOrganizer", "organizers"),
         ("CreateEvent", "events"),

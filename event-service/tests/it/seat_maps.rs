@@ -30,7 +30,7 @@ async fn shown(app: &TestApp, session: &str) -> (String, Value, Value) {
 
 #[tokio::test]
 async fn a_replica_that_follows_changes_has_the_map_that_a_new_one_reads() {
-    let (database_url, exchange) = (database("event", &event_service::app::MIGRATIONS).await, unique("exchange"));
+    let (database_url, exchange) = (database("event", &event_service::state::MIGRATIONS).await, unique("exchange"));
     let replica = async || {
         let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
         let broker = Broker { url, exchange: exchange.clone(), trust: Trust::default() };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use event_service::app;
 use event_service::session_seats::{self, ChangeOutcome, GivenBack, Wish};
+use event_service::state::MIGRATIONS;
 use futures::future::join_all;
 use service_kit::database::lazy_pool;
 use service_kit::testing::database;
@@ -26,7 +26,7 @@ async fn seats(count: i32) -> Seats {
 }
 
 pub(crate) async fn database_pool() -> PgPool {
-    lazy_pool(&database("event", &app::MIGRATIONS).await, "test", 20).unwrap()
+    lazy_pool(&database("event", &MIGRATIONS).await, "test", 20).unwrap()
 }
 
 /// Inserts a session of `count` seats directly into the tables.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use event_service::app;
 use event_service::settings::Settings;
+use event_service::state::MIGRATIONS;
 use futures::future::{Either, select};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
@@ -53,13 +54,13 @@ impl TestApp {
     }
 
     pub(crate) async fn spawn_limited(limits: Limits) -> Self {
-        let database_url = database("event", &app::MIGRATIONS).await;
+        let database_url = database("event", &MIGRATIONS).await;
         Self::spawn_within(limits, database_url, own_exchange(), AuthSettings::default(), None).await
     }
 
     /// A service that authenticates its callers.
     pub(crate) async fn spawn_as(auth: AuthSettings, internal_listen: Option<SocketAddr>) -> Self {
-        let database_url = database("event", &app::MIGRATIONS).await;
+        let database_url = database("event", &MIGRATIONS).await;
         Self::spawn_within(Limits::default(), database_url, own_exchange(), auth, internal_listen).await
     }
 
