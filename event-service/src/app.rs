@@ -23,11 +23,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::booking_consumer::Applier;
+use crate::catalogue::{events, halls, locations, organizers, seats, sessions};
 use crate::metrics::EventMetrics;
 use crate::seat_stream::SeatStreams;
 use crate::settings::Settings;
 use crate::state::{AppState, MIGRATIONS};
-use crate::{events, halls, internal_api, locations, organizers, seat_map, seat_stream, seats, sessions};
+use crate::{internal_api, seat_map, seat_stream};
 
 #[derive(OpenApi)]
 #[openapi(

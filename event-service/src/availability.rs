@@ -14,7 +14,7 @@ use shared_contracts::money::Money;
 use shared_contracts::seat_api::{SeatPrice, SeatStatus};
 use sqlx::{FromRow, PgConnection};
 
-use crate::sessions::Sale;
+use crate::catalogue::sessions::Sale;
 
 /// One seat as a look sees it.
 #[derive(Debug, Clone)]

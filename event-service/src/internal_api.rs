@@ -28,11 +28,11 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::availability::{Looks, SeatLook};
+use crate::catalogue::sessions::{self, Sale};
 use crate::error::session_not_found;
 use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
 use crate::session_seats::{self, ChangeOutcome, GivenBack, Wish};
-use crate::sessions::{self, Sale};
 
 /// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
 const CALL_TIME_MAX: Duration = Duration::from_millis(700);

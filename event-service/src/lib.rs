@@ -1,6 +1,6 @@
 //! The Event Service: the catalogue, seat maps, and the one authority on who has a seat.
 //!
-//! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`organizers`].
+//! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`catalogue::organizers`].
 //! [`session_seats`] is the deep module: who has a seat, and the only writer of that table. Two thin ways lead into it:
 //! [`internal_api`] (REST, from the Booking Service; [`reserve_desk`] brings together what comes at the same time) and [`booking_consumer`] (its events, from RabbitMQ).
 //! [`metrics`] has all that is counted. This service never calls the Booking Service.
@@ -8,19 +8,14 @@
 pub mod app;
 mod availability;
 pub mod booking_consumer;
+pub mod catalogue;
 mod error;
-pub mod events;
-pub mod halls;
 pub mod internal_api;
-pub mod locations;
 pub mod metrics;
-pub mod organizers;
 mod pieces;
 pub mod reserve_desk;
 pub mod seat_map;
 pub mod seat_stream;
-pub mod seats;
 pub mod session_seats;
-pub mod sessions;
 pub mod settings;
 pub mod state;

@@ -31,9 +31,9 @@ use sqlx::{FromRow, PgConnection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
+use crate::catalogue::seats::SeatType;
 use crate::error::session_not_found;
 use crate::pieces::{self, Piece};
-use crate::seats::SeatType;
 use crate::session_seats::Horizon;
 
 /// Seats of a piece: what a change of one seat has written and compressed anew. Much smaller pieces compress badly.

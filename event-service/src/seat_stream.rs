@@ -35,9 +35,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
+use crate::catalogue::sessions;
 use crate::error::session_not_found;
 use crate::session_seats::{self, Horizon, SeatChange};
-use crate::sessions;
 
 /// Between two looks: what a watcher's map is behind at most, and short against what a buyer needs to click.
 const TICK: Duration = Duration::from_millis(200);

@@ -19,8 +19,8 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::catalogue::seats;
 use crate::error::{hall_not_found, in_use, location_not_found, of_constraint};
-use crate::seats;
 
 /// A hall.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
