@@ -14,7 +14,7 @@ use shared_contracts::money::Money;
 use shared_contracts::seat_api::{SeatPrice, SeatStatus};
 use sqlx::{FromRow, PgConnection};
 
-use crate::catalogue::sessions::Sale;
+use crate::sale::Sale;
 
 /// One seat as a look sees it.
 #[derive(Debug, Clone)]

@@ -28,7 +28,8 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::availability::{Looks, SeatLook};
-use crate::catalogue::sessions::{self, Sale};
+use crate::catalogue::sessions;
+use crate::sale::{self, Sale};
 use crate::error::session_not_found;
 use crate::metrics::EventMetrics;
 use crate::reserve_desk::ReserveDesk;
@@ -177,7 +178,7 @@ async fn hold(
     let is_blocked = |conflict: &SeatConflict| conflict.status == Some(SeatStatus::Blocked);
     if matches!(&outcome, ChangeOutcome::Refused(conflicts) if conflicts.iter().any(is_blocked)) {
         // A session that has just been cancelled says so.
-        sessions::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
+        sale::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
     }
     Ok(SeatsChanged { pricing, ..answer(outcome, reservation_id, seats)? })
 }

@@ -14,6 +14,7 @@ pub mod internal_api;
 pub mod metrics;
 mod pieces;
 pub mod reserve_desk;
+mod sale;
 pub mod seat_map;
 pub mod seat_stream;
 pub mod session_seats;

@@ -35,7 +35,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use crate::catalogue::sessions;
 use crate::error::session_not_found;
 use crate::session_seats::{self, Horizon, SeatChange};
 
@@ -267,7 +266,7 @@ impl SeatStreams {
             let mut connection = self.db.acquire().await?;
             let (horizon, changes) =
                 session_seats::changes_since(&mut connection, &sessions, Some(&from), CHANGES_MAX).await?;
-            let editions = sessions::versions(&mut connection, &sessions).await?;
+            let editions = versions(&mut connection, &sessions).await?;
             drop(connection);
             self.send(&sessions, &horizon, &changes, &editions);
         }
@@ -322,8 +321,15 @@ impl Watcher {
 }
 
 async fn edition_of(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
-    let versions = sessions::versions(connection, &[session_id]).await?;
+    let versions = versions(connection, &[session_id]).await?;
     versions.get(&session_id).copied().ok_or_else(|| session_not_found(session_id))
+}
+
+/// The versions of those of these sessions that there are.
+async fn versions(connection: &mut PgConnection, sessions: &[SessionId]) -> Result<HashMap<SessionId, i64>> {
+    let sql = "select session_id, version from sessions where session_id = any($1)";
+    let versions: Vec<(SessionId, i64)> = sqlx::query_as(sql).bind(sessions).fetch_all(connection).await?;
+    Ok(versions.into_iter().collect())
 }
 
 /// A database that does not answer.

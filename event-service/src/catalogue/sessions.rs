@@ -1,7 +1,5 @@
 //! Sessions: one performance of an event in a hall, made together with its session seats.
 
-use std::collections::HashMap;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -24,6 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::error::{in_use, of_constraint, session_not_found};
+use crate::sale::SessionStatus;
 use crate::session_seats;
 
 /// A session.
@@ -47,17 +46,6 @@ pub struct Session {
     updated_at: DateTime<Utc>,
     #[serde(skip)]
     version: i64,
-}
-
-/// Whether it takes place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum SessionStatus {
-    /// It does.
-    Scheduled,
-    /// It does not.
-    Cancelled,
 }
 
 /// A new session.
@@ -353,55 +341,4 @@ async fn find(connection: &mut PgConnection, session_id: SessionId) -> Result<Se
     .fetch_optional(connection)
     .await?;
     found.ok_or_else(|| session_not_found(session_id))
-}
-
-/// What a buyer must know of a session: when its seats are sold, by the database's time, and for how much.
-#[derive(Debug, Clone, FromRow)]
-pub(crate) struct Sale {
-    session_status: SessionStatus,
-    opens: Option<DateTime<Utc>>,
-    closes: DateTime<Utc>,
-    now: DateTime<Utc>,
-    /// Before seat and tier.
-    pub(crate) base_price: Money,
-    /// Of all its prices.
-    pub(crate) currency: Currency,
-}
-
-impl Sale {
-    /// Refuses a session that is not on sale at this moment: cancelled, before its sales, after them, or begun.
-    pub(crate) fn must_be_open(&self) -> Result<()> {
-        let time = |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        match self.opens {
-            _ if self.session_status == SessionStatus::Cancelled => Err(cancelled_error()),
-            Some(opens) if self.now < opens => {
-                let detail =
-                    format!("Seats of this session are sold from {} until {}.", time(opens), time(self.closes));
-                Err(Error::refused(Code::SalesNotStarted, detail))
-            }
-            _ if self.now >= self.closes => {
-                let detail = format!("Seats of this session were sold until {}.", time(self.closes));
-                Err(Error::refused(Code::SalesEnded, detail))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Refuses a session that is cancelled; whether it exists is not asked.
-pub(crate) async fn must_not_be_cancelled(connection: &mut PgConnection, session_id: SessionId) -> Result<()> {
-    let sql = "select exists (select from sessions where session_id = $1 and status = 'cancelled')";
-    let cancelled: bool = sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?;
-    if cancelled { Err(cancelled_error()) } else { Ok(()) }
-}
-
-fn cancelled_error() -> Error {
-    Error::refused(Code::SessionCancelled, "This session does not take place; choose another.")
-}
-
-/// The versions of those of these sessions that there are.
-pub(crate) async fn versions(connection: &mut PgConnection, sessions: &[SessionId]) -> Result<HashMap<SessionId, i64>> {
-    let sql = "select session_id, version from sessions where session_id = any($1)";
-    let versions: Vec<(SessionId, i64)> = sqlx::query_as(sql).bind(sessions).fetch_all(connection).await?;
-    Ok(versions.into_iter().collect())
 }
