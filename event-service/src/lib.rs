@@ -2,18 +2,17 @@
 //!
 //! Start with `migrations/`, then [`app`], which shows every route on one screen; then one resource, say [`catalogue::organizers`].
 //! [`session_seats`] is the deep module: who has a seat, and the only writer of that table. Two thin ways lead into it:
-//! [`internal_api`] (REST, from the Booking Service; [`reserve_desk`] brings together what comes at the same time) and [`booking_consumer`] (its events, from RabbitMQ).
+//! [`internal_api`] (REST, from the Booking Service; [`holds::batch`] brings together what comes at the same time) and [`booking_consumer`] (its events, from RabbitMQ).
 //! [`metrics`] has all that is counted. This service never calls the Booking Service.
 
 pub mod app;
-mod availability;
 pub mod booking_consumer;
 pub mod catalogue;
 mod error;
+pub mod holds;
 pub mod internal_api;
 pub mod metrics;
 mod pieces;
-pub mod reserve_desk;
 mod sale;
 pub mod seat_map;
 pub mod seat_stream;

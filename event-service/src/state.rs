@@ -8,9 +8,9 @@ use service_kit::lifecycle::Lifecycle;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
-use crate::availability::Looks;
+use crate::holds::availability::Looks;
 use crate::metrics::EventMetrics;
-use crate::reserve_desk::ReserveDesk;
+use crate::holds::batch::ReserveDesk;
 use crate::seat_map::SeatMaps;
 use crate::seat_stream::SeatStreams;
 
