@@ -24,11 +24,12 @@ use utoipa_axum::routes;
 
 use crate::booking_consumer::Applier;
 use crate::catalogue::{events, halls, locations, organizers, seats, sessions};
+use crate::internal_api;
 use crate::metrics::EventMetrics;
-use crate::seat_stream::SeatStreams;
+use crate::seat_map::stream::SeatStreams;
+use crate::seat_map::{map, stream};
 use crate::settings::Settings;
 use crate::state::{AppState, MIGRATIONS};
-use crate::{internal_api, seat_map, seat_stream};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -68,9 +69,9 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
         .routes(routes!(sessions::create_session, sessions::list_sessions))
         .routes(routes!(sessions::get_session, sessions::update_session, sessions::delete_session))
         .routes(routes!(sessions::cancel_session))
-        .routes(routes!(seat_map::list_session_seats))
-        .routes(routes!(seat_map::get_seat_map))
-        .routes(routes!(seat_stream::stream_seat_map))
+        .routes(routes!(map::list_session_seats))
+        .routes(routes!(map::get_seat_map))
+        .routes(routes!(stream::stream_seat_map))
         .with_state(state.clone())
         .merge(health::routes(health))
         .merge(metrics)

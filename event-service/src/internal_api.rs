@@ -27,12 +27,12 @@ use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::holds::availability::{Looks, SeatLook};
 use crate::catalogue::sessions;
-use crate::sale::{self, Sale};
 use crate::error::session_not_found;
-use crate::metrics::EventMetrics;
+use crate::holds::availability::{Looks, SeatLook};
 use crate::holds::batch::ReserveDesk;
+use crate::metrics::EventMetrics;
+use crate::sale::{self, Sale};
 use crate::session_seats::{self, ChangeOutcome, GivenBack, Wish};
 
 /// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.

@@ -16,7 +16,7 @@
 //! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service says what became of the reservation.
 //!
 //! Each change gives the row a number (`change_seq`, drawn while the row is locked: it orders the changes of one seat) and its
-//! transaction's id (`change_xid`, for readers that must miss none: see `seat_stream.rs` and `seat_map.rs`).
+//! transaction's id (`change_xid`, for readers that must miss none: see `seat_map/stream.rs` and `seat_map/map.rs`).
 //!
 //! Statements look rows up by `session_seat_id` alone and compare `session_id` afterwards: with both as keys, and no
 //! statistics yet for a session that has just been made, the planner may read the whole session for one seat.

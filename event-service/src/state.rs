@@ -9,10 +9,10 @@ use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
 use crate::holds::availability::Looks;
-use crate::metrics::EventMetrics;
 use crate::holds::batch::ReserveDesk;
-use crate::seat_map::SeatMaps;
-use crate::seat_stream::SeatStreams;
+use crate::metrics::EventMetrics;
+use crate::seat_map::map::SeatMaps;
+use crate::seat_map::stream::SeatStreams;
 
 /// The schema, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();

@@ -1,7 +1,7 @@
 //! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
 //!
 //! Maps are kept in memory, written and compressed, in pieces of some seats. Whoever asks has the database asked what has changed since
-//! the last look (by transactions, as in `seat_stream.rs`: nothing is missed), and only the pieces with a change are written anew. So a
+//! the last look (by transactions, as in `seat_map/stream.rs`: nothing is missed), and only the pieces with a change are written anew. So a
 //! map is as fresh as if it were read from the tables, on every replica; and those who ask at the same time share one look.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -31,9 +31,9 @@ use sqlx::{FromRow, PgConnection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
+use super::chunks::{self as pieces, Piece};
 use crate::catalogue::seats::SeatType;
 use crate::error::session_not_found;
-use crate::pieces::{self, Piece};
 use crate::session_seats::Horizon;
 
 /// Seats of a piece: what a change of one seat has written and compressed anew. Much smaller pieces compress badly.
