@@ -119,8 +119,8 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let nowhere = Secret::from("postgres://localhost");
     let db = database::lazy_pool(&nowhere, "openapi", 1)?;
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    let desk_db = DeskPool::new(&nowhere, "openapi")?;
-    let state = AppState::new(db, &desk_db, streams, EventMetrics::new()?, &Lifecycle::new());
+    let batch_db = DeskPool::new(&nowhere, "openapi")?;
+    let state = AppState::new(db, &batch_db, streams, EventMetrics::new()?, &Lifecycle::new());
     let (routes, internal_routes, document) = api(state, Health::new("event-service", env!("CARGO_PKG_VERSION")));
     Ok((routes.merge(internal_routes), document))
 }
@@ -132,9 +132,9 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
 pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
         .await?;
-    let desk_db = DeskPool::new(&settings.database_url, "event-service")?;
+    let batch_db = DeskPool::new(&settings.database_url, "event-service")?;
     let metrics = EventMetrics::new()?;
-    metrics.watch(&db, &desk_db)?;
+    metrics.watch(&db, &batch_db)?;
     let queue = ConsumedQueue {
         name: settings.queue,
         routing_keys: BookingEventType::ALL.map(BookingEventType::routing_key).to_vec(),
@@ -152,14 +152,14 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             }
         },
     );
-    let applier = Applier::start(desk_db.clone(), db.clone(), metrics.clone(), lifecycle);
+    let applier = Applier::start(batch_db.clone(), db.clone(), metrics.clone(), lifecycle);
     let stopping = lifecycle.token().clone();
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
-    let state = AppState::new(db, &desk_db, streams, metrics.clone(), lifecycle);
+    let state = AppState::new(db, &batch_db, streams, metrics.clone(), lifecycle);
     let (mut routes, internal_routes, mut document) = api(state, health);
     openapi::narrow_security(&mut document, &settings.common.auth);
     match settings.internal_listen {

@@ -34,8 +34,8 @@ pub struct Applier {
 impl Applier {
     /// Starts it; it ends when nobody has messages for it any more.
     #[must_use]
-    pub fn start(desk_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
-        let work = move |events| apply_batch(desk_db.clone(), db.clone(), events);
+    pub fn start(batch_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
+        let work = move |events| apply_batch(batch_db.clone(), db.clone(), events);
         Self { events: Coalescer::start(lifecycle, LANES, work), metrics }
     }
 
@@ -94,8 +94,8 @@ pub enum Applied {
 }
 
 /// Applies what came at the same time in one transaction if nothing is unusual about any of it, and one by one otherwise.
-async fn apply_batch(desk_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
-    if let Ok(Some(applied)) = apply_together(&desk_db, &events).await {
+async fn apply_batch(batch_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
+    if let Ok(Some(applied)) = apply_together(&batch_db, &events).await {
         return applied.into_iter().map(Ok).collect();
     }
     // In their order: what is said of one reservation may stand on what was said before.

@@ -30,7 +30,7 @@ use uuid::Uuid;
 use crate::catalogue::sessions;
 use crate::error::session_not_found;
 use crate::holds::availability::{Looks, SeatLook};
-use crate::holds::batch::ReserveDesk;
+use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
 use crate::sale::{self, Sale};
 use crate::session_seats::{self, ChangeOutcome, GivenBack, Wish};
@@ -120,13 +120,13 @@ async fn look_and_price(
 pub(crate) async fn reserve_seats(
     _: InternalCaller,
     State(looks): State<Arc<Looks>>,
-    State(desk): State<Arc<ReserveDesk>>,
+    State(batcher): State<Arc<HoldBatcher>>,
     State(db): State<PgPool>,
     State(metrics): State<EventMetrics>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
-    reserve(&looks, &desk, &db, &metrics, session_id, request).await.map(Json)
+    reserve(&looks, &batcher, &db, &metrics, session_id, request).await.map(Json)
 }
 
 /// Hold seats for many reservations: for each of them all or none
@@ -137,31 +137,31 @@ pub(crate) async fn reserve_seats(
 pub(crate) async fn reserve_seats_for_many(
     _: InternalCaller,
     State(looks): State<Arc<Looks>>,
-    State(desk): State<Arc<ReserveDesk>>,
+    State(batcher): State<Arc<HoldBatcher>>,
     State(db): State<PgPool>,
     State(metrics): State<EventMetrics>,
     ApiJson(calls): ApiJson<Calls<ReserveRequest>>,
 ) -> Result<Json<CallAnswers<SeatsChanged>>> {
-    let work = |session_id, body| reserve(&looks, &desk, &db, &metrics, session_id, body);
+    let work = |session_id, body| reserve(&looks, &batcher, &db, &metrics, session_id, body);
     each(calls, "/api/internal/seats/reserve", work).await
 }
 
 async fn reserve(
     looks: &Looks,
-    desk: &ReserveDesk,
+    batcher: &HoldBatcher,
     db: &PgPool,
     metrics: &EventMetrics,
     session_id: SessionId,
     request: ReserveRequest,
 ) -> Result<SeatsChanged> {
-    let held = hold(looks, desk, db, session_id, request).await;
+    let held = hold(looks, batcher, db, session_id, request).await;
     metrics.held(&held);
     held
 }
 
 async fn hold(
     looks: &Looks,
-    desk: &ReserveDesk,
+    batcher: &HoldBatcher,
     db: &PgPool,
     session_id: SessionId,
     request: ReserveRequest,
@@ -173,7 +173,7 @@ async fn hold(
         false => None,
     };
     let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
-    let outcome = traces::step("session_seats.reserve", desk.reserve(wish)).await?;
+    let outcome = traces::step("session_seats.reserve", batcher.reserve(wish)).await?;
     crash_point("seats.reserved");
     let is_blocked = |conflict: &SeatConflict| conflict.status == Some(SeatStatus::Blocked);
     if matches!(&outcome, ChangeOutcome::Refused(conflicts) if conflicts.iter().any(is_blocked)) {

@@ -71,8 +71,8 @@ impl EventMetrics {
     ///
     /// # Errors
     /// It was called before.
-    pub fn watch(&self, db: &PgPool, desk_db: &DeskPool) -> anyhow::Result<()> {
-        self.common.watch_pools(db, desk_db)?;
+    pub fn watch(&self, db: &PgPool, batch_db: &DeskPool) -> anyhow::Result<()> {
+        self.common.watch_pools(db, batch_db)?;
         let (own_db, seats) = (db.clone(), self.seats.clone());
         self.common.ask("seats", &[&self.seats], move || {
             let (db, seats) = (own_db.clone(), seats.clone());

@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
 use crate::holds::availability::Looks;
-use crate::holds::batch::ReserveDesk;
+use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
 use crate::seat_map::map::SeatMaps;
 use crate::seat_map::stream::SeatStreams;
@@ -22,17 +22,17 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!();
 pub(crate) struct AppState {
     pub(crate) db: PgPool,
     pub(crate) streams: Arc<SeatStreams>,
-    pub(crate) desk: Arc<ReserveDesk>,
+    pub(crate) hold_batcher: Arc<HoldBatcher>,
     pub(crate) looks: Arc<Looks>,
     pub(crate) maps: Arc<SeatMaps>,
     pub(crate) metrics: EventMetrics,
 }
 
 impl AppState {
-    /// `desk_db` is for what comes by the thousand, `db` for the rest.
+    /// `batch_db` is for what comes by the thousand, `db` for the rest.
     pub(crate) fn new(
         db: PgPool,
-        desk_db: &DeskPool,
+        batch_db: &DeskPool,
         streams: Arc<SeatStreams>,
         metrics: EventMetrics,
         lifecycle: &Lifecycle,
@@ -40,9 +40,9 @@ impl AppState {
         Self {
             db,
             streams,
-            desk: Arc::new(ReserveDesk::open(desk_db.clone(), lifecycle)),
-            looks: Arc::new(Looks::start(desk_db.clone(), lifecycle)),
-            maps: Arc::new(SeatMaps::start(desk_db.clone(), lifecycle)),
+            hold_batcher: Arc::new(HoldBatcher::start(batch_db.clone(), lifecycle)),
+            looks: Arc::new(Looks::start(batch_db.clone(), lifecycle)),
+            maps: Arc::new(SeatMaps::start(batch_db.clone(), lifecycle)),
             metrics,
         }
     }

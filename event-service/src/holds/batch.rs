@@ -18,14 +18,14 @@ const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
 /// The desk; one a process.
 #[derive(Debug)]
-pub struct ReserveDesk {
+pub struct HoldBatcher {
     wishes: Coalescer<Wish, ChangeOutcome>,
 }
 
-impl ReserveDesk {
+impl HoldBatcher {
     /// Opens it. It closes when nobody can ask any more.
     #[must_use]
-    pub fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let work = move |wishes| reserve_all(db.clone(), wishes);
         Self { wishes: Coalescer::start(lifecycle, LANES, work) }
     }
