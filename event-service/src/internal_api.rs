@@ -33,7 +33,7 @@ use crate::holds::availability::{Looks, SeatLook};
 use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
 use crate::sale::{self, Sale};
-use crate::session_seats::{self, ChangeOutcome, GivenBack, Wish};
+use crate::session_seats::{self, ChangeOutcome, GivenBack, HoldRequest};
 
 /// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
 const CALL_TIME_MAX: Duration = Duration::from_millis(700);
@@ -172,8 +172,8 @@ async fn hold(
         true => Some(look_and_price(looks, session_id, reservation_id, &seats).await?),
         false => None,
     };
-    let wish = Wish { session_id, reservation_id, seats: seats.clone(), reserved_until };
-    let outcome = traces::step("session_seats.reserve", batcher.reserve(wish)).await?;
+    let request = HoldRequest { session_id, reservation_id, seats: seats.clone(), reserved_until };
+    let outcome = traces::step("session_seats.reserve", batcher.reserve(request)).await?;
     crash_point("seats.reserved");
     let is_blocked = |conflict: &SeatConflict| conflict.status == Some(SeatStatus::Blocked);
     if matches!(&outcome, ChangeOutcome::Refused(conflicts) if conflicts.iter().any(is_blocked)) {

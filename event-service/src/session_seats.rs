@@ -60,10 +60,10 @@ struct OrderedSeat {
     state: SeatState,
 }
 
-/// A seat's state, and which of several wishes it is of.
+/// A seat's state, and which of several requests it is of.
 #[derive(Debug, FromRow)]
-struct WishedSeat {
-    wish: i32,
+struct RequestedSeat {
+    request: i32,
     #[sqlx(flatten)]
     state: SeatState,
 }
@@ -97,7 +97,7 @@ pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, ba
 
 /// Seats that a reservation wants to hold.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct HoldRequest {
     /// The session that they must be of.
     pub session_id: SessionId,
     /// Who wants them.
@@ -108,18 +108,22 @@ pub struct Wish {
     pub reserved_until: DateTime<Utc>,
 }
 
-/// Holds all seats of each wish for its reservation, or none of them. Each wish is judged for itself: what is refused to one changes
+/// Holds all seats of each request for its reservation, or none of them. Each request is judged for itself: what is refused to one changes
 /// nothing for the others. No seat may be in two of them. Harmless when repeated by the same reservation.
 ///
 /// # Errors
 /// The database failed; nothing was changed.
-pub async fn reserve(connection: &mut PgConnection, wishes: &[Wish]) -> Result<Vec<ChangeOutcome>> {
-    let lines =
-        || wishes.iter().enumerate().flat_map(|(index, wish)| wish.seats.iter().map(move |seat| (index, wish, *seat)));
-    let states: Vec<WishedSeat> = sqlx::query_as(
+pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) -> Result<Vec<ChangeOutcome>> {
+    let lines = || {
+        requests
+            .iter()
+            .enumerate()
+            .flat_map(|(index, request)| request.seats.iter().map(move |seat| (index, request, *seat)))
+    };
+    let states: Vec<RequestedSeat> = sqlx::query_as(
         "with wanted as materialized (
              select * from unnest($1::int4[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::uuid[])
-                 as line (wish, session_id, wisher, until, session_seat_id)
+                 as line (request, session_id, requester, until, session_seat_id)
          ),
          locked as materialized (
              select session_seat_id, session_id, status, reservation_id, reserved_until
@@ -127,40 +131,40 @@ pub async fn reserve(connection: &mut PgConnection, wishes: &[Wish]) -> Result<V
              order by session_seat_id for no key update
          ),
          judged as materialized (
-             select *, status = 'available' as free, reservation_id is not distinct from wisher as own
+             select *, status = 'available' as free, reservation_id is not distinct from requester as own
              from wanted join locked using (session_seat_id, session_id)
          ),
          whole as materialized (
-             select wish from wanted left join judged using (wish, session_seat_id)
-             group by wish having bool_and(coalesce(free or own, false))
+             select request from wanted left join judged using (request, session_seat_id)
+             group by request having bool_and(coalesce(free or own, false))
          ),
          changed as (
              update session_seats s
-             set status = 'reserved', reservation_id = j.wisher, reserved_until = j.until,
+             set status = 'reserved', reservation_id = j.requester, reserved_until = j.until,
                  change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
-             from judged j join whole using (wish)
+             from judged j join whole using (request)
              where s.session_seat_id = j.session_seat_id and j.free
-             returning j.wish, s.session_seat_id
+             returning j.request, s.session_seat_id
          )
-         select wish, session_seat_id, status, reservation_id,
+         select request, session_seat_id, status, reservation_id,
                 status = 'reserved' and reserved_until < clock_timestamp() as overdue,
-                (wish, session_seat_id) in (select wish, session_seat_id from changed) as changed
+                (request, session_seat_id) in (select request, session_seat_id from changed) as changed
          from judged",
     )
     .bind(lines().map(|(index, ..)| index as i32).collect::<Vec<_>>())
-    .bind(lines().map(|(_, wish, _)| wish.session_id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, wish, _)| wish.reservation_id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, wish, _)| wish.reserved_until).collect::<Vec<_>>())
+    .bind(lines().map(|(_, request, _)| request.session_id).collect::<Vec<_>>())
+    .bind(lines().map(|(_, request, _)| request.reservation_id).collect::<Vec<_>>())
+    .bind(lines().map(|(_, request, _)| request.reserved_until).collect::<Vec<_>>())
     .bind(lines().map(|(.., seat)| seat).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let mut of_wish: Vec<Vec<SeatState>> = wishes.iter().map(|_| Vec::new()).collect();
-    for WishedSeat { wish, state } in states {
-        of_wish[wish as usize].push(state);
+    let mut of_request: Vec<Vec<SeatState>> = requests.iter().map(|_| Vec::new()).collect();
+    for RequestedSeat { request, state } in states {
+        of_request[request as usize].push(state);
     }
-    let outcomes = wishes.iter().zip(of_wish);
-    let outcomes =
-        outcomes.map(|(wish, states)| all_or_refused(&wish.seats, &states, SeatStep::Reserve, wish.reservation_id));
+    let outcomes = requests.iter().zip(of_request);
+    let outcomes = outcomes
+        .map(|(request, states)| all_or_refused(&request.seats, &states, SeatStep::Reserve, request.reservation_id));
     Ok(outcomes.collect())
 }
 

@@ -12,63 +12,63 @@ use service_kit::error::Result;
 use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
 
-use crate::session_seats::{self, ChangeOutcome, Wish};
+use crate::session_seats::{self, ChangeOutcome, HoldRequest};
 
 const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
 
 /// The desk; one a process.
 #[derive(Debug)]
 pub struct HoldBatcher {
-    wishes: Coalescer<Wish, ChangeOutcome>,
+    requests: Coalescer<HoldRequest, ChangeOutcome>,
 }
 
 impl HoldBatcher {
     /// Opens it. It closes when nobody can ask any more.
     #[must_use]
     pub fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
-        let work = move |wishes| reserve_all(db.clone(), wishes);
-        Self { wishes: Coalescer::start(lifecycle, LANES, work) }
+        let work = move |requests| reserve_all(db.clone(), requests);
+        Self { requests: Coalescer::start(lifecycle, LANES, work) }
     }
 
-    /// Holds all seats of the wish, or none.
+    /// Holds all seats of the request, or none.
     ///
     /// # Errors
     /// The database failed: the seats may be held.
-    pub async fn reserve(&self, wish: Wish) -> Result<ChangeOutcome> {
-        self.wishes.call(wish).await
+    pub async fn reserve(&self, request: HoldRequest) -> Result<ChangeOutcome> {
+        self.requests.call(request).await
     }
 }
 
-async fn reserve_all(db: DeskPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
-    let mut outcomes: Vec<Option<Result<ChangeOutcome>>> = wishes.iter().map(|_| None).collect();
-    let mut left: Vec<(usize, Wish)> = wishes.into_iter().enumerate().collect();
-    while !left.is_empty() {
-        let batch = without_rivals(&mut left);
-        let (places, wishes): (Vec<usize>, Vec<Wish>) = batch.into_iter().unzip();
-        for (place, outcome) in places.into_iter().zip(reserve_batch(&db, wishes).await) {
-            outcomes[place] = Some(outcome);
+async fn reserve_all(db: DeskPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
+    let mut outcomes: Vec<Option<Result<ChangeOutcome>>> = requests.iter().map(|_| None).collect();
+    let mut waiting: Vec<(usize, HoldRequest)> = requests.into_iter().enumerate().collect();
+    while !waiting.is_empty() {
+        let batch = take_disjoint(&mut waiting);
+        let (indexes, requests): (Vec<usize>, Vec<HoldRequest>) = batch.into_iter().unzip();
+        for (index, outcome) in indexes.into_iter().zip(reserve_batch(&db, requests).await) {
+            outcomes[index] = Some(outcome);
         }
     }
     outcomes.into_iter().flatten().collect()
 }
 
-/// Takes out, in their order, wishes that want no seat which an earlier one wants; of rivals, the later ones see what became of it.
-fn without_rivals(left: &mut Vec<(usize, Wish)>) -> Vec<(usize, Wish)> {
+/// Takes out, in their order, requests that want no seat which an earlier one wants; of later, the later ones see what became of it.
+fn take_disjoint(waiting: &mut Vec<(usize, HoldRequest)>) -> Vec<(usize, HoldRequest)> {
     let mut wanted: HashSet<SessionSeatId> = HashSet::new();
-    let (mut batch, mut rivals) = (Vec::new(), Vec::new());
-    for (place, wish) in mem::take(left) {
-        let is_rival = wish.seats.iter().any(|seat| wanted.contains(seat));
-        wanted.extend(&wish.seats);
-        if is_rival { rivals.push((place, wish)) } else { batch.push((place, wish)) }
+    let (mut batch, mut later) = (Vec::new(), Vec::new());
+    for (index, request) in mem::take(waiting) {
+        let overlaps = request.seats.iter().any(|seat| wanted.contains(seat));
+        wanted.extend(&request.seats);
+        if overlaps { later.push((index, request)) } else { batch.push((index, request)) }
     }
-    *left = rivals;
+    *waiting = later;
     batch
 }
 
-async fn reserve_batch(db: &DeskPool, wishes: Vec<Wish>) -> Vec<Result<ChangeOutcome>> {
-    together_or_alone(wishes, |wishes| async move {
+async fn reserve_batch(db: &DeskPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
+    together_or_alone(requests, |requests| async move {
         let mut connection = db.take().await?;
-        let outcomes = session_seats::reserve(&mut connection, &wishes).await?;
+        let outcomes = session_seats::reserve(&mut connection, &requests).await?;
         db.keep(connection);
         Ok(Some(outcomes.into_iter().map(Ok).collect()))
     })

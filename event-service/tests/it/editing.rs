@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use event_service::session_seats::{self, GivenBack, Wish};
+use event_service::session_seats::{self, GivenBack, HoldRequest};
 use futures::future::{Either, select};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -345,7 +345,7 @@ async fn a_seat_is_edited_while_its_session_seats_are_recreated() {
 async fn an_uncommitted_hold_also_keeps_event_and_currency() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
-    let wish = Wish {
+    let request = HoldRequest {
         session_id: session.parse::<Uuid>().unwrap().into(),
         reservation_id: ReservationId::new(),
         seats: vec![seats[0].parse::<Uuid>().unwrap().into()],
@@ -354,10 +354,10 @@ async fn an_uncommitted_hold_also_keeps_event_and_currency() {
     let path = format!("/api/v1/sessions/{session}");
     for change in [json!({ "event_id": app.event().await }), json!({ "currency": "EUR" })] {
         let mut first = begin(&app.db).await.unwrap();
-        session_seats::reserve(&mut first, std::slice::from_ref(&wish)).await.unwrap();
+        session_seats::reserve(&mut first, std::slice::from_ref(&request)).await.unwrap();
         let refused = app.beside(first, patch(&app, &path, change, 409)).await;
         assert_eq!(refused["code"], "resource_in_use");
-        let body = json!({ "reservation_id": wish.reservation_id, "session_seat_ids": seats });
+        let body = json!({ "reservation_id": request.reservation_id, "session_seat_ids": seats });
         app.post(&format!("/api/internal/sessions/{session}/seats/release"), &body, 200).await;
     }
 }

@@ -12,7 +12,7 @@ use service_kit::testing::wait_until;
 use uuid::Uuid;
 
 use crate::booking_consumer::SOON;
-use crate::session_seats::wish;
+use crate::session_seats::hold_request;
 use crate::support::{TestApp, id};
 
 type Map = HashMap<String, String>;
@@ -171,8 +171,8 @@ async fn a_change_that_becomes_visible_late_is_not_lost() {
     let mut late = service_kit::database::begin(&app.db).await.unwrap();
     let wanted = [seats[0].parse().unwrap()];
     let until = "2031-01-01T00:00:00Z".parse().unwrap();
-    let wish = wish(session.parse().unwrap(), Uuid::now_v7().into(), &wanted, until);
-    session_seats::reserve(&mut late, &[wish]).await.unwrap();
+    let request = hold_request(session.parse().unwrap(), Uuid::now_v7().into(), &wanted, until);
+    session_seats::reserve(&mut late, &[request]).await.unwrap();
     change(&app, &session, "reserve", Uuid::now_v7(), &[&seats[1]]).await;
     while follower.step().await != (seats[1].clone(), "reserved".to_owned()) {}
     // One follower resumes after that change, and one stays connected.

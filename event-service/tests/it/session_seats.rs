@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use event_service::session_seats::{self, ChangeOutcome, GivenBack, Wish};
+use event_service::session_seats::{self, ChangeOutcome, GivenBack, HoldRequest};
 use event_service::state::MIGRATIONS;
 use futures::future::join_all;
 use service_kit::database::lazy_pool;
@@ -56,8 +56,13 @@ pub(crate) async fn seats_in(db: PgPool, count: i32) -> Seats {
     Seats { db, session: session.into(), ids }
 }
 
-pub(crate) fn wish(session: SessionId, owner: ReservationId, seats: &[SessionSeatId], until: DateTime<Utc>) -> Wish {
-    Wish { session_id: session, reservation_id: owner, seats: seats.to_vec(), reserved_until: until }
+pub(crate) fn hold_request(
+    session: SessionId,
+    owner: ReservationId,
+    seats: &[SessionSeatId],
+    until: DateTime<Utc>,
+) -> HoldRequest {
+    HoldRequest { session_id: session, reservation_id: owner, seats: seats.to_vec(), reserved_until: until }
 }
 
 impl Seats {
@@ -71,11 +76,11 @@ impl Seats {
         seats: &[SessionSeatId],
         until: DateTime<Utc>,
     ) -> ChangeOutcome {
-        self.reserve_each(&[wish(self.session, owner, seats, until)]).await.remove(0)
+        self.reserve_each(&[hold_request(self.session, owner, seats, until)]).await.remove(0)
     }
 
-    async fn reserve_each(&self, wishes: &[Wish]) -> Vec<ChangeOutcome> {
-        session_seats::reserve(&mut self.db.acquire().await.unwrap(), wishes).await.unwrap()
+    async fn reserve_each(&self, requests: &[HoldRequest]) -> Vec<ChangeOutcome> {
+        session_seats::reserve(&mut self.db.acquire().await.unwrap(), requests).await.unwrap()
     }
 
     pub(crate) async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
@@ -177,7 +182,8 @@ async fn seats_of_another_session_or_of_none_are_unknown() {
     let outcome = seats.reserve(ReservationId::new(), &[seats.ids[0], stranger]).await;
     let ChangeOutcome::Refused(conflicts) = outcome else { panic!("an unknown seat was reserved") };
     assert_eq!((conflicts.len(), conflicts[0].session_seat_id, conflicts[0].status), (1, stranger, None));
-    let elsewhere = seats.reserve_each(&[wish(SessionId::new(), ReservationId::new(), &seats.ids, soon())]).await;
+    let elsewhere =
+        seats.reserve_each(&[hold_request(SessionId::new(), ReservationId::new(), &seats.ids, soon())]).await;
     assert_eq!(taken(&elsewhere[0]), seats.ids);
     assert_eq!(seats.state().await[0].1, SeatStatus::Available);
 }
@@ -188,7 +194,7 @@ async fn each_request_of_a_batch_is_held_whole_or_not_at_all() {
     let seats = seats(8).await;
     let (owner, buyers) = (ReservationId::new(), [(); 4].map(|()| ReservationId::new()));
     seats.reserve(owner, &seats.ids[2..3]).await;
-    let wants = |buyer: usize, ids: &[SessionSeatId]| wish(seats.session, buyers[buyer], ids, soon());
+    let wants = |buyer: usize, ids: &[SessionSeatId]| hold_request(seats.session, buyers[buyer], ids, soon());
     let outcomes = seats
         .reserve_each(&[
             wants(0, &seats.ids[0..2]),
