@@ -19,7 +19,7 @@ use shared_contracts::ids::{MessageId, ReservationId, SessionSeatId};
 use sqlx::{PgConnection, PgPool};
 
 use crate::metrics::EventMetrics;
-use crate::session_seats::{self, ChangeOutcome, GivenBack};
+use crate::session_seats::{self, ChangeOutcome, Releasable};
 
 /// The relay sends what has gathered, and the broker hands it out in drops. No buyer waits for this: a seat that is paid for is its owner's
 /// already, and is shown as sold a moment later.
@@ -132,9 +132,9 @@ async fn apply_together(db: &DeskPool, events: &[BookingEvent]) -> Result<Option
             return Ok(None);
         }
     }
-    for (pairs, given_back) in [(ended, GivenBack::Held), (refunded, GivenBack::HeldOrSold)] {
+    for (pairs, releasable) in [(ended, Releasable::Held), (refunded, Releasable::HeldOrSold)] {
         if !pairs.is_empty() {
-            session_seats::free(tx.connection()?, &pairs, given_back).await?;
+            session_seats::free(tx.connection()?, &pairs, releasable).await?;
         }
     }
     crash_point("consumer.applying");
@@ -177,11 +177,11 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
             )),
         },
         BookingEventType::Expired | BookingEventType::Cancelled => {
-            session_seats::free(&mut tx, &pairs_of(event), GivenBack::Held).await?;
+            session_seats::free(&mut tx, &pairs_of(event), Releasable::Held).await?;
             Applied::Changed
         }
         BookingEventType::TicketRefunded => {
-            session_seats::free(&mut tx, &pairs_of(event), GivenBack::HeldOrSold).await?;
+            session_seats::free(&mut tx, &pairs_of(event), Releasable::HeldOrSold).await?;
             Applied::Changed
         }
     };

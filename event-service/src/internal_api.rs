@@ -33,7 +33,7 @@ use crate::holds::availability::{Looks, SeatLook};
 use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
 use crate::sale::{self, Sale};
-use crate::session_seats::{self, ChangeOutcome, GivenBack, HoldRequest};
+use crate::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 
 /// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
 const CALL_TIME_MAX: Duration = Duration::from_millis(700);
@@ -226,7 +226,7 @@ pub(crate) async fn release_seats(
 ) -> Result<Json<SeatsChanged>> {
     let owner = request.reservation_id;
     let holds: Vec<_> = as_set(request.session_seat_ids).into_iter().map(|seat| (owner, seat)).collect();
-    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, GivenBack::Held).await?;
+    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, Releasable::Held).await?;
     Ok(Json(SeatsChanged { reservation_id: owner, session_seat_ids, pricing: None }))
 }
 
@@ -241,7 +241,7 @@ pub(crate) async fn release_seats_of_many(
     ApiJson(request): ApiJson<ReleaseRequest>,
 ) -> Result<Json<SeatsFreed>> {
     let holds: Vec<_> = request.holds.iter().map(|hold| (hold.reservation_id, hold.session_seat_id)).collect();
-    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, GivenBack::Held).await?;
+    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, Releasable::Held).await?;
     Ok(Json(SeatsFreed { session_seat_ids }))
 }
 

@@ -170,7 +170,7 @@ pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) ->
 
 /// Which of its seats a reservation gives back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GivenBack {
+pub enum Releasable {
     /// Those that it holds. A sold seat is left alone.
     Held,
     /// Those that it owns or still holds: a refund may be heard of before the confirmation that it follows; that one then finds
@@ -213,11 +213,11 @@ pub async fn lock(tx: &mut PgConnection, seats: &[SessionSeatId]) -> Result<()> 
 pub async fn free(
     connection: &mut PgConnection,
     seats: &[(ReservationId, SessionSeatId)],
-    given_back: GivenBack,
+    releasable: Releasable,
 ) -> Result<Vec<SessionSeatId>> {
-    let from: &[&str] = match given_back {
-        GivenBack::Held => &["reserved"],
-        GivenBack::HeldOrSold => &["reserved", "sold"],
+    let from: &[&str] = match releasable {
+        Releasable::Held => &["reserved"],
+        Releasable::HeldOrSold => &["reserved", "sold"],
     };
     let freed = sqlx::query_scalar(concat!(
         "with ",

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use event_service::session_seats::{self, GivenBack, HoldRequest};
+use event_service::session_seats::{self, HoldRequest, Releasable};
 use futures::future::{Either, select};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -293,7 +293,7 @@ async fn a_seat_freed_during_the_cancellation_of_its_session_ends_blocked() {
             (format!("/api/internal/sessions/{session}/seats/release"), body)
         } else {
             let seat = seats[0].parse::<Uuid>().unwrap().into();
-            session_seats::free(&mut first, &[(owner.into(), seat)], GivenBack::Held).await.unwrap();
+            session_seats::free(&mut first, &[(owner.into(), seat)], Releasable::Held).await.unwrap();
             (format!("/api/v1/sessions/{session}/cancel"), json!({}))
         };
         app.beside(first, app.post(&second, &body, 200)).await;

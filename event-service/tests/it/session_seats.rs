@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use event_service::session_seats::{self, ChangeOutcome, GivenBack, HoldRequest};
+use event_service::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 use event_service::state::MIGRATIONS;
 use futures::future::join_all;
 use service_kit::database::lazy_pool;
@@ -84,7 +84,7 @@ impl Seats {
     }
 
     pub(crate) async fn release(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        self.free(owner, seats, GivenBack::Held).await
+        self.free(owner, seats, Releasable::Held).await
     }
 
     pub(crate) async fn confirm(&self, owner: ReservationId, seats: &[SessionSeatId]) -> ChangeOutcome {
@@ -92,12 +92,12 @@ impl Seats {
     }
 
     pub(crate) async fn refund(&self, owner: ReservationId, seats: &[SessionSeatId]) -> Vec<SessionSeatId> {
-        self.free(owner, seats, GivenBack::HeldOrSold).await
+        self.free(owner, seats, Releasable::HeldOrSold).await
     }
 
-    async fn free(&self, owner: ReservationId, seats: &[SessionSeatId], given_back: GivenBack) -> Vec<SessionSeatId> {
+    async fn free(&self, owner: ReservationId, seats: &[SessionSeatId], releasable: Releasable) -> Vec<SessionSeatId> {
         let pairs: Vec<_> = seats.iter().map(|seat| (owner, *seat)).collect();
-        session_seats::free(&mut self.db.acquire().await.unwrap(), &pairs, given_back).await.unwrap()
+        session_seats::free(&mut self.db.acquire().await.unwrap(), &pairs, releasable).await.unwrap()
     }
 
     async fn state(&self) -> Vec<(SessionSeatId, SeatStatus, Option<ReservationId>)> {
