@@ -15,7 +15,8 @@ use service_kit::error::{Error, Result};
 use service_kit::lifecycle::Lifecycle;
 use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
-use shared_contracts::ids::{MessageId, ReservationId, SessionSeatId};
+use shared_contracts::ids::{MessageId, SessionSeatId};
+use shared_contracts::seat_api::{Hold, SeatConflict};
 use sqlx::{PgConnection, PgPool};
 
 use crate::metrics::EventMetrics;
@@ -118,8 +119,8 @@ async fn apply_together(db: &DeskPool, events: &[BookingEvent]) -> Result<Option
     };
     let confirmed: Vec<_> =
         of_type(&[BookingEventType::Confirmed]).map(|event| (event.reservation_id, seats_of(event))).collect();
-    let ended: Vec<_> = of_type(&[BookingEventType::Expired, BookingEventType::Cancelled]).flat_map(pairs_of).collect();
-    let refunded: Vec<_> = of_type(&[BookingEventType::TicketRefunded]).flat_map(pairs_of).collect();
+    let ended: Vec<_> = of_type(&[BookingEventType::Expired, BookingEventType::Cancelled]).flat_map(holds_of).collect();
+    let refunded: Vec<_> = of_type(&[BookingEventType::TicketRefunded]).flat_map(holds_of).collect();
     if [confirmed.is_empty(), ended.is_empty(), refunded.is_empty()].iter().filter(|none| !**none).count() > 1 {
         let seats: Vec<_> = events.iter().flat_map(|event| event.session_seat_ids.iter().copied()).collect();
         session_seats::lock(tx.connection()?, &seats).await?;
@@ -132,9 +133,9 @@ async fn apply_together(db: &DeskPool, events: &[BookingEvent]) -> Result<Option
             return Ok(None);
         }
     }
-    for (pairs, releasable) in [(ended, Releasable::Held), (refunded, Releasable::HeldOrSold)] {
-        if !pairs.is_empty() {
-            session_seats::free(tx.connection()?, &pairs, releasable).await?;
+    for (holds, releasable) in [(ended, Releasable::Held), (refunded, Releasable::HeldOrSold)] {
+        if !holds.is_empty() {
+            session_seats::free(tx.connection()?, &holds, releasable).await?;
         }
     }
     crash_point("consumer.applying");
@@ -150,8 +151,9 @@ fn seats_of(event: &BookingEvent) -> Vec<SessionSeatId> {
     seats
 }
 
-fn pairs_of(event: &BookingEvent) -> Vec<(ReservationId, SessionSeatId)> {
-    event.session_seat_ids.iter().map(|seat| (event.reservation_id, *seat)).collect()
+fn holds_of(event: &BookingEvent) -> Vec<Hold> {
+    let hold = |seat: &SessionSeatId| Hold { reservation_id: event.reservation_id, session_seat_id: *seat };
+    event.session_seat_ids.iter().map(hold).collect()
 }
 
 /// Applies an event in one transaction with its inbox row.
@@ -177,11 +179,11 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
             )),
         },
         BookingEventType::Expired | BookingEventType::Cancelled => {
-            session_seats::free(&mut tx, &pairs_of(event), Releasable::Held).await?;
+            session_seats::free(&mut tx, &holds_of(event), Releasable::Held).await?;
             Applied::Changed
         }
         BookingEventType::TicketRefunded => {
-            session_seats::free(&mut tx, &pairs_of(event), Releasable::HeldOrSold).await?;
+            session_seats::free(&mut tx, &holds_of(event), Releasable::HeldOrSold).await?;
             Applied::Changed
         }
     };
@@ -200,7 +202,7 @@ async fn confirm_the_rest(
     tx: &mut PgConnection,
     event: &BookingEvent,
     seats: &[SessionSeatId],
-    conflicts: &[shared_contracts::seat_api::SeatConflict],
+    conflicts: &[SeatConflict],
 ) -> Result<Applied> {
     let gone = |id: &SessionSeatId| conflicts.iter().any(|conflict| conflict.session_seat_id == *id);
     let rest: Vec<_> = seats.iter().copied().filter(|id| !gone(id)).collect();

@@ -19,9 +19,9 @@ use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{
-    Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, LookUpRequest,
-    OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability,
-    SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
+    Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, Hold,
+    LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX,
+    SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
 };
 use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
@@ -225,7 +225,10 @@ pub(crate) async fn release_seats(
     ApiJson(request): ApiJson<SeatsOfReservation>,
 ) -> Result<Json<SeatsChanged>> {
     let owner = request.reservation_id;
-    let holds: Vec<_> = as_set(request.session_seat_ids).into_iter().map(|seat| (owner, seat)).collect();
+    let holds: Vec<_> = as_set(request.session_seat_ids)
+        .into_iter()
+        .map(|session_seat_id| Hold { reservation_id: owner, session_seat_id })
+        .collect();
     let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, Releasable::Held).await?;
     Ok(Json(SeatsChanged { reservation_id: owner, session_seat_ids, pricing: None }))
 }
@@ -240,8 +243,7 @@ pub(crate) async fn release_seats_of_many(
     State(db): State<PgPool>,
     ApiJson(request): ApiJson<ReleaseRequest>,
 ) -> Result<Json<SeatsFreed>> {
-    let holds: Vec<_> = request.holds.iter().map(|hold| (hold.reservation_id, hold.session_seat_id)).collect();
-    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &holds, Releasable::Held).await?;
+    let session_seat_ids = session_seats::free(&mut *db.acquire().await?, &request.holds, Releasable::Held).await?;
     Ok(Json(SeatsFreed { session_seat_ids }))
 }
 

@@ -27,7 +27,7 @@ use chrono::{DateTime, Utc};
 use service_kit::error::Result;
 use shared_contracts::ids::{ReservationId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
+use shared_contracts::seat_api::{Hold, OverdueHold, OwnedSeat, SeatConflict, SeatStatus, TimeCursor};
 use shared_contracts::transitions::{Seat, SeatStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
@@ -210,11 +210,7 @@ pub async fn lock(tx: &mut PgConnection, seats: &[SessionSeatId]) -> Result<()> 
 ///
 /// # Errors
 /// The database failed.
-pub async fn free(
-    connection: &mut PgConnection,
-    seats: &[(ReservationId, SessionSeatId)],
-    releasable: Releasable,
-) -> Result<Vec<SessionSeatId>> {
+pub async fn free(connection: &mut PgConnection, holds: &[Hold], releasable: Releasable) -> Result<Vec<SessionSeatId>> {
     let from: &[&str] = match releasable {
         Releasable::Held => &["reserved"],
         Releasable::HeldOrSold => &["reserved", "sold"],
@@ -231,8 +227,8 @@ pub async fn free(
          where s.session_seat_id = o.session_seat_id and o.status = any($3)
          returning s.session_seat_id"
     ))
-    .bind(seats.iter().map(|(_, seat)| *seat).collect::<Vec<_>>())
-    .bind(seats.iter().map(|(owner, _)| *owner).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.session_seat_id).collect::<Vec<_>>())
+    .bind(holds.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>())
     .bind(from)
     .fetch_all(connection)
     .await?;

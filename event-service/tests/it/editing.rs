@@ -292,8 +292,9 @@ async fn a_seat_freed_during_the_cancellation_of_its_session_ends_blocked() {
             let body = json!({ "reservation_id": owner, "session_seat_ids": seats });
             (format!("/api/internal/sessions/{session}/seats/release"), body)
         } else {
-            let seat = seats[0].parse::<Uuid>().unwrap().into();
-            session_seats::free(&mut first, &[(owner.into(), seat)], Releasable::Held).await.unwrap();
+            let seat: Uuid = seats[0].parse().unwrap();
+            let hold = Hold { reservation_id: owner.into(), session_seat_id: seat.into() };
+            session_seats::free(&mut first, &[hold], Releasable::Held).await.unwrap();
             (format!("/api/v1/sessions/{session}/cancel"), json!({}))
         };
         app.beside(first, app.post(&second, &body, 200)).await;

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use service_kit::database::lazy_pool;
 use service_kit::testing::database;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
-use shared_contracts::seat_api::SeatStatus;
+use shared_contracts::seat_api::{Hold, SeatStatus};
 use sqlx::PgPool;
 use tokio::sync::Barrier;
 use uuid::Uuid;
@@ -96,8 +96,8 @@ impl Seats {
     }
 
     async fn free(&self, owner: ReservationId, seats: &[SessionSeatId], releasable: Releasable) -> Vec<SessionSeatId> {
-        let pairs: Vec<_> = seats.iter().map(|seat| (owner, *seat)).collect();
-        session_seats::free(&mut self.db.acquire().await.unwrap(), &pairs, releasable).await.unwrap()
+        let holds: Vec<_> = seats.iter().map(|seat| Hold { reservation_id: owner, session_seat_id: *seat }).collect();
+        session_seats::free(&mut self.db.acquire().await.unwrap(), &holds, releasable).await.unwrap()
     }
 
     async fn state(&self) -> Vec<(SessionSeatId, SeatStatus, Option<ReservationId>)> {
