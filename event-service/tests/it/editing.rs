@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use service_kit::database::begin;
 use service_kit::testing::wait_until;
 use shared_contracts::ids::ReservationId;
+use shared_contracts::seat_api::Hold;
 use uuid::Uuid;
 
 use crate::booking_consumer::SOON;

@@ -199,12 +199,12 @@ async fn each_request_of_a_batch_is_held_whole_or_not_at_all() {
         .reserve_each(&[
             wants(0, &seats.ids[0..2]),
             // Another reservation has its second seat, so it does not get the first either.
-            wish(seats.session, buyers[1], &[seats.ids[3], seats.ids[2]], soon()),
+            hold_request(seats.session, buyers[1], &[seats.ids[3], seats.ids[2]], soon()),
             wants(2, &[seats.ids[4], SessionSeatId::new()]),
             // The seats exist, but in another session.
-            wish(SessionId::new(), buyers[3], &seats.ids[5..6], soon()),
+            hold_request(SessionId::new(), buyers[3], &seats.ids[5..6], soon()),
             // It holds the first seat already and requests one more.
-            wish(seats.session, owner, &[seats.ids[2], seats.ids[6]], soon()),
+            hold_request(seats.session, owner, &[seats.ids[2], seats.ids[6]], soon()),
         ])
         .await;
     assert_eq!((&outcomes[0], &outcomes[4]), (&ChangeOutcome::Done, &ChangeOutcome::Done));
