@@ -24,7 +24,7 @@ use crate::session_seats::{self, ChangeOutcome, Releasable};
 
 /// The relay sends what has gathered, and the broker hands it out in drops. No buyer waits for this: a seat that is paid for is its owner's
 /// already, and is shown as sold a moment later.
-const LANES: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
+const BATCH_CONFIG: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
 
 /// Where messages that come at the same time are applied together: in the minute of an on-sale the commit is what costs most.
 pub struct Applier {
@@ -37,7 +37,7 @@ impl Applier {
     #[must_use]
     pub fn start(batch_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
         let work = move |events| apply_batch(batch_db.clone(), db.clone(), events);
-        Self { events: Coalescer::start(lifecycle, LANES, work), metrics }
+        Self { events: Coalescer::start(lifecycle, BATCH_CONFIG, work), metrics }
     }
 
     /// Applies one message and says what became of it.

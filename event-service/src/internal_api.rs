@@ -29,10 +29,10 @@ use uuid::Uuid;
 
 use crate::catalogue::sessions;
 use crate::error::session_not_found;
-use crate::holds::availability::{Looks, SeatLook};
+use crate::holds::availability::{AvailabilityLoader, PricedSeat, SessionAvailability};
 use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
-use crate::sale::{self, Sale};
+use crate::sale;
 use crate::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 
 /// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
@@ -56,19 +56,20 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
     responses((status = 200, description = "Each seat's state", body = Availability), CheckRefusals))]
 pub(crate) async fn check_availability(
     _: InternalCaller,
-    State(looks): State<Arc<Looks>>,
+    State(loader): State<Arc<AvailabilityLoader>>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<CheckAvailabilityRequest>,
 ) -> Result<Json<Availability>> {
     let wanted = as_set(request.session_seat_ids);
-    let (_, looks) = look(&looks, session_id, wanted.clone()).await?;
-    let seats: Vec<_> = looks
+    let session = load_open_session(&loader, session_id, wanted.clone()).await?;
+    let seats: Vec<_> = session
+        .seats
         .iter()
-        .map(|look| SeatAvailability {
-            session_seat_id: look.price.session_seat_id,
-            status: look.status,
-            available: look.status == SeatStatus::Available,
-            overdue: look.overdue,
+        .map(|seat| SeatAvailability {
+            session_seat_id: seat.price.session_seat_id,
+            status: seat.status,
+            available: seat.status == SeatStatus::Available,
+            overdue: seat.overdue,
         })
         .collect();
     let is_known = |id: &SessionSeatId| seats.iter().any(|seat| seat.session_seat_id == *id);
@@ -79,35 +80,39 @@ pub(crate) async fn check_availability(
     Ok(Json(Availability { available, session_id, seats, unavailable_seat_ids, unknown_seat_ids }))
 }
 
-/// A session that is on sale, and those of the wanted seats that are its own.
-async fn look(looks: &Looks, session_id: SessionId, wanted: Vec<SessionSeatId>) -> Result<(Sale, Vec<SeatLook>)> {
-    let looked = traces::step("session_seats.look", looks.look(session_id, wanted)).await?;
-    let (sale, looks) = looked.ok_or_else(|| session_not_found(session_id))?;
-    sale.must_be_open()?;
-    Ok((sale, looks))
+/// A session that is on sale, and those of the wanted seats that belong to it.
+async fn load_open_session(
+    loader: &AvailabilityLoader,
+    session_id: SessionId,
+    wanted: Vec<SessionSeatId>,
+) -> Result<SessionAvailability> {
+    let loaded = traces::step("session_seats.look", loader.load(session_id, wanted)).await?;
+    let session = loaded.ok_or_else(|| session_not_found(session_id))?;
+    session.sale.must_be_open()?;
+    Ok(session)
 }
 
-/// The prices of seats that can be had, as far as a look can tell: it spares those who come too late the locks of a hold. What is overdue
-/// is for the hold to name; what the reservation has already, by an earlier try, is its own.
-async fn look_and_price(
-    looks: &Looks,
+/// The prices of seats that are free, as far as a query without a lock can tell. It spares late buyers the locks of a hold. It passes
+/// overdue holds, which the hold itself reports, and seats that this reservation got by an earlier attempt.
+async fn price_free_seats(
+    loader: &AvailabilityLoader,
     session_id: SessionId,
     reservation_id: ReservationId,
     wanted: &[SessionSeatId],
 ) -> Result<Pricing> {
-    let (sale, looks) = look(looks, session_id, wanted.to_vec()).await?;
-    let is_taken = |look: &&SeatLook| {
-        look.status != SeatStatus::Available && !look.overdue && look.reservation_id != Some(reservation_id)
+    let SessionAvailability { sale, seats } = load_open_session(loader, session_id, wanted.to_vec()).await?;
+    let is_taken = |seat: &&PricedSeat| {
+        seat.status != SeatStatus::Available && !seat.overdue && seat.reservation_id != Some(reservation_id)
     };
-    let is_known = |id: &&SessionSeatId| looks.iter().any(|look| look.price.session_seat_id == **id);
+    let is_known = |id: &&SessionSeatId| seats.iter().any(|seat| seat.price.session_seat_id == **id);
     let unknown = wanted.iter().filter(|id| !is_known(id)).map(|id| SeatConflict::new(*id, None));
     let taken =
-        looks.iter().filter(is_taken).map(|look| SeatConflict::new(look.price.session_seat_id, Some(look.status)));
+        seats.iter().filter(is_taken).map(|seat| SeatConflict::new(seat.price.session_seat_id, Some(seat.status)));
     let conflicts: Vec<SeatConflict> = unknown.chain(taken).collect();
     if !conflicts.is_empty() {
         return Err(refusal(conflicts));
     }
-    let seats = looks.into_iter().map(|look| look.price).collect();
+    let seats = seats.into_iter().map(|seat| seat.price).collect();
     Ok(Pricing { session_id, base_price: sale.base_price, currency: sale.currency, seats })
 }
 
@@ -119,14 +124,14 @@ async fn look_and_price(
     responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]
 pub(crate) async fn reserve_seats(
     _: InternalCaller,
-    State(looks): State<Arc<Looks>>,
+    State(loader): State<Arc<AvailabilityLoader>>,
     State(batcher): State<Arc<HoldBatcher>>,
     State(db): State<PgPool>,
     State(metrics): State<EventMetrics>,
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
-    reserve(&looks, &batcher, &db, &metrics, session_id, request).await.map(Json)
+    reserve(&loader, &batcher, &db, &metrics, session_id, request).await.map(Json)
 }
 
 /// Hold seats for many reservations: for each of them all or none
@@ -136,31 +141,31 @@ pub(crate) async fn reserve_seats(
     request_body = Calls<ReserveRequest>, responses((status = 200, description = "An answer for each", body = CallAnswers<SeatsChanged>), ReleaseRefusals))]
 pub(crate) async fn reserve_seats_for_many(
     _: InternalCaller,
-    State(looks): State<Arc<Looks>>,
+    State(loader): State<Arc<AvailabilityLoader>>,
     State(batcher): State<Arc<HoldBatcher>>,
     State(db): State<PgPool>,
     State(metrics): State<EventMetrics>,
     ApiJson(calls): ApiJson<Calls<ReserveRequest>>,
 ) -> Result<Json<CallAnswers<SeatsChanged>>> {
-    let work = |session_id, body| reserve(&looks, &batcher, &db, &metrics, session_id, body);
+    let work = |session_id, body| reserve(&loader, &batcher, &db, &metrics, session_id, body);
     each(calls, "/api/internal/seats/reserve", work).await
 }
 
 async fn reserve(
-    looks: &Looks,
+    loader: &AvailabilityLoader,
     batcher: &HoldBatcher,
     db: &PgPool,
     metrics: &EventMetrics,
     session_id: SessionId,
     request: ReserveRequest,
 ) -> Result<SeatsChanged> {
-    let held = hold(looks, batcher, db, session_id, request).await;
+    let held = hold(loader, batcher, db, session_id, request).await;
     metrics.held(&held);
     held
 }
 
 async fn hold(
-    looks: &Looks,
+    loader: &AvailabilityLoader,
     batcher: &HoldBatcher,
     db: &PgPool,
     session_id: SessionId,
@@ -169,7 +174,7 @@ async fn hold(
     let ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices } = request;
     let seats = as_set(session_seat_ids);
     let pricing = match with_prices {
-        true => Some(look_and_price(looks, session_id, reservation_id, &seats).await?),
+        true => Some(price_free_seats(loader, session_id, reservation_id, &seats).await?),
         false => None,
     };
     let request = HoldRequest { session_id, reservation_id, seats: seats.clone(), reserved_until };

@@ -8,7 +8,7 @@ use service_kit::lifecycle::Lifecycle;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
-use crate::holds::availability::Looks;
+use crate::holds::availability::AvailabilityLoader;
 use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
 use crate::seat_map::map::SeatMaps;
@@ -23,7 +23,7 @@ pub(crate) struct AppState {
     pub(crate) db: PgPool,
     pub(crate) streams: Arc<SeatStreams>,
     pub(crate) hold_batcher: Arc<HoldBatcher>,
-    pub(crate) looks: Arc<Looks>,
+    pub(crate) availability: Arc<AvailabilityLoader>,
     pub(crate) maps: Arc<SeatMaps>,
     pub(crate) metrics: EventMetrics,
 }
@@ -41,7 +41,7 @@ impl AppState {
             db,
             streams,
             hold_batcher: Arc::new(HoldBatcher::start(batch_db.clone(), lifecycle)),
-            looks: Arc::new(Looks::start(batch_db.clone(), lifecycle)),
+            availability: Arc::new(AvailabilityLoader::start(batch_db.clone(), lifecycle)),
             maps: Arc::new(SeatMaps::start(batch_db.clone(), lifecycle)),
             metrics,
         }

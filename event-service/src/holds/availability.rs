@@ -1,4 +1,4 @@
-//! What a buyer may have and for how much: a look at a session and some of its seats, in one statement. It changes and locks nothing.
+//! Which seats a buyer can have, and for how much: one statement reads a session and some of its seats. It takes no lock.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,24 +16,29 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::sale::Sale;
 
-/// One seat as a look sees it.
+/// A seat as a query without a lock sees it.
 #[derive(Debug, Clone)]
-pub(crate) struct SeatLook {
-    /// Who has it.
+pub(crate) struct PricedSeat {
     pub(crate) status: SeatStatus,
-    /// Whose it is.
+    /// The reservation that holds or owns it.
     pub(crate) reservation_id: Option<ReservationId>,
-    /// Held past its time.
+    /// The seat is held past its deadline.
     pub(crate) overdue: bool,
-    /// Its price and labels.
     pub(crate) price: SeatPrice,
 }
 
+/// A session, and those of the wanted seats that belong to it.
+#[derive(Debug, Clone)]
+pub(crate) struct SessionAvailability {
+    pub(crate) sale: Sale,
+    pub(crate) seats: Vec<PricedSeat>,
+}
+
 #[derive(Debug, FromRow)]
-struct LookRow {
+struct AvailabilityRow {
     #[sqlx(flatten)]
     sale: Sale,
-    /// Absent, as all below it, when none of the seats is the session's.
+    /// Null, like all columns after it, if the session has none of the wanted seats.
     session_seat_id: Option<SessionSeatId>,
     status: Option<SeatStatus>,
     reservation_id: Option<ReservationId>,
@@ -43,8 +48,8 @@ struct LookRow {
     seat_number: Option<Label>,
 }
 
-impl LookRow {
-    fn into_look(self) -> Option<SeatLook> {
+impl AvailabilityRow {
+    fn into_seat(self) -> Option<PricedSeat> {
         let price = SeatPrice {
             session_seat_id: self.session_seat_id?,
             price: self.price?,
@@ -52,49 +57,53 @@ impl LookRow {
             seat_number: self.seat_number?,
         };
         let reservation_id = self.reservation_id;
-        Some(SeatLook { status: self.status?, reservation_id, overdue: self.overdue?, price })
+        Some(PricedSeat { status: self.status?, reservation_id, overdue: self.overdue?, price })
     }
 }
 
-/// A session on sale and those of the wanted seats that are its own; nothing when there is no such session.
-type Look = Option<(Sale, Vec<SeatLook>)>;
-
-/// Where all looks come together: those that come at the same time are one statement a session.
+/// Batches availability queries: requests of the same moment share one statement per session.
 #[derive(Debug)]
-pub(crate) struct Looks {
-    wanted: Coalescer<(SessionId, Vec<SessionSeatId>), Look>,
+pub(crate) struct AvailabilityLoader {
+    queries: Coalescer<(SessionId, Vec<SessionSeatId>), Option<SessionAvailability>>,
 }
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
+const BATCH_CONFIG: Lanes = Lanes::usual(Duration::from_secs(5));
 
-impl Looks {
-    /// Starts it; it ends when nobody can ask any more.
+impl AvailabilityLoader {
+    /// Starts the batch workers. They end when the last loader is dropped.
     pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
-        Self { wanted: Coalescer::start(lifecycle, LANES, move |wanted| look_for_all(db.clone(), wanted)) }
+        Self { queries: Coalescer::start(lifecycle, BATCH_CONFIG, move |queries| load_all(db.clone(), queries)) }
     }
 
-    /// Looks at a session and those of `seats` that are its own.
+    /// Reads a session and those of `seats` that belong to it; `None` if no session has this id.
     ///
     /// # Errors
     /// The database failed.
-    pub(crate) async fn look(&self, session_id: SessionId, seats: Vec<SessionSeatId>) -> Result<Look> {
-        self.wanted.call((session_id, seats)).await
+    pub(crate) async fn load(
+        &self,
+        session_id: SessionId,
+        seats: Vec<SessionSeatId>,
+    ) -> Result<Option<SessionAvailability>> {
+        self.queries.call((session_id, seats)).await
     }
 }
 
-async fn look_for_all(db: DeskPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>) -> Vec<Result<Look>> {
-    let mut of_session: HashMap<SessionId, Vec<SessionSeatId>> = HashMap::new();
-    for (session_id, seats) in &wanted {
-        of_session.entry(*session_id).or_default().extend(seats);
+async fn load_all(
+    db: DeskPool,
+    queries: Vec<(SessionId, Vec<SessionSeatId>)>,
+) -> Vec<Result<Option<SessionAvailability>>> {
+    let mut by_session: HashMap<SessionId, Vec<SessionSeatId>> = HashMap::new();
+    for (session_id, seats) in &queries {
+        by_session.entry(*session_id).or_default().extend(seats);
     }
-    let looked = of_session.into_iter().map(async |(session_id, seats)| {
-        let looked = async {
+    let loads = by_session.into_iter().map(async |(session_id, seats)| {
+        let load = async {
             let mut connection = db.take().await?;
-            let looked = look(&mut connection, session_id, &seats).await?;
+            let loaded = load(&mut connection, session_id, &seats).await?;
             db.keep(connection);
-            Ok(looked)
+            Ok(loaded)
         };
-        (session_id, looked.await)
+        (session_id, load.await)
     });
     let mut looked: HashMap<SessionId, Result<Look>> = join_all(looked).await.into_iter().collect();
     let own_part = |(session_id, seats): &(SessionId, Vec<SessionSeatId>)| match looked.get_mut(session_id) {
@@ -105,11 +114,15 @@ async fn look_for_all(db: DeskPool, wanted: Vec<(SessionId, Vec<SessionSeatId>)>
         Some(Err(error)) => Err(error.for_another()),
         None => Err(no_answer()),
     };
-    wanted.iter().map(own_part).collect()
+    queries.iter().map(own_part).collect()
 }
 
-async fn look(connection: &mut PgConnection, session_id: SessionId, seats: &[SessionSeatId]) -> Result<Look> {
-    let rows: Vec<LookRow> = sqlx::query_as(
+async fn load(
+    connection: &mut PgConnection,
+    session_id: SessionId,
+    wanted: &[SessionSeatId],
+) -> Result<Option<SessionAvailability>> {
+    let rows: Vec<AvailabilityRow> = sqlx::query_as(
         "select c.status as session_status, sales_start as opens, least(start_time, sales_end) as closes, now() as now, base_price, currency,
                 session_seat_id, s.status, reservation_id, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
                 price, row_number, seat_number
@@ -118,16 +131,16 @@ async fn look(connection: &mut PgConnection, session_id: SessionId, seats: &[Ses
          left join seats using (seat_id)
          where session_id = $2",
     )
-    .bind(seats)
+    .bind(wanted)
     .bind(session_id)
     .fetch_all(connection)
     .await?;
     let mut sale = None;
-    let mut looks = Vec::with_capacity(rows.len());
+    let mut seats = Vec::with_capacity(rows.len());
     for row in rows {
-        // Each row has the same.
+        // Each row repeats the session's columns.
         sale.get_or_insert_with(|| row.sale.clone());
-        looks.extend(row.into_look());
+        seats.extend(row.into_seat());
     }
-    Ok(sale.map(|sale| (sale, looks)))
+    Ok(sale.map(|sale| SessionAvailability { sale, seats }))
 }

@@ -14,7 +14,7 @@ use shared_contracts::ids::SessionSeatId;
 
 use crate::session_seats::{self, ChangeOutcome, HoldRequest};
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
+const BATCH_CONFIG: Lanes = Lanes::usual(Duration::from_secs(5));
 
 /// The desk; one a process.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl HoldBatcher {
     #[must_use]
     pub fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let work = move |requests| reserve_all(db.clone(), requests);
-        Self { requests: Coalescer::start(lifecycle, LANES, work) }
+        Self { requests: Coalescer::start(lifecycle, BATCH_CONFIG, work) }
     }
 
     /// Holds all seats of the request, or none.

@@ -173,7 +173,7 @@ pub(crate) struct SeatMaps {
 }
 
 /// A map is made once for all who are in line, so there may be many of them.
-const LANES: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs(15)) };
+const BATCH_CONFIG: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs(15)) };
 
 impl SeatMaps {
     /// Starts it; it ends when nobody can ask any more.
@@ -185,7 +185,7 @@ impl SeatMaps {
             .time_to_idle(KEPT_IDLE_MAX)
             .build();
         let make = move |wanted| make_all(db.clone(), kept.clone(), wanted);
-        Self { wanted: Coalescer::start(lifecycle, LANES, make) }
+        Self { wanted: Coalescer::start(lifecycle, BATCH_CONFIG, make) }
     }
 
     async fn make(&self, session_id: SessionId, form: Form, request: &HeaderMap) -> Result<Made> {
