@@ -432,13 +432,13 @@ pub struct SeatChange {
 /// Which transactions a look has seen: PostgreSQL's snapshot, as text (`<xmin>:<xmax>:<those in between that were under way>`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, sqlx::Type)]
 #[sqlx(transparent)]
-pub struct Horizon(String);
+pub struct SeenSnapshot(String);
 
-impl Horizon {
+impl SeenSnapshot {
     /// The longest that is taken over from a client: some hundred transactions under way.
     const BYTES_MAX: usize = 4096;
 
-    /// Takes over what a client got as an event's id; `None` when it is no horizon.
+    /// Takes over what a client got as an event's id; `None` when it is no seen.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
@@ -455,12 +455,12 @@ impl Horizon {
     /// Whether this one is of the same database and not younger: of another one it would say nothing.
     #[must_use]
     pub fn is_before(&self, now: &Self) -> bool {
-        let xmax = |horizon: &Self| horizon.0.split(':').nth(1).and_then(|xid| xid.parse::<i64>().ok());
+        let xmax = |snapshot: &Self| snapshot.0.split(':').nth(1).and_then(|xid| xid.parse::<i64>().ok());
         xmax(self) <= xmax(now)
     }
 }
 
-impl std::fmt::Display for Horizon {
+impl std::fmt::Display for SeenSnapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
     }
@@ -474,10 +474,10 @@ impl std::fmt::Display for Horizon {
 pub async fn changes_since(
     connection: &mut PgConnection,
     sessions: &[SessionId],
-    from: Option<&Horizon>,
+    from: Option<&SeenSnapshot>,
     limit: i64,
-) -> Result<(Horizon, Vec<SeatChange>)> {
-    /// The horizon, and a change if there is any.
+) -> Result<(SeenSnapshot, Vec<SeatChange>)> {
+    /// The seen, and a change if there is any.
     type Row = (String, Option<SessionId>, Option<SessionSeatId>, Option<SeatStatus>, Option<i64>);
     // One statement, so that the horizon and the rows are of one snapshot. The first condition is for the index, the second exact.
     let rows: Vec<Row> = sqlx::query_as(
@@ -494,7 +494,7 @@ pub async fn changes_since(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    let horizon = Horizon(rows.first().map(|row| row.0.clone()).unwrap_or_default());
+    let seen = SeenSnapshot(rows.first().map(|row| row.0.clone()).unwrap_or_default());
     let changes = rows.into_iter().filter_map(|(_, session_id, session_seat_id, status, version)| {
         Some(SeatChange {
             session_id: session_id?,
@@ -503,7 +503,7 @@ pub async fn changes_since(
             version: version?,
         })
     });
-    Ok((horizon, changes.collect()))
+    Ok((seen, changes.collect()))
 }
 
 /// The highest number of a change of this session.
@@ -562,9 +562,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_postgresql_would_take_is_a_horizon() {
+    fn only_what_postgresql_writes_is_a_snapshot() {
         for good in ["10:10:", "10:20:", "10:20:10,14,19"] {
-            assert_eq!(Horizon::parse(good).unwrap().to_string(), good);
+            assert_eq!(SeenSnapshot::parse(good).unwrap().to_string(), good);
         }
         let long = format!("10:9999999999:{}", (100..2000).map(|xid| xid.to_string()).collect::<Vec<_>>().join(","));
         for bad in [
@@ -583,7 +583,7 @@ mod tests {
             "10:20:14,,15",
             &long,
         ] {
-            assert_eq!(Horizon::parse(bad), None, "{bad}");
+            assert_eq!(SeenSnapshot::parse(bad), None, "{bad}");
         }
     }
 }

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use crate::error::session_not_found;
-use crate::session_seats::{self, Horizon, SeatChange};
+use crate::session_seats::{self, SeatChange, SeenSnapshot};
 
 /// Between two looks: what a watcher's map is behind at most, and short against what a buyer needs to click.
 const TICK: Duration = Duration::from_millis(200);
@@ -76,21 +76,21 @@ struct Feed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mark {
     /// What it shows has been sent.
-    horizon: Horizon,
+    seen: SeenSnapshot,
     /// The session's version: no edit after it has been heard of.
     edition: i64,
 }
 
 impl Mark {
     fn parse(text: &str) -> Option<Self> {
-        let (horizon, edition) = text.split_once('@')?;
-        Some(Self { horizon: Horizon::parse(horizon)?, edition: edition.parse().ok()? })
+        let (seen, edition) = text.split_once('@')?;
+        Some(Self { seen: SeenSnapshot::parse(seen)?, edition: edition.parse().ok()? })
     }
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.horizon, self.edition)
+        write!(f, "{}@{}", self.seen, self.edition)
     }
 }
 
@@ -177,17 +177,16 @@ impl SeatStreams {
         let batches = match subscribed {
             Some(batches) => batches,
             None => {
-                let (horizon, _) = session_seats::changes_since(&mut connection, &[], None, 0).await?;
+                let (seen, _) = session_seats::changes_since(&mut connection, &[], None, 0).await?;
                 let version = session_seats::version(&mut connection, session_id).await?;
-                self.subscribe(session_id, Mark { horizon, edition }, version)
+                self.subscribe(session_id, Mark { seen, edition }, version)
             }
         };
-        let seen = last.as_ref().map(|last| &last.horizon);
-        let (horizon, changes) =
-            session_seats::changes_since(&mut connection, &[session_id], seen, CHANGES_MAX).await?;
+        let seen = last.as_ref().map(|last| &last.seen);
+        let (seen, changes) = session_seats::changes_since(&mut connection, &[session_id], seen, CHANGES_MAX).await?;
         // After the changes, so that an edit which they show is noticed.
-        let mark = Mark { horizon, edition: edition_of(&mut connection, session_id).await? };
-        let resumed = last.is_some_and(|last| last.edition == mark.edition && last.horizon.is_before(&mark.horizon))
+        let mark = Mark { seen, edition: edition_of(&mut connection, session_id).await? };
+        let resumed = last.is_some_and(|last| last.edition == mark.edition && last.seen.is_before(&mark.seen))
             && (changes.len() as i64) < CHANGES_MAX;
         let first = if resumed { written(&changes, &mark) } else { self.snapshot(session_id, &mark) };
         let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _place: place };
@@ -254,21 +253,21 @@ impl SeatStreams {
 
     /// One tick. Sessions that are followed for longer go together; one that has just come has a horizon of its own.
     async fn look(&self) -> Result<()> {
-        let mut by_horizon: HashMap<Horizon, Vec<SessionId>> = HashMap::new();
+        let mut by_snapshot: HashMap<SeenSnapshot, Vec<SessionId>> = HashMap::new();
         {
             let mut feeds = self.feeds();
             feeds.retain(|_, feed| feed.batches.receiver_count() > 0);
             for (session_id, feed) in feeds.iter() {
-                by_horizon.entry(feed.mark.horizon.clone()).or_default().push(*session_id);
+                by_snapshot.entry(feed.mark.seen.clone()).or_default().push(*session_id);
             }
         }
-        for (from, sessions) in by_horizon {
+        for (from, sessions) in by_snapshot {
             let mut connection = self.db.acquire().await?;
-            let (horizon, changes) =
+            let (seen, changes) =
                 session_seats::changes_since(&mut connection, &sessions, Some(&from), CHANGES_MAX).await?;
             let editions = versions(&mut connection, &sessions).await?;
             drop(connection);
-            self.send(&sessions, &horizon, &changes, &editions);
+            self.send(&sessions, &seen, &changes, &editions);
         }
         Ok(())
     }
@@ -276,7 +275,7 @@ impl SeatStreams {
     fn send(
         &self,
         sessions: &[SessionId],
-        horizon: &Horizon,
+        seen: &SeenSnapshot,
         changes: &[SeatChange],
         editions: &HashMap<SessionId, i64>,
     ) {
@@ -292,7 +291,7 @@ impl SeatStreams {
             };
             let Some(feed) = feeds.get_mut(session_id) else { continue };
             feed.version = own.iter().map(|change| change.version).max().unwrap_or(0).max(feed.version);
-            let mark = Mark { horizon: horizon.clone(), edition: *edition };
+            let mark = Mark { seen: seen.clone(), edition: *edition };
             let is_edited = std::mem::replace(&mut feed.mark, mark.clone()).edition != *edition;
             let batches = feed.batches.clone();
             drop(feeds);
