@@ -242,14 +242,14 @@ async fn make(
 struct Now {
     session_id: SessionId,
     /// Rises with each edit of the session: its seats may be others then.
-    edition: i64,
+    session_version: i64,
     hall_id: HallId,
     seen: SeenSnapshot,
 }
 
 impl Now {
     async fn look(connection: &mut PgConnection, session_id: SessionId) -> Result<Self> {
-        let sql = "select session_id, version as edition, hall_id, pg_current_snapshot()::text as seen from sessions where session_id = $1";
+        let sql = "select session_id, version as session_version, hall_id, pg_current_snapshot()::text as seen from sessions where session_id = $1";
         let found = sqlx::query_as(sql).bind(session_id).fetch_optional(connection).await?;
         found.ok_or_else(|| session_not_found(session_id))
     }
@@ -259,7 +259,7 @@ impl Now {
     async fn changes_since(&self, connection: &mut PgConnection) -> Result<(Self, Vec<SeatRow>)> {
         // Of the conditions for the changes, the first is for the index, the second exact.
         let mut rows = sqlx::query(concat!(
-            "select c.session_id, c.version as edition, c.hall_id, pg_current_snapshot()::text as seen, changed.*
+            "select c.session_id, c.version as session_version, c.hall_id, pg_current_snapshot()::text as seen, changed.*
              from sessions c left join lateral (",
             seats_of!(),
             " and change_xid >= pg_snapshot_xmin($2::pg_snapshot) and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot) and c.version = $3)
@@ -267,7 +267,7 @@ impl Now {
         ))
         .bind(self.session_id)
         .bind(&self.seen)
-        .bind(self.edition)
+        .bind(self.session_version)
         .fetch(connection);
         let (mut now, mut changed) = (None, Vec::new());
         while let Some(row) = rows.try_next().await? {
@@ -353,7 +353,7 @@ impl Known {
         let mut connection = db.take().await?;
         let (now, changed) = self.at.changes_since(&mut connection).await?;
         db.keep(connection);
-        if self.at.edition != now.edition || !self.at.seen.is_before(&now.seen) {
+        if self.at.session_version != now.session_version || !self.at.seen.is_before(&now.seen) {
             return Ok(false);
         }
         let mut of_pieces: BTreeMap<usize, HashMap<usize, Vec<u8>>> = BTreeMap::new();

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One statement a tick reads the changes of all watched sessions of this process, and each batch is written once for all watchers
-//! of its session. An event id is a mark: a snapshot of the database, which tells exactly what has been seen, and the session's version. Rows are asked for by
+//! of its session. An event id is a cursor: a snapshot of the database, which tells exactly what has been seen, and the session's version. Rows are asked for by
 //! the transaction that wrote them and not by their number, because numbers become visible out of order; so no change is missed, on
 //! any replica, and one may come twice. Of two changes of a seat the one with the higher version is the later. An edit of the session may
 //! have made its seats anew, or their prices: it is a new `snapshot`, and a deleted session's stream ends.
@@ -67,30 +67,30 @@ struct Feed {
     /// Written events, as they go to every watcher.
     batches: broadcast::Sender<Bytes>,
     /// What has been sent.
-    mark: Mark,
+    cursor: StreamCursor,
     /// The highest number of a change that has been seen.
     version: i64,
 }
 
 /// How far a watcher has come: an event's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mark {
+struct StreamCursor {
     /// What it shows has been sent.
     seen: SeenSnapshot,
     /// The session's version: no edit after it has been heard of.
-    edition: i64,
+    session_version: i64,
 }
 
-impl Mark {
+impl StreamCursor {
     fn parse(text: &str) -> Option<Self> {
-        let (seen, edition) = text.split_once('@')?;
-        Some(Self { seen: SeenSnapshot::parse(seen)?, edition: edition.parse().ok()? })
+        let (seen, session_version) = text.split_once('@')?;
+        Some(Self { seen: SeenSnapshot::parse(seen)?, session_version: session_version.parse().ok()? })
     }
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for StreamCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.seen, self.edition)
+        write!(f, "{}@{}", self.seen, self.session_version)
     }
 }
 
@@ -136,7 +136,7 @@ pub(crate) async fn stream_seat_map(
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let last_id = headers.get("last-event-id").and_then(|id| Mark::parse(id.to_str().ok()?));
+    let last_id = headers.get("last-event-id").and_then(|id| StreamCursor::parse(id.to_str().ok()?));
     let events = streams.watch(session_id, last_id).await?;
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -163,14 +163,14 @@ impl SeatStreams {
     async fn watch(
         &self,
         session_id: SessionId,
-        last: Option<Mark>,
+        last: Option<StreamCursor>,
     ) -> Result<impl Stream<Item = std::result::Result<Bytes, Infallible>> + use<>> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let detail = "As many seat maps are being followed as this service can feed. Load the map from time to time instead.";
             Error::from(Problem::new(Code::TooManyWatchers, detail).retry_after(RETRY_AFTER_SECONDS))
         })?;
         let mut connection = self.db.acquire().await?;
-        let edition = edition_of(&mut connection, session_id).await?;
+        let session_version = session_version_of(&mut connection, session_id).await?;
         // The feed's horizon is older than this watcher's first look, and that look is younger than the subscription: nothing
         // can fall between the two.
         let subscribed = self.feeds().get(&session_id).map(|feed| feed.batches.subscribe());
@@ -179,35 +179,36 @@ impl SeatStreams {
             None => {
                 let (seen, _) = session_seats::changes_since(&mut connection, &[], None, 0).await?;
                 let version = session_seats::version(&mut connection, session_id).await?;
-                self.subscribe(session_id, Mark { seen, edition }, version)
+                self.subscribe(session_id, StreamCursor { seen, session_version }, version)
             }
         };
         let seen = last.as_ref().map(|last| &last.seen);
         let (seen, changes) = session_seats::changes_since(&mut connection, &[session_id], seen, CHANGES_MAX).await?;
         // After the changes, so that an edit which they show is noticed.
-        let mark = Mark { seen, edition: edition_of(&mut connection, session_id).await? };
-        let resumed = last.is_some_and(|last| last.edition == mark.edition && last.seen.is_before(&mark.seen))
+        let cursor = StreamCursor { seen, session_version: session_version_of(&mut connection, session_id).await? };
+        let resumed = last
+            .is_some_and(|last| last.session_version == cursor.session_version && last.seen.is_before(&cursor.seen))
             && (changes.len() as i64) < CHANGES_MAX;
-        let first = if resumed { written(&changes, &mark) } else { self.snapshot(session_id, &mark) };
+        let first = if resumed { written(&changes, &cursor) } else { self.snapshot(session_id, &cursor) };
         let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _place: place };
         Ok(stream::unfold(watcher, |mut watcher| async move { Some((Ok(watcher.next().await?), watcher)) }))
     }
 
-    fn subscribe(&self, session_id: SessionId, mark: Mark, version: i64) -> broadcast::Receiver<Bytes> {
+    fn subscribe(&self, session_id: SessionId, cursor: StreamCursor, version: i64) -> broadcast::Receiver<Bytes> {
         let mut feeds = self.feeds();
         let feed = feeds.entry(session_id).or_insert_with(|| Feed {
             batches: broadcast::Sender::new(BATCHES_KEPT),
-            mark,
+            cursor,
             version,
         });
         self.first_watcher.notify_one();
         feed.batches.subscribe()
     }
 
-    fn snapshot(&self, session_id: SessionId, mark: &Mark) -> Bytes {
+    fn snapshot(&self, session_id: SessionId, cursor: &StreamCursor) -> Bytes {
         let version = self.feeds().get(&session_id).map_or(0, |feed| feed.version);
         format!(
-            "retry: 1000\nevent: snapshot\ndata: {{\"session_id\":\"{session_id}\",\"version\":{version}}}\nid: {mark}\n\n"
+            "retry: 1000\nevent: snapshot\ndata: {{\"session_id\":\"{session_id}\",\"version\":{version}}}\nid: {cursor}\n\n"
         )
         .into()
     }
@@ -258,16 +259,16 @@ impl SeatStreams {
             let mut feeds = self.feeds();
             feeds.retain(|_, feed| feed.batches.receiver_count() > 0);
             for (session_id, feed) in feeds.iter() {
-                by_snapshot.entry(feed.mark.seen.clone()).or_default().push(*session_id);
+                by_snapshot.entry(feed.cursor.seen.clone()).or_default().push(*session_id);
             }
         }
         for (from, sessions) in by_snapshot {
             let mut connection = self.db.acquire().await?;
             let (seen, changes) =
                 session_seats::changes_since(&mut connection, &sessions, Some(&from), CHANGES_MAX).await?;
-            let editions = versions(&mut connection, &sessions).await?;
+            let session_versions = versions(&mut connection, &sessions).await?;
             drop(connection);
-            self.send(&sessions, &seen, &changes, &editions);
+            self.send(&sessions, &seen, &changes, &session_versions);
         }
         Ok(())
     }
@@ -277,29 +278,29 @@ impl SeatStreams {
         sessions: &[SessionId],
         seen: &SeenSnapshot,
         changes: &[SeatChange],
-        editions: &HashMap<SessionId, i64>,
+        session_versions: &HashMap<SessionId, i64>,
     ) {
         let too_many = changes.len() as i64 == CHANGES_MAX;
         for session_id in sessions {
             let own: Vec<SeatChange> =
                 changes.iter().filter(|change| change.session_id == *session_id).copied().collect();
             let mut feeds = self.feeds();
-            let Some(edition) = editions.get(session_id) else {
+            let Some(session_version) = session_versions.get(session_id) else {
                 // Its watchers' streams end with it.
                 feeds.remove(session_id);
                 continue;
             };
             let Some(feed) = feeds.get_mut(session_id) else { continue };
             feed.version = own.iter().map(|change| change.version).max().unwrap_or(0).max(feed.version);
-            let mark = Mark { seen: seen.clone(), edition: *edition };
-            let is_edited = std::mem::replace(&mut feed.mark, mark.clone()).edition != *edition;
+            let cursor = StreamCursor { seen: seen.clone(), session_version: *session_version };
+            let is_edited = std::mem::replace(&mut feed.cursor, cursor.clone()).session_version != *session_version;
             let batches = feed.batches.clone();
             drop(feeds);
             // Nobody listening any more is no fault: the feed goes with the next tick.
             if too_many || is_edited {
-                let _ = batches.send(self.snapshot(*session_id, &mark));
+                let _ = batches.send(self.snapshot(*session_id, &cursor));
             } else if !own.is_empty() {
-                let _ = batches.send(written(&own, &mark));
+                let _ = batches.send(written(&own, &cursor));
             }
         }
     }
@@ -319,7 +320,7 @@ impl Watcher {
     }
 }
 
-async fn edition_of(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
+async fn session_version_of(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
     let versions = versions(connection, &[session_id]).await?;
     versions.get(&session_id).copied().ok_or_else(|| session_not_found(session_id))
 }
@@ -337,7 +338,7 @@ fn silent() -> Error {
 }
 
 /// Changes as events. Only the last has an id: a reader cut off before it has not seen all that lies below.
-fn written(changes: &[SeatChange], mark: &Mark) -> Bytes {
+fn written(changes: &[SeatChange], cursor: &StreamCursor) -> Bytes {
     use std::fmt::Write;
     let mut text = String::with_capacity(changes.len() * 128 + 32);
     for (index, SeatChange { session_seat_id, status, version, .. }) in changes.iter().enumerate() {
@@ -347,7 +348,7 @@ fn written(changes: &[SeatChange], mark: &Mark) -> Bytes {
             "event: change\ndata: {{\"session_seat_id\":\"{session_seat_id}\",\"status\":\"{status}\",\"version\":{version}}}\n"
         );
         if index + 1 == changes.len() {
-            let _ = writeln!(text, "id: {mark}");
+            let _ = writeln!(text, "id: {cursor}");
         }
         text.push('\n');
     }
@@ -370,7 +371,7 @@ mod tests {
 
     fn watcher(streams: &SeatStreams, session_id: SessionId) -> Watcher {
         let place = Arc::clone(&streams.places).try_acquire_owned().unwrap();
-        let batches = streams.subscribe(session_id, Mark::parse("1:1:@1").unwrap(), 0);
+        let batches = streams.subscribe(session_id, StreamCursor::parse("1:1:@1").unwrap(), 0);
         Watcher { first: None, batches, stopping: streams.stopping.clone(), _place: place }
     }
 
@@ -414,7 +415,8 @@ mod tests {
             version,
         };
         let text =
-            String::from_utf8(written(&[change(1), change(2)], &Mark::parse("70:77:72@1").unwrap()).to_vec()).unwrap();
+            String::from_utf8(written(&[change(1), change(2)], &StreamCursor::parse("70:77:72@1").unwrap()).to_vec())
+                .unwrap();
         let events: Vec<&str> = text.trim_end().split("\n\n").collect();
         assert_eq!(events.len(), 2);
         assert!(!events[0].contains("id: ") && events[1].ends_with("\nid: 70:77:72@1"), "{text}");
