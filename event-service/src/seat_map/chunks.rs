@@ -1,7 +1,7 @@
-//! A long text in pieces, so that a change of one costs no more than that piece: each is compressed and hashed by itself, once.
+//! A long text in chunks, so that a change of one costs no more than that chunk: each is compressed and hashed by itself, once.
 //!
-//! The gzip form is one stream, not several: every piece is deflated on its own up to a byte boundary (a sync flush) and refers to
-//! nothing before it, so that the pieces can be put one after the other in any number; RFC 1952 asks for no more than a header before
+//! The gzip form is one stream, not several: every chunk is deflated on its own up to a byte boundary (a sync flush) and refers to
+//! nothing before it, so that the chunks can be put one after the other in any number; RFC 1952 asks for no more than a header before
 //! them, and behind them an end, the checksum and the length.
 
 use std::sync::OnceLock;
@@ -19,9 +19,9 @@ const LEVEL: Compression = Compression::new(2);
 /// What a flush adds at most, and what text that can't be compressed grows by.
 const DEFLATE_OVERHEAD: usize = 64;
 
-/// One piece. It never changes; another takes its place.
+/// One chunk. It never changes; another takes its place.
 #[derive(Debug)]
-pub(crate) struct Piece {
+pub(crate) struct Chunk {
     text: Vec<u8>,
     digest: [u8; 32],
     deflated: OnceLock<Deflated>,
@@ -33,7 +33,7 @@ struct Deflated {
     checksum: crc32fast::Hasher,
 }
 
-impl Piece {
+impl Chunk {
     pub(crate) fn new(text: Vec<u8>) -> Self {
         Self { digest: Sha256::digest(&text).into(), text, deflated: OnceLock::new() }
     }
@@ -75,25 +75,25 @@ fn deflate(text: &[u8]) -> Vec<u8> {
 }
 
 /// The text.
-pub(crate) fn plain(pieces: &[&Piece]) -> Bytes {
-    let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.text.len()).sum());
-    pieces.iter().for_each(|piece| bytes.extend_from_slice(&piece.text));
+pub(crate) fn plain(chunks: &[&Chunk]) -> Bytes {
+    let mut bytes = Vec::with_capacity(chunks.iter().map(|chunk| chunk.text.len()).sum());
+    chunks.iter().for_each(|chunk| bytes.extend_from_slice(&chunk.text));
     bytes.into()
 }
 
 /// The text as a gzip file.
-pub(crate) fn gzip(pieces: &[&Piece]) -> Bytes {
-    let size: usize = pieces.iter().map(|piece| piece.deflated().bytes.len()).sum();
+pub(crate) fn gzip(chunks: &[&Chunk]) -> Bytes {
+    let size: usize = chunks.iter().map(|chunk| chunk.deflated().bytes.len()).sum();
     let mut bytes = Vec::with_capacity(size + GZIP_HEADER.len() + DEFLATE_END.len() + 8);
     let mut checksum = crc32fast::Hasher::new();
     let mut length = 0_u32;
     bytes.extend_from_slice(&GZIP_HEADER);
-    for piece in pieces {
-        let deflated = piece.deflated();
+    for chunk in chunks {
+        let deflated = chunk.deflated();
         bytes.extend_from_slice(&deflated.bytes);
         checksum.combine(&deflated.checksum);
         // Modulo 2³², by the standard.
-        length = length.wrapping_add(piece.text.len() as u32);
+        length = length.wrapping_add(chunk.text.len() as u32);
     }
     bytes.extend_from_slice(&DEFLATE_END);
     bytes.extend_from_slice(&checksum.finalize().to_le_bytes());
@@ -101,10 +101,10 @@ pub(crate) fn gzip(pieces: &[&Piece]) -> Bytes {
     bytes.into()
 }
 
-/// An ETag of the text, by its content: the same wherever the same text is cut into the same pieces.
-pub(crate) fn tag(pieces: &[&Piece]) -> String {
+/// An ETag of the text, by its content: the same wherever the same text is cut into the same chunks.
+pub(crate) fn tag(chunks: &[&Chunk]) -> String {
     let mut all = Sha256::new();
-    pieces.iter().for_each(|piece| all.update(piece.digest));
+    chunks.iter().for_each(|chunk| all.update(chunk.digest));
     format!("\"{}\"", hex::encode(all.finalize()))
 }
 
@@ -127,28 +127,28 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_comes_out_as_it_went_in(texts in vec(vec(any::<u8>(), 0..3000), 0..8)) {
-            let pieces: Vec<Piece> = texts.iter().cloned().map(Piece::new).collect();
-            let pieces: Vec<&Piece> = pieces.iter().collect();
-            prop_assert_eq!(&plain(&pieces)[..], &texts.concat()[..]);
-            prop_assert_eq!(unzipped(&gzip(&pieces)), texts.concat());
+            let chunks: Vec<Chunk> = texts.iter().cloned().map(Chunk::new).collect();
+            let chunks: Vec<&Chunk> = chunks.iter().collect();
+            prop_assert_eq!(&plain(&chunks)[..], &texts.concat()[..]);
+            prop_assert_eq!(unzipped(&gzip(&chunks)), texts.concat());
         }
     }
 
     #[test]
     fn a_text_larger_than_the_window_is_made_smaller() {
         let row = |seat: u32| format!("{{\"seat\":{seat},\"status\":\"available\"}},").into_bytes();
-        let pieces: Vec<Piece> =
-            (0..100).map(|piece| Piece::new((piece * 64..(piece + 1) * 64).flat_map(row).collect())).collect();
-        let pieces: Vec<&Piece> = pieces.iter().collect();
-        let (plain, packed) = (plain(&pieces), gzip(&pieces));
+        let chunks: Vec<Chunk> =
+            (0..100).map(|chunk| Chunk::new((chunk * 64..(chunk + 1) * 64).flat_map(row).collect())).collect();
+        let chunks: Vec<&Chunk> = chunks.iter().collect();
+        let (plain, packed) = (plain(&chunks), gzip(&chunks));
         assert!(plain.len() > 200_000 && packed.len() < plain.len() / 4, "{} of {}", packed.len(), plain.len());
         assert_eq!(unzipped(&packed), plain);
     }
 
     #[test]
     fn a_tag_is_of_the_content() {
-        let piece = |text: &str| Piece::new(text.into());
-        assert_eq!(tag(&[&piece("a"), &piece("b")]), tag(&[&piece("a"), &piece("b")]));
-        assert_ne!(tag(&[&piece("a"), &piece("b")]), tag(&[&piece("b"), &piece("a")]));
+        let chunk = |text: &str| Chunk::new(text.into());
+        assert_eq!(tag(&[&chunk("a"), &chunk("b")]), tag(&[&chunk("a"), &chunk("b")]));
+        assert_ne!(tag(&[&chunk("a"), &chunk("b")]), tag(&[&chunk("b"), &chunk("a")]));
     }
 }

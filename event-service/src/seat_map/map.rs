@@ -1,7 +1,7 @@
 //! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
 //!
-//! Maps are kept in memory, written and compressed, in pieces of some seats. Whoever asks has the database asked what has changed since
-//! the last look (by transactions, as in `seat_map/stream.rs`: nothing is missed), and only the pieces with a change are written anew. So a
+//! Maps are kept in memory, written and compressed, in chunks of some seats. Whoever asks has the database asked what has changed since
+//! the last look (by transactions, as in `seat_map/stream.rs`: nothing is missed), and only the chunks with a change are written anew. So a
 //! map is as fresh as if it were read from the tables, on every replica; and those who ask at the same time share one look.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -31,13 +31,13 @@ use sqlx::{FromRow, PgConnection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
-use super::chunks::{self as pieces, Piece};
+use super::chunks::{self, Chunk};
 use crate::catalogue::seats::SeatType;
 use crate::error::session_not_found;
 use crate::session_seats::SeenSnapshot;
 
-/// Seats of a piece: what a change of one seat has written and compressed anew. Much smaller pieces compress badly.
-const PIECE_SEATS: usize = 64;
+/// Seats of a chunk: what a change of one seat has written and compressed anew. Much smaller chunks compress badly.
+const CHUNK_SEATS: usize = 64;
 /// Seats of all maps that are kept, at some 300 to 600 bytes each; those not asked for the longest go first.
 const SEATS_KEPT_MAX: u64 = 100_000;
 /// Sessions that a lane works on at a time: readers of many large halls must leave connections to those who buy.
@@ -298,16 +298,16 @@ struct Known {
     version: i64,
     /// In the order in which they are shown.
     seats: Vec<SeatId>,
-    pieces: Vec<SeatPiece>,
+    chunks: Vec<SeatChunk>,
     /// What has been made of it since it changed.
     answers: Answers,
 }
 
-/// A piece, and where the text of each of its seats ends.
+/// A chunk, and where the text of each of its seats ends.
 #[derive(Debug)]
-struct SeatPiece {
+struct SeatChunk {
     ends: Vec<usize>,
-    piece: Piece,
+    chunk: Chunk,
 }
 
 impl Known {
@@ -316,18 +316,18 @@ impl Known {
             read_at: Instant::now(),
             version: 0,
             seats: Vec::new(),
-            pieces: Vec::new(),
+            chunks: Vec::new(),
             answers: HashMap::new(),
             at,
         };
         let mut rows =
             sqlx::query_as(concat!(seats_of!(), " order by seat_id")).bind(known.at.session_id).fetch(connection);
-        let mut texts: Vec<Vec<u8>> = Vec::with_capacity(PIECE_SEATS);
+        let mut texts: Vec<Vec<u8>> = Vec::with_capacity(CHUNK_SEATS);
         while let Some(SeatRow { seat, change_seq }) = rows.try_next().await? {
             known.seats.push(seat.seat_id);
             known.version = known.version.max(change_seq);
             texts.push(written(&seat)?);
-            if texts.len() == PIECE_SEATS {
+            if texts.len() == CHUNK_SEATS {
                 known.push(&texts);
                 texts.clear();
                 // The first time takes long for a large hall.
@@ -341,8 +341,8 @@ impl Known {
     }
 
     fn push(&mut self, texts: &[Vec<u8>]) {
-        let piece = SeatPiece::of(self.pieces.is_empty(), texts.iter().map(Vec::as_slice));
-        self.pieces.push(piece);
+        let chunk = SeatChunk::of(self.chunks.is_empty(), texts.iter().map(Vec::as_slice));
+        self.chunks.push(chunk);
     }
 
     /// Brings it up to date; false when it must be read as a whole.
@@ -356,18 +356,18 @@ impl Known {
         if self.at.session_version != now.session_version || !self.at.seen.is_before(&now.seen) {
             return Ok(false);
         }
-        let mut of_pieces: BTreeMap<usize, HashMap<usize, Vec<u8>>> = BTreeMap::new();
+        let mut of_chunks: BTreeMap<usize, HashMap<usize, Vec<u8>>> = BTreeMap::new();
         for SeatRow { seat, change_seq } in &changed {
             let Ok(index) = self.seats.binary_search(&seat.seat_id) else { return Ok(false) };
             self.version = self.version.max(*change_seq);
-            of_pieces.entry(index / PIECE_SEATS).or_default().insert(index % PIECE_SEATS, written(seat)?);
+            of_chunks.entry(index / CHUNK_SEATS).or_default().insert(index % CHUNK_SEATS, written(seat)?);
         }
         if !changed.is_empty() {
             self.answers.clear();
         }
-        for (index, texts) in of_pieces {
-            let piece = &mut self.pieces[index];
-            *piece = piece.with(index == 0, &texts);
+        for (index, texts) in of_chunks {
+            let chunk = &mut self.chunks[index];
+            *chunk = chunk.with(index == 0, &texts);
             tokio::task::yield_now().await;
         }
         // Last, so that a look that is given up half-way is made up for by the next.
@@ -396,31 +396,31 @@ impl Known {
                 (head, tail)
             }
         };
-        let (head, tail) = (Piece::new(head), Piece::new(tail));
+        let (head, tail) = (Chunk::new(head), Chunk::new(tail));
         let mut all = vec![&head];
-        all.extend(self.pieces.iter().map(|seats| &seats.piece));
+        all.extend(self.chunks.iter().map(|seats| &seats.chunk));
         all.push(&tail);
         let body = match coding {
-            Coding::Plain => pieces::plain(&all),
+            Coding::Plain => chunks::plain(&all),
             Coding::Gzip => {
-                for piece in &all {
-                    if piece.prepare() {
+                for chunk in &all {
+                    if chunk.prepare() {
                         tokio::task::yield_now().await;
                     }
                 }
-                pieces::gzip(&all)
+                chunks::gzip(&all)
             }
         };
-        let made = Made { body, coding, tag: pieces::tag(&all) };
+        let made = Made { body, coding, tag: chunks::tag(&all) };
         self.answers.insert((form, coding), made.clone());
         Ok(made)
     }
 }
 
-impl SeatPiece {
+impl SeatChunk {
     /// The texts with commas before them, but for the first of all.
     fn of<'a>(first: bool, texts: impl Iterator<Item = &'a [u8]>) -> Self {
-        let (mut all, mut ends) = (Vec::new(), Vec::with_capacity(PIECE_SEATS));
+        let (mut all, mut ends) = (Vec::new(), Vec::with_capacity(CHUNK_SEATS));
         for text in texts {
             if !first || !ends.is_empty() {
                 all.push(b',');
@@ -429,14 +429,14 @@ impl SeatPiece {
             ends.push(all.len());
         }
         all.shrink_to_fit();
-        Self { ends, piece: Piece::new(all) }
+        Self { ends, chunk: Chunk::new(all) }
     }
 
-    /// This piece with other texts for some of its seats.
+    /// This chunk with other texts for some of its seats.
     fn with(&self, first: bool, changed: &HashMap<usize, Vec<u8>>) -> Self {
         let old = |seat: usize| {
             let (begin, end) = (seat.checked_sub(1).map_or(0, |before| self.ends[before]), self.ends[seat]);
-            let text = &self.piece.text()[begin..end];
+            let text = &self.chunk.text()[begin..end];
             text.strip_prefix(b",").unwrap_or(text)
         };
         let text = |seat: usize| changed.get(&seat).map_or_else(|| old(seat), Vec::as_slice);
