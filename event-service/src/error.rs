@@ -1,11 +1,11 @@
-//! Which constraint of the schema means what to a client.
+//! The refusals that several routes share: unknown ids, broken constraints, and resources in use.
 
 use service_kit::database::broken_constraint;
 use service_kit::error::{Error, Result};
 use shared_contracts::ids::{EventId, HallId, LocationId, OrganizerId, SeatId, SessionId};
 use shared_contracts::problem::{Code, FieldError};
 
-/// A database error as the client should hear of it: a broken rule by the rule's name, all else as it is.
+/// Maps a broken constraint to the refusal that a client can act on; any other database error stays what it is.
 pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
     let refused = Error::refused;
     match broken_constraint(&error) {
@@ -19,11 +19,11 @@ pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
         Some("sessions_event_exists") => refused(Code::EventNotFound, "No event has this event_id; create it first."),
         Some("seats_labels_once") => refused(
             Code::SeatExists,
-            "The hall already has a seat with this section, row_number and seat_number, or the list names one twice. No seat was made.",
+            "The hall already has a seat with this section, row_number and seat_number, or the list names one twice. No seat was created.",
         ),
         Some("sessions_no_overlap") => refused(
             Code::SessionOverlap,
-            "Another session of this hall takes place within that time; choose another time or hall.",
+            "Another session takes place in this hall at that time; choose another time or hall.",
         ),
         Some("sessions_end_after_start") => {
             Error::invalid(FieldError::at("/end_time", "must be later than start_time"))
@@ -35,7 +35,7 @@ pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
     }
 }
 
-/// Refuses an edit of what `count` others depend on.
+/// Refuses to edit or delete what `count` others depend on.
 pub(crate) fn in_use(count: i64, noun: &str, remedy: &str) -> Result<()> {
     let detail = match count {
         0 => return Ok(()),

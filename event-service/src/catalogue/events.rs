@@ -1,4 +1,4 @@
-//! Events: what is put on. An event takes place in sessions.
+//! Events: a concert, a match, a play. Each of its performances is a session.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::error::{event_not_found, in_use, of_constraint};
 
-/// An event.
+/// A concert, match, play or the like. Each of its performances is a session.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct Event {
     event_id: EventId,
@@ -35,7 +35,7 @@ pub struct Event {
     version: i64,
 }
 
-/// What kind of event.
+/// The kind of event.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -49,7 +49,7 @@ pub enum EventType {
     Other,
 }
 
-/// A new event.
+/// Body of the call that creates an event.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateEvent {
     organizer_id: OrganizerId,
@@ -62,17 +62,17 @@ pub struct CreateEvent {
 
 patch_body!(UpdateEvent: CreateEvent, { "title": "Winter Concert, extended" });
 
-/// Which events to list.
+/// Filters of the list of events. All that are given must match.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct EventFilter {
-    /// Only this organizer's.
+    /// Only events of this organizer.
     #[param(inline)]
     organizer_id: Option<OrganizerId>,
-    /// Only of this type.
+    /// Only events of this type.
     #[param(inline)]
     event_type: Option<EventType>,
-    /// Only those with all of these words in title or description; parts of words will do, and letter case does not matter.
+    /// Only events whose title or description contains all of these words. Parts of words match, and letter case is ignored.
     #[param(max_length = 100, example = "winter")]
     q: Option<String>,
 }
@@ -85,7 +85,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an event
 #[utoipa::path(post, path = "/api/v1/events", tag = "2 Events", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateEvent,
-    responses((status = 201, description = "Made", body = Event, headers(("Location" = String), ("ETag" = String)), links(
+    responses((status = 201, description = "Created", body = Event, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_event", parameters(("event_id" = "$response.body#/event_id")))),
         ("update" = (operation_id = "update_event", parameters(("event_id" = "$response.body#/event_id")))),
         ("delete" = (operation_id = "delete_event", parameters(("event_id" = "$response.body#/event_id")))),
@@ -134,7 +134,7 @@ pub(crate) async fn list_events(
     Ok(Json(Page::from_rows(rows, &page, |row| row.event_id.as_uuid())))
 }
 
-/// A pattern that finds `word` anywhere; what means something to `like` is taken by its letter.
+/// A pattern that finds `word` anywhere. It escapes the characters that `like` treats as wildcards.
 fn like_pattern(word: &str) -> String {
     format!("%{}%", word.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_"))
 }
@@ -204,7 +204,7 @@ impl Event {
     }
 }
 
-/// The row for an edit: nobody else changes it, or adds a session to it, until the transaction ends.
+/// Locks the row for an edit. Until the transaction ends, no other request changes it or adds a session to it.
 async fn lock(tx: &mut PgConnection, id: EventId, if_match: &IfMatch) -> Result<Event> {
     let found: Option<Event> =
         sqlx::query_as("select * from events where event_id = $1 for update").bind(id).fetch_optional(tx).await?;

@@ -22,13 +22,13 @@ use uuid::Uuid;
 use crate::catalogue::seats;
 use crate::error::{hall_not_found, in_use, location_not_found, of_constraint};
 
-/// A hall.
+/// A room with seats, at a location.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct Hall {
     hall_id: HallId,
     location_id: LocationId,
     name: String,
-    /// The most seats it may have.
+    /// The maximum number of seats.
     capacity: i32,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -36,7 +36,7 @@ pub struct Hall {
     version: i64,
 }
 
-/// A new hall.
+/// Body of the call that creates a hall.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateHall {
     #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Great Hall")]
@@ -55,7 +55,7 @@ refusals!(DeleteRefusals: &[Code::HallNotFound, Code::ResourceInUse, Code::Preco
 
 /// Create a hall
 #[utoipa::path(post, path = "/api/v1/locations/{location_id}/halls", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateHall,
-    params(("location_id" = LocationId, Path)), responses((status = 201, description = "Made", body = Hall, headers(("Location" = String), ("ETag" = String)), links(
+    params(("location_id" = LocationId, Path)), responses((status = 201, description = "Created", body = Hall, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_hall", parameters(("hall_id" = "$response.body#/hall_id")))),
         ("update" = (operation_id = "update_hall", parameters(("hall_id" = "$response.body#/hall_id")))),
         ("delete" = (operation_id = "delete_hall", parameters(("hall_id" = "$response.body#/hall_id")))),
@@ -115,7 +115,7 @@ pub(crate) async fn get_hall(State(db): State<PgPool>, ApiPath(id): ApiPath<Hall
 
 /// Change a hall
 ///
-/// Its capacity can't become smaller than the number of its seats.
+/// The capacity must be at least the number of seats that the hall has.
 #[utoipa::path(patch, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateHall,
     params(("hall_id" = HallId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Hall, headers(("ETag" = String))), UpdateRefusals))]
@@ -130,7 +130,7 @@ pub(crate) async fn update_hall(
     let edited: CreateHall = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
     let present = seats::count(&mut tx, id).await?;
     if present > i64::from(edited.capacity) {
-        let detail = format!("The hall has {present} seats; its capacity can't become smaller than that.");
+        let detail = format!("The hall has {present} seats; its capacity can't be smaller than that.");
         return Err(Error::refused(Code::HallFull, detail));
     }
     let hall: Hall = sqlx::query_as(
@@ -147,7 +147,7 @@ pub(crate) async fn update_hall(
 
 /// Delete a hall and its seats
 ///
-/// One in which sessions take place stays: delete those first.
+/// Refused while sessions take place in the hall: delete those first, or move them to another hall.
 #[utoipa::path(delete, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])),
     params(("hall_id" = HallId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_hall(
@@ -173,7 +173,7 @@ impl Hall {
     }
 }
 
-/// The row for an edit: nobody else changes it, or adds a seat or a session to it, until the transaction ends.
+/// Locks the row for an edit. Until the transaction ends, no other request changes it, or adds a seat or a session to it.
 async fn lock(tx: &mut PgConnection, id: HallId, if_match: &IfMatch) -> Result<Hall> {
     let found: Option<Hall> =
         sqlx::query_as("select * from halls where hall_id = $1 for update").bind(id).fetch_optional(tx).await?;

@@ -1,4 +1,4 @@
-//! Locations: where halls stand, and in which time zone.
+//! Locations: the places of halls, each with its time zone.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::error::{in_use, location_not_found};
 
-/// A location.
+/// A place with one or more halls.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct Location {
     location_id: LocationId,
@@ -29,7 +29,7 @@ pub struct Location {
     address: String,
     city: String,
     country: String,
-    /// IANA time zone: when a session begins on the wall clock there.
+    /// IANA time zone of the place. Use it to show session times, which the API gives in UTC, in local time.
     timezone: String,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -37,7 +37,7 @@ pub struct Location {
     version: i64,
 }
 
-/// A new location.
+/// Body of the call that creates a location.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateLocation {
     #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Old Mill")]
@@ -48,7 +48,7 @@ pub struct CreateLocation {
     city: String,
     #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Germany")]
     country: String,
-    /// An IANA time zone.
+    /// IANA time zone of the place.
     #[schema(min_length = 1, max_length = 64, format = "iana-time-zone", example = "Europe/Berlin")]
     timezone: String,
 }
@@ -63,7 +63,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a location
 #[utoipa::path(post, path = "/api/v1/locations", tag = "3 Locations", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateLocation,
-    responses((status = 201, description = "Made", body = Location, headers(("Location" = String), ("ETag" = String)), links(
+    responses((status = 201, description = "Created", body = Location, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_location", parameters(("location_id" = "$response.body#/location_id")))),
         ("update" = (operation_id = "update_location", parameters(("location_id" = "$response.body#/location_id")))),
         ("delete" = (operation_id = "delete_location", parameters(("location_id" = "$response.body#/location_id")))),
@@ -147,7 +147,7 @@ pub(crate) async fn update_location(
 
 /// Delete a location
 ///
-/// One that has halls stays: delete those first.
+/// Refused while the location has halls: delete those first.
 #[utoipa::path(delete, path = "/api/v1/locations/{location_id}", tag = "3 Locations", security((), ("bearer" = ["organizer", "admin"])),
     params(("location_id" = LocationId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_location(
@@ -172,7 +172,7 @@ impl Location {
     }
 }
 
-/// The row for an edit: nobody else changes it, or adds a hall to it, until the transaction ends.
+/// Locks the row for an edit. Until the transaction ends, no other request changes it or adds a hall to it.
 async fn lock(tx: &mut PgConnection, id: LocationId, if_match: &IfMatch) -> Result<Location> {
     let found: Option<Location> =
         sqlx::query_as("select * from locations where location_id = $1 for update").bind(id).fetch_optional(tx).await?;

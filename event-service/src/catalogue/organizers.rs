@@ -1,4 +1,4 @@
-//! Organizers: who puts events on.
+//! Organizers: the people and companies that put on events.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::error::{in_use, organizer_not_found};
 
-/// An organizer.
+/// A person or company that puts on events.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct Organizer {
     organizer_id: OrganizerId,
@@ -35,7 +35,7 @@ pub struct Organizer {
     version: i64,
 }
 
-/// A new organizer.
+/// Body of the call that creates an organizer.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateOrganizer {
     #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "City Stage")]
@@ -58,7 +58,7 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an organizer
 #[utoipa::path(post, path = "/api/v1/organizers", tag = "1 Organizers", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateOrganizer,
-    responses((status = 201, description = "Made", body = Organizer, headers(("Location" = String), ("ETag" = String)), links(
+    responses((status = 201, description = "Created", body = Organizer, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
         ("update" = (operation_id = "update_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
         ("delete" = (operation_id = "delete_organizer", parameters(("organizer_id" = "$response.body#/organizer_id")))),
@@ -140,7 +140,7 @@ pub(crate) async fn update_organizer(
 
 /// Delete an organizer
 ///
-/// One that has events stays: delete those first.
+/// Refused while the organizer has events: delete those first, or move them to another organizer.
 #[utoipa::path(delete, path = "/api/v1/organizers/{organizer_id}", tag = "1 Organizers", security((), ("bearer" = ["organizer", "admin"])),
     params(("organizer_id" = OrganizerId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_organizer(
@@ -153,7 +153,7 @@ pub(crate) async fn delete_organizer(
     lock(&mut tx, id, &if_match).await?;
     let events: i64 =
         sqlx::query_scalar("select count(*) from events where organizer_id = $1").bind(id).fetch_one(&mut *tx).await?;
-    in_use(events, "event", "Delete its events, or give them to another organizer, first.")?;
+    in_use(events, "event", "Delete its events, or move them to another organizer, first.")?;
     sqlx::query("delete from organizers where organizer_id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
@@ -165,7 +165,7 @@ impl Organizer {
     }
 }
 
-/// The row for an edit: nobody else changes it, or adds an event to it, until the transaction ends.
+/// Locks the row for an edit. Until the transaction ends, no other request changes it or adds an event to it.
 async fn lock(tx: &mut PgConnection, id: OrganizerId, if_match: &IfMatch) -> Result<Organizer> {
     let found: Option<Organizer> = sqlx::query_as("select * from organizers where organizer_id = $1 for update")
         .bind(id)

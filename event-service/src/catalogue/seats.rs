@@ -1,4 +1,4 @@
-//! Seats: the chairs of a hall, made one at a time, as a grid, or as a list.
+//! Seats: the chairs of a hall, created one at a time, as a grid, or as a list.
 
 use axum::Json;
 use axum::extract::State;
@@ -22,12 +22,12 @@ use uuid::Uuid;
 use crate::error::{hall_not_found, in_use, of_constraint, seat_not_found};
 use crate::session_seats;
 
-/// The most seats made by one call: a stadium, in about 2 s and one transaction.
+/// The maximum number of seats created by one call: a stadium. It takes about 2 s and one transaction.
 pub const SEATS_PER_CALL_MAX: usize = 100_000;
-/// The largest body of the bulk call: 100,000 seats of some 150 bytes.
+/// The largest body of the bulk call: 100,000 seats of about 150 bytes.
 pub const BULK_BODY_BYTES_MAX: usize = 24 * 1024 * 1024;
 
-/// A seat: a chair in a hall.
+/// A chair in a hall. A session sells it as a session seat, which has its own id.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct Seat {
     seat_id: SeatId,
@@ -42,7 +42,7 @@ pub struct Seat {
     version: i64,
 }
 
-/// What kind of seat.
+/// The kind of seat.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -57,45 +57,46 @@ pub enum SeatType {
     Standing,
 }
 
-/// A new seat.
+/// Body of the call that creates a seat.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateSeat {
     row_number: Label,
     seat_number: Label,
-    /// `regular` when left out.
+    /// `regular` if omitted.
     #[serde(default)]
     seat_type: SeatType,
     #[schema(max_length = 64, example = "Stalls")]
     section: Option<String>,
-    /// Where to draw it, in any unit.
+    /// Horizontal position on a drawing of the hall, in any unit.
     x: Option<f64>,
-    /// Where to draw it, in any unit.
+    /// Vertical position on a drawing of the hall, in any unit.
     y: Option<f64>,
 }
 
-/// New seats: either a grid (`rows` and `seats_per_row`, labelled from 1) or a list (`seats`).
+/// Body of the call that creates many seats: either a grid (`rows` and `seats_per_row`, labelled from 1) or a list (`seats`).
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({ "rows": 40, "seats_per_row": 50, "section": "Stalls", "seat_type": "regular" }))]
 pub struct CreateSeats {
-    /// Grid: how many rows.
+    /// Grid: the number of rows.
     #[schema(minimum = 1, maximum = 100_000)]
     rows: Option<u32>,
-    /// Grid: how many seats in each.
+    /// Grid: the number of seats in each row.
     #[schema(minimum = 1, maximum = 100_000)]
     seats_per_row: Option<u32>,
     /// Grid: the section of all its seats.
     #[schema(max_length = 64)]
     section: Option<String>,
-    /// Grid: the type of all its seats; `regular` when left out.
+    /// Grid: the type of all its seats; `regular` if omitted.
     seat_type: Option<SeatType>,
     /// List: the seats.
     #[schema(min_items = 1, max_items = 100_000)]
     seats: Option<Vec<CreateSeat>>,
 }
 
-/// How many seats were made.
+/// The answer to the call that creates many seats.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SeatsCreated {
+    /// The number of seats created.
     created: usize,
 }
 
@@ -109,9 +110,9 @@ refusals!(DeleteRefusals: &[Code::SeatNotFound, Code::ResourceInUse, Code::Preco
 
 /// Create one seat
 ///
-/// Sessions made before do not get it.
+/// Sessions that exist already do not get this seat.
 #[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSeat,
-    params(("hall_id" = HallId, Path)), responses((status = 201, description = "Made", body = Seat, headers(("Location" = String), ("ETag" = String)), links(
+    params(("hall_id" = HallId, Path)), responses((status = 201, description = "Created", body = Seat, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
         ("update" = (operation_id = "update_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
         ("delete" = (operation_id = "delete_seat", parameters(("seat_id" = "$response.body#/seat_id")))),
@@ -132,9 +133,9 @@ pub(crate) async fn create_seat(
 
 /// Create many seats at once, as a grid or as a list
 ///
-/// Up to 100,000 seats; all of them or none. Sessions made before do not get them.
+/// Creates up to 100,000 seats: all of them or none. Sessions that exist already do not get them.
 #[utoipa::path(post, path = "/api/v1/halls/{hall_id}/seats/bulk", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSeats,
-    params(("hall_id" = HallId, Path)), responses((status = 201, description = "Made", body = SeatsCreated), CreateRefusals))]
+    params(("hall_id" = HallId, Path)), responses((status = 201, description = "Created", body = SeatsCreated), CreateRefusals))]
 pub(crate) async fn create_seats(
     State(db): State<PgPool>,
     _: OrganizerCaller,
@@ -148,7 +149,7 @@ pub(crate) async fn create_seats(
     Ok((StatusCode::CREATED, Json(SeatsCreated { created })))
 }
 
-/// List a hall's seats in the order in which they were made
+/// List a hall's seats, oldest first
 #[utoipa::path(get, path = "/api/v1/halls/{hall_id}/seats", tag = "4 Halls and seats", params(("hall_id" = HallId, Path), PageQuery),
     responses((status = 200, description = "A page", body = Page<Seat>), ListRefusals))]
 pub(crate) async fn list_seats(
@@ -184,7 +185,7 @@ pub(crate) async fn get_seat(State(db): State<PgPool>, ApiPath(id): ApiPath<Seat
 
 /// Change a seat
 ///
-/// Its labels (`section`, `row_number`, `seat_number`) stand on tickets, so they stay while it is in a session.
+/// Its labels (`section`, `row_number`, `seat_number`) are printed on tickets, so they can change only while no session has the seat.
 #[utoipa::path(patch, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSeat,
     params(("seat_id" = SeatId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Seat, headers(("ETag" = String))), UpdateRefusals))]
@@ -226,7 +227,7 @@ pub(crate) async fn update_seat(
 
 /// Delete a seat
 ///
-/// One that is in a session stays.
+/// Refused while a session has the seat.
 #[utoipa::path(delete, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])),
     params(("seat_id" = SeatId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_seat(
@@ -246,7 +247,7 @@ pub(crate) async fn delete_seat(
 async fn must_not_be_in_a_session(tx: &mut PgConnection, id: SeatId) -> Result<()> {
     let sessions: i64 =
         sqlx::query_scalar("select count(*) from session_seats where seat_id = $1").bind(id).fetch_one(tx).await?;
-    in_use(sessions, "session", "Delete the sessions in which it is sold first.")
+    in_use(sessions, "session", "Delete the sessions that have this seat first.")
 }
 
 impl CreateSeats {
@@ -267,7 +268,7 @@ impl CreateSeats {
         if u64::from(rows) * u64::from(per_row) > SEATS_PER_CALL_MAX as u64 {
             return Err(Error::invalid(FieldError::at(
                 "/rows",
-                format!("rows times seats_per_row may be {SEATS_PER_CALL_MAX} at most"),
+                format!("rows times seats_per_row must be at most {SEATS_PER_CALL_MAX}"),
             )));
         }
         let seat_type = self.seat_type.unwrap_or_default();
@@ -286,7 +287,7 @@ impl CreateSeats {
     }
 }
 
-/// Adds seats within the hall's capacity. The hall's row is locked first, so that two calls can't both find room for their own.
+/// Adds seats within the hall's capacity. It locks the hall's row first, so that two calls can't exceed the capacity together.
 async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateSeat>) -> Result<Vec<SeatId>> {
     let capacity: Option<i32> = sqlx::query_scalar("select capacity from halls where hall_id = $1 for no key update")
         .bind(hall_id)
@@ -295,8 +296,10 @@ async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateS
     let capacity = i64::from(capacity.ok_or_else(|| hall_not_found(hall_id))?);
     let present = count(tx, hall_id).await?;
     if present + seats.len() as i64 > capacity {
-        let detail =
-            format!("The hall has {present} of {capacity} seats; {} more do not fit. No seat was made.", seats.len());
+        let detail = format!(
+            "The hall has {present} of {capacity} seats; {} more do not fit. No seat was created.",
+            seats.len()
+        );
         return Err(Error::refused(Code::HallFull, detail));
     }
     let seat_ids: Vec<SeatId> = seats.iter().map(|_| SeatId::new()).collect();
@@ -328,7 +331,7 @@ impl Seat {
     }
 }
 
-/// The row for an edit: nobody else changes it, or makes a session with it, until the transaction ends.
+/// Locks the row for an edit. Until the transaction ends, no other request changes it or creates a session with it.
 async fn lock(tx: &mut PgConnection, id: SeatId, if_match: &IfMatch) -> Result<Seat> {
     let found: Option<Seat> =
         sqlx::query_as("select * from seats where seat_id = $1 for update").bind(id).fetch_optional(tx).await?;
@@ -337,12 +340,12 @@ async fn lock(tx: &mut PgConnection, id: SeatId, if_match: &IfMatch) -> Result<S
     Ok(seat)
 }
 
-/// How many seats the hall has.
+/// The number of seats that the hall has.
 pub(crate) async fn count(tx: &mut PgConnection, hall_id: HallId) -> Result<i64> {
     Ok(sqlx::query_scalar("select count(*) from seats where hall_id = $1").bind(hall_id).fetch_one(tx).await?)
 }
 
-/// Deletes all seats of a hall in which no session takes place.
+/// Deletes all seats of a hall. No session may take place in it.
 pub(crate) async fn delete_all(tx: &mut PgConnection, hall_id: HallId) -> Result<()> {
     sqlx::query("delete from seats where hall_id = $1").bind(hall_id).execute(tx).await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Sessions: one performance of an event in a hall, made together with its session seats.
+//! Sessions: one performance of an event in a hall, created together with its session seats.
 
 use axum::Json;
 use axum::extract::State;
@@ -25,7 +25,7 @@ use crate::error::{in_use, of_constraint, session_not_found};
 use crate::sale::SessionStatus;
 use crate::session_seats;
 
-/// A session.
+/// One performance of an event in a hall.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct Session {
     session_id: SessionId,
@@ -33,14 +33,17 @@ pub struct Session {
     hall_id: HallId,
     start_time: DateTime<Utc>,
     end_time: DateTime<Utc>,
+    /// A seat's price before the price tier's multiplier.
     base_price: Money,
     currency: Currency,
+    /// When sales begin; null if they began when the session was created.
     sales_start: Option<DateTime<Utc>>,
+    /// When sales end; null if they end when the session begins.
     sales_end: Option<DateTime<Utc>>,
     status: SessionStatus,
-    /// All its seats.
+    /// The number of its session seats.
     seats_count: i64,
-    /// Those on sale at this moment.
+    /// The number of its session seats that are free; 0 once the session is cancelled.
     available_seats_count: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
@@ -48,7 +51,7 @@ pub struct Session {
     version: i64,
 }
 
-/// A new session.
+/// Body of the call that creates a session.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({
     "event_id": "019ac1c0-0000-7000-8000-000000000002", "hall_id": "019ac1c0-0000-7000-8000-000000000004",
@@ -57,38 +60,38 @@ pub struct Session {
 pub struct CreateSession {
     event_id: EventId,
     hall_id: HallId,
-    /// With its offset; answered in UTC.
+    /// RFC 3339 time with an offset. Answers give it in UTC.
     #[schema(example = "2030-12-01T19:00:00Z")]
     start_time: DateTime<Utc>,
-    /// Later than `start_time`. Another session of the hall may begin at this very moment.
+    /// Later than `start_time`. Another session of the hall may begin at exactly this time.
     #[schema(example = "2030-12-01T21:00:00Z")]
     end_time: DateTime<Utc>,
     /// A seat's price before the price tier's multiplier.
     base_price: Money,
-    /// `USD` when left out.
+    /// `USD` if omitted.
     #[serde(default)]
     currency: Currency,
-    /// When sales begin; at once when left out.
+    /// When sales begin; at once if omitted.
     sales_start: Option<DateTime<Utc>>,
-    /// When sales end; when the session begins, if left out or later than that.
+    /// When sales end. If omitted, or later than `start_time`, sales end when the session begins.
     sales_end: Option<DateTime<Utc>>,
 }
 
 patch_body!(UpdateSession: CreateSession, { "sales_end": "2030-12-01T18:30:00Z" });
 
-/// Which sessions to list.
+/// Filters of the list of sessions. All that are given must match.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SessionFilter {
-    /// Only this event's.
+    /// Only sessions of this event.
     #[param(inline)]
     event_id: Option<EventId>,
-    /// Only in this hall.
+    /// Only sessions in this hall.
     #[param(inline)]
     hall_id: Option<HallId>,
-    /// Only those that begin at this time or later.
+    /// Only sessions that begin at this time or later.
     from: Option<DateTime<Utc>>,
-    /// Only those that begin before this time.
+    /// Only sessions that begin before this time.
     to: Option<DateTime<Utc>>,
 }
 
@@ -103,9 +106,9 @@ refusals!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a session and its session seats
 ///
-/// One session seat for each seat that the hall has now, in one transaction. Two sessions in a hall can't overlap.
+/// Creates one session seat for each seat that the hall has now, all or nothing. Two sessions in one hall can't overlap.
 #[utoipa::path(post, path = "/api/v1/sessions", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSession,
-    responses((status = 201, description = "Made", body = Session, headers(("Location" = String), ("ETag" = String)), links(
+    responses((status = 201, description = "Created", body = Session, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_session", parameters(("session_id" = "$response.body#/session_id")))),
         ("update" = (operation_id = "update_session", parameters(("session_id" = "$response.body#/session_id")))),
         ("cancel" = (operation_id = "cancel_session", parameters(("session_id" = "$response.body#/session_id")))),
@@ -143,10 +146,7 @@ pub(crate) async fn create_session(
 
 async fn make_seats(tx: &mut PgConnection, session_id: SessionId, base_price: Money) -> Result<()> {
     if session_seats::create_for_session(tx, session_id, base_price).await? == 0 {
-        return Err(Error::refused(
-            Code::HallHasNoSeats,
-            "A session sells the seats of its hall, and this hall has none; create seats first.",
-        ));
+        return Err(Error::refused(Code::HallHasNoSeats, "This hall has no seats to sell; create seats first."));
     }
     Ok(())
 }
@@ -182,7 +182,7 @@ pub(crate) async fn list_sessions(
 
 /// Get a session
 ///
-/// The `ETag` is of what can be edited; the counts of seats change without it.
+/// The `ETag` changes with an edit of the session. It does not change with the counts of seats.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "The session", body = Session, headers(("ETag" = String))), GetRefusals))]
 pub(crate) async fn get_session(
@@ -194,8 +194,8 @@ pub(crate) async fn get_session(
 
 /// Change a session
 ///
-/// Event, hall and currency stay as they are while seats are reserved or sold, and a new one of these gives its session seats new ids. A new
-/// price is for those who buy from now on.
+/// Event, hall and currency can change only while no seat is reserved or sold; session seats get new ids then. A new price applies to
+/// reservations made from now on.
 #[utoipa::path(patch, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSession,
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Session, headers(("ETag" = String))), UpdateRefusals))]
@@ -209,19 +209,23 @@ pub(crate) async fn update_session(
     let mut tx = database::begin(&db).await?;
     let current = lock(&mut tx, session_id, &if_match).await?;
     if current.status == SessionStatus::Cancelled {
-        return Err(Error::refused(Code::SessionCancelled, "A cancelled session can't be changed; make a new one."));
+        return Err(Error::refused(Code::SessionCancelled, "A cancelled session can't be changed; create a new one."));
     }
     let edited: CreateSession = patch.apply(&current)?;
-    // Also for another event or currency: with new ids, so that a hold by what had been seen before comes to nothing.
+    // Another event or currency gives new ids too: a buyer who saw the old offer must not hold its seats.
     let remade =
         current.hall_id != edited.hall_id || current.event_id != edited.event_id || current.currency != edited.currency;
     if remade {
-        // Those who edit a seat lock it before its session seats.
+        // An edit of a seat locks that seat before its session seats; so does this.
         let seats = "select from seats where hall_id = $1 order by seat_id for key share";
         sqlx::query(seats).bind(edited.hall_id).execute(&mut *tx).await?;
         session_seats::remove_unowned(&mut tx, session_id).await?;
         let owned = session_seats::owned(&mut tx, session_id).await?;
-        in_use(owned, "reserved or sold seat", "Event, hall and currency can be changed only before that.")?;
+        in_use(
+            owned,
+            "reserved or sold seat",
+            "Event, hall and currency can change only while no seat is reserved or sold.",
+        )?;
     }
     sqlx::query(
         "update sessions set event_id = $2, hall_id = $3, start_time = $4, end_time = $5, base_price = $6, currency = $7,
@@ -252,7 +256,8 @@ pub(crate) async fn update_session(
 
 /// Cancel a session
 ///
-/// It is off sale at once. Its reservations end and its tickets are refunded by the Booking Service, within seconds. Repeating it is harmless.
+/// Takes the session off sale at once. Within seconds, the Booking Service ends its reservations and refunds its tickets. Repeating the
+/// call is safe.
 #[utoipa::path(post, path = "/api/v1/sessions/{session_id}/cancel", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Cancelled", body = Session, headers(("ETag" = String))), CancelRefusals))]
@@ -277,7 +282,7 @@ pub(crate) async fn cancel_session(
 
 /// Delete a session and its session seats
 ///
-/// One with reserved or sold seats stays: cancel it, which gives the buyers their money back, and delete it after that.
+/// Refused while seats are reserved or sold: cancel the session first, which refunds the buyers, and delete it after that.
 #[utoipa::path(delete, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_session(
@@ -302,7 +307,7 @@ impl Session {
     }
 }
 
-/// The session for an edit: nobody else changes it until the transaction ends. Its seats are not locked by this.
+/// Locks the session for an edit. Until the transaction ends, no other request changes it; its seats are not locked.
 async fn lock(tx: &mut PgConnection, session_id: SessionId, if_match: &IfMatch) -> Result<Session> {
     sqlx::query("select from sessions where session_id = $1 for update").bind(session_id).execute(&mut *tx).await?;
     let session = find(tx, session_id).await?;
@@ -310,7 +315,7 @@ async fn lock(tx: &mut PgConnection, session_id: SessionId, if_match: &IfMatch) 
     Ok(session)
 }
 
-/// Sessions cancelled after `after`, in the order in which they were, for the Booking Service.
+/// Sessions cancelled after `after`, in the order of their cancellation. The Booking Service asks for them.
 pub(crate) async fn cancelled_after(
     connection: &mut PgConnection,
     after: Option<TimeCursor>,
