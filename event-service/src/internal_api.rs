@@ -1,4 +1,4 @@
-//! The internal seat API, for the Booking Service: bodies in, [`session_seats`] called, answers out.
+//! The internal seat API, for the Booking Service: each handler reads a body, calls [`session_seats`] and shapes the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use service_kit::extract::{ApiJson, ApiPath};
 use service_kit::query::ApiQuery;
 use service_kit::{layers, openapi, refusals, traces};
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
+use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
@@ -23,7 +24,7 @@ use shared_contracts::seat_api::{
     LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX,
     SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
 };
-use sqlx::PgPool;
+use sqlx::{FromRow, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -35,10 +36,10 @@ use crate::metrics::EventMetrics;
 use crate::sale;
 use crate::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 
-/// One of many calls that came in one body must not cost the others their answer, for which the Booking Service waits a second.
-const CALL_TIME_MAX: Duration = Duration::from_millis(700);
+/// A slow call must not cost the others in its body their answers: the Booking Service waits one second for all of them.
+const CALL_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Rows of a page of holds or cancelled sessions, when the caller does not say.
+/// Rows of a page of holds or cancelled sessions, unless the caller asks for another number.
 const WALK_ROWS_DEFAULT: u16 = 500;
 
 refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
@@ -48,12 +49,12 @@ refusals!(ReleaseRefusals: openapi::BODY);
 refusals!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 refusals!(ListRefusals: &[Code::ValidationFailed]);
 
-/// Look whether seats can be had
+/// Check seat availability
 ///
-/// A look, not a promise: only `reserve` decides. Refused while the session is not on sale.
+/// The answer promises nothing: only `reserve` decides. Refused while the session is not on sale.
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/check-availability", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = CheckAvailabilityRequest, params(("session_id" = SessionId, Path)),
-    responses((status = 200, description = "Each seat's state", body = Availability), CheckRefusals))]
+    responses((status = 200, description = "The state of each seat", body = Availability), CheckRefusals))]
 pub(crate) async fn check_availability(
     _: InternalCaller,
     State(loader): State<Arc<AvailabilityLoader>>,
@@ -118,7 +119,7 @@ async fn price_free_seats(
 
 /// Hold seats for a reservation: all or none
 ///
-/// With `with_prices` it is looked first whether the session is on sale and its seats are free, and the answer has the prices.
+/// With `with_prices`, first checks that the session is on sale and the seats are free, and answers with the prices.
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/reserve", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = ReserveRequest, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Held", body = SeatsChanged), ReserveRefusals))]
@@ -134,11 +135,11 @@ pub(crate) async fn reserve_seats(
     reserve(&loader, &batcher, &db, &metrics, session_id, request).await.map(Json)
 }
 
-/// Hold seats for many reservations: for each of them all or none
+/// Hold seats for many reservations: all or none for each
 ///
-/// Each call is judged as it would be by itself.
+/// Each call succeeds or fails on its own.
 #[utoipa::path(post, path = "/api/internal/seats/reserve", tag = "6 Internal seat API", security((), ("internal_key" = [])),
-    request_body = Calls<ReserveRequest>, responses((status = 200, description = "An answer for each", body = CallAnswers<SeatsChanged>), ReleaseRefusals))]
+    request_body = Calls<ReserveRequest>, responses((status = 200, description = "One answer per call, in order", body = CallAnswers<SeatsChanged>), ReleaseRefusals))]
 pub(crate) async fn reserve_seats_for_many(
     _: InternalCaller,
     State(loader): State<Arc<AvailabilityLoader>>,
@@ -148,7 +149,7 @@ pub(crate) async fn reserve_seats_for_many(
     ApiJson(calls): ApiJson<Calls<ReserveRequest>>,
 ) -> Result<Json<CallAnswers<SeatsChanged>>> {
     let work = |session_id, body| reserve(&loader, &batcher, &db, &metrics, session_id, body);
-    each(calls, "/api/internal/seats/reserve", work).await
+    answer_each(calls, "/api/internal/seats/reserve", work).await
 }
 
 async fn reserve(
@@ -182,28 +183,28 @@ async fn hold(
     crash_point("seats.reserved");
     let is_blocked = |conflict: &SeatConflict| conflict.status == Some(SeatStatus::Blocked);
     if matches!(&outcome, ChangeOutcome::Refused(conflicts) if conflicts.iter().any(is_blocked)) {
-        // A session that has just been cancelled says so.
+        // Seats are blocked when their session is cancelled; then the cancellation is the better answer.
         sale::must_not_be_cancelled(&mut *db.acquire().await?, session_id).await?;
     }
     Ok(SeatsChanged { pricing, ..answer(outcome, reservation_id, seats)? })
 }
 
-fn took_too_long() -> Error {
-    let detail = "This call took longer than the others with it may wait. It may have had its effect.";
+fn call_timed_out() -> Error {
+    let detail = "The call timed out. It may have taken effect; repeating it is safe.";
     Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(1))
 }
 
-/// Answers each call as if it had come by itself. When the service could do none of them, that is the answer to all.
-async fn each<T, R, F: Future<Output = Result<R>>>(
+/// Answers each call as if it were a request of its own. If all of them failed by the service's fault, the first failure answers the body.
+async fn answer_each<T, R, F: Future<Output = Result<R>>>(
     calls: Calls<T>,
     route: &'static str,
     work: impl Fn(SessionId, T) -> F,
 ) -> Result<Json<CallAnswers<R>>> {
     let done = calls.calls.into_iter().map(|call| {
         let Call { session_id, request_id, traceparent, body } = call;
-        let work = tokio::time::timeout(CALL_TIME_MAX, work(session_id, body));
-        // In a box, as it is large and is moved several times on its way from here, which was a twentieth of the service's work.
-        let work = Box::pin(async { work.await.unwrap_or_else(|_| Err(took_too_long())) });
+        let work = tokio::time::timeout(CALL_TIMEOUT, work(session_id, body));
+        // Boxed, because the future is large and is moved several times: that was 5 % of the service's work.
+        let work = Box::pin(async { work.await.unwrap_or_else(|_| Err(call_timed_out())) });
         layers::on_behalf_of(request_id, traceparent, route, work)
     });
     let done = join_all(done).await;
@@ -217,9 +218,9 @@ async fn each<T, R, F: Future<Output = Result<R>>>(
     Ok(Json(CallAnswers { answers }))
 }
 
-/// Free what a reservation holds
+/// Free a reservation's held seats
 ///
-/// A seat that another reservation holds, or that is sold, is left alone.
+/// Skips seats that another reservation holds and seats that are sold.
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/release", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = SeatsOfReservation, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "The seats that this call freed", body = SeatsChanged), ReleaseRefusals))]
@@ -238,9 +239,9 @@ pub(crate) async fn release_seats(
     Ok(Json(SeatsChanged { reservation_id: owner, session_seat_ids, pricing: None }))
 }
 
-/// Free what many reservations hold
+/// Free the held seats of many reservations
 ///
-/// For holds that end together. Each is judged for itself: a seat that another reservation holds by now, or that is sold, is left alone.
+/// For holds that end together. Skips seats that another reservation holds by now and seats that are sold.
 #[utoipa::path(post, path = "/api/internal/seats/release", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = ReleaseRequest, responses((status = 200, description = "The seats that this call freed", body = SeatsFreed), ReleaseRefusals))]
 pub(crate) async fn release_seats_of_many(
@@ -252,7 +253,7 @@ pub(crate) async fn release_seats_of_many(
     Ok(Json(SeatsFreed { session_seat_ids }))
 }
 
-/// Sell the seats that a reservation holds: all or none
+/// Sell a reservation's held seats: all or none
 #[utoipa::path(post, path = "/api/internal/sessions/{session_id}/seats/confirm", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     request_body = SeatsOfReservation, params(("session_id" = SessionId, Path)),
     responses((status = 200, description = "Sold", body = SeatsChanged), ChangeRefusals))]
@@ -286,11 +287,11 @@ fn refusal(conflicts: Vec<SeatConflict>) -> Error {
     Problem::new(code, detail).with_seats(conflicts).into()
 }
 
-/// Which seats to price.
+/// The seats to price.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct PricingQuery {
-    /// Only these seats, separated by commas; all of the session when left out.
+    /// Ids of session seats, separated by commas. All seats of the session if omitted.
     #[param(
         example = "019ac1c0-0000-7000-8000-000000000007",
         max_length = 18_499,
@@ -299,7 +300,28 @@ pub(crate) struct PricingQuery {
     session_seat_ids: Option<String>,
 }
 
-/// Prices and labels of a session's seats
+#[derive(Debug, FromRow)]
+struct BasePrice {
+    base_price: Money,
+    currency: Currency,
+}
+
+#[derive(Debug, FromRow)]
+struct PriceRow {
+    session_seat_id: SessionSeatId,
+    price: Money,
+    row_number: Label,
+    seat_number: Label,
+}
+
+impl From<PriceRow> for SeatPrice {
+    fn from(row: PriceRow) -> Self {
+        let PriceRow { session_seat_id, price, row_number, seat_number } = row;
+        Self { session_seat_id, price, row_number, seat_number }
+    }
+}
+
+/// Get prices and labels of a session's seats
 #[utoipa::path(get, path = "/api/internal/sessions/{session_id}/pricing", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     params(("session_id" = SessionId, Path), PricingQuery),
     responses((status = 200, description = "The prices; unknown seats are left out", body = Pricing), PricingRefusals))]
@@ -310,13 +332,12 @@ pub(crate) async fn get_pricing(
     ApiQuery(query, _): ApiQuery<PricingQuery>,
 ) -> Result<Json<Pricing>> {
     let mut connection = db.acquire().await?;
-    let session: Option<(Money, Currency)> =
-        sqlx::query_as("select base_price, currency from sessions where session_id = $1")
-            .bind(session_id)
-            .fetch_optional(&mut *connection)
-            .await?;
-    let (base_price, currency) = session.ok_or_else(|| session_not_found(session_id))?;
-    let labelled = match query.session_seat_ids {
+    let session: Option<BasePrice> = sqlx::query_as("select base_price, currency from sessions where session_id = $1")
+        .bind(session_id)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let BasePrice { base_price, currency } = session.ok_or_else(|| session_not_found(session_id))?;
+    let rows: Vec<PriceRow> = match query.session_seat_ids {
         None => {
             let all =
                 "select session_seat_id, price, row_number, seat_number from session_seats join seats using (seat_id)
@@ -330,15 +351,7 @@ pub(crate) async fn get_pricing(
             sqlx::query_as(some).bind(parse_list(&list)?).bind(session_id).fetch_all(&mut *connection).await?
         }
     };
-    let seats = labelled
-        .into_iter()
-        .map(|(session_seat_id, price, row_number, seat_number)| SeatPrice {
-            session_seat_id,
-            price,
-            row_number,
-            seat_number,
-        })
-        .collect();
+    let seats = rows.into_iter().map(SeatPrice::from).collect();
     Ok(Json(Pricing { session_id, base_price, currency, seats }))
 }
 
@@ -354,23 +367,23 @@ fn parse_list(list: &str) -> Result<Vec<SessionSeatId>> {
     Ok(ids)
 }
 
-/// How many rows, and after which.
+/// The page to read.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct WalkQuery {
-    /// How many at most.
+    /// The maximum number of rows.
     #[param(minimum = 1, maximum = 1000, default = 500)]
     limit: Option<u16>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page. Omit it for the first page.
     #[param(pattern = "^[0-9]{1,17}_[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     cursor: Option<String>,
 }
 
-/// Which holds to list.
+/// Filter of the list of holds.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct HoldsFilter {
-    /// Holds that are due before this time; now, when left out. A later time shows holds that are still running.
+    /// Only holds that are due before this time; the present time if omitted. A later time includes holds that still run.
     before: Option<DateTime<Utc>>,
 }
 
@@ -384,13 +397,15 @@ impl WalkQuery {
         after.map_err(|error| Error::invalid(FieldError::parameter("cursor", error)))
     }
 
-    /// The cursor after a page whose last row this is; none when the page is not full.
+    /// The cursor of the next page; `None` if this page is not full, so that no more rows exist.
     fn next<T>(&self, items: &[T], of: impl Fn(&T) -> TimeCursor) -> Option<String> {
         items.last().filter(|_| items.len() as i64 == self.limit()).map(|last| of(last).to_string())
     }
 }
 
-/// Holds that are due, oldest first, for reconciliation
+/// List holds that are due, oldest first
+///
+/// The Booking Service settles them when it reconciles.
 #[utoipa::path(get, path = "/api/internal/holds/overdue", tag = "6 Internal seat API", security((), ("internal_key" = [])), params(WalkQuery, HoldsFilter),
     responses((status = 200, description = "A page", body = OverdueHolds), ListRefusals))]
 pub(crate) async fn list_overdue_holds(
@@ -405,7 +420,9 @@ pub(crate) async fn list_overdue_holds(
     Ok(Json(OverdueHolds { items, next_cursor }))
 }
 
-/// Sessions that were cancelled, in the order in which they were, so that their reservations can be ended
+/// List cancelled sessions, in the order of their cancellation
+///
+/// The Booking Service ends their reservations.
 #[utoipa::path(get, path = "/api/internal/sessions/cancelled", tag = "6 Internal seat API", security((), ("internal_key" = [])), params(WalkQuery),
     responses((status = 200, description = "A page", body = CancelledSessions), ListRefusals))]
 pub(crate) async fn list_cancelled_sessions(
@@ -419,7 +436,9 @@ pub(crate) async fn list_cancelled_sessions(
     Ok(Json(CancelledSessions { items, next_cursor }))
 }
 
-/// Seats that someone holds or owns, in the order of their ids, for the audit
+/// List reserved and sold seats, in the order of their ids
+///
+/// For the audit of the Booking Service.
 #[utoipa::path(get, path = "/api/internal/seats/owned", tag = "6 Internal seat API", security((), ("internal_key" = [])), params(PageQuery),
     responses((status = 200, description = "A page", body = Page<OwnedSeat>), ListRefusals))]
 pub(crate) async fn list_owned_seats(
@@ -432,11 +451,11 @@ pub(crate) async fn list_owned_seats(
     Ok(Json(Page::from_rows(rows, &page, |row| row.session_seat_id.as_uuid())))
 }
 
-/// Who holds or owns these seats, for the audit
+/// Find the reservations of seats
 ///
-/// Seats that nobody has, and unknown ones, are left out.
+/// For the audit of the Booking Service. The answer omits free seats and unknown ones.
 #[utoipa::path(post, path = "/api/internal/seats/look-up", tag = "6 Internal seat API", security((), ("internal_key" = [])), request_body = LookUpRequest,
-    responses((status = 200, description = "Those that are reserved or sold", body = OwnedSeats), ReleaseRefusals))]
+    responses((status = 200, description = "The reserved and sold seats among them", body = OwnedSeats), ReleaseRefusals))]
 pub(crate) async fn look_up_seats(
     _: InternalCaller,
     State(db): State<PgPool>,
@@ -449,24 +468,27 @@ pub(crate) async fn look_up_seats(
 /// The internal health check's answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct InternalHealth {
-    /// Always `healthy`; otherwise the answer is a problem.
+    /// Always `healthy`; an unhealthy service answers with a problem.
     status: &'static str,
+    /// Always `event-service`.
     service: &'static str,
 }
 
 refusals!(HealthRefusals: &[]);
 
-/// Whether the seat API can do its work
+/// Check the health of the seat API
 #[utoipa::path(get, path = "/api/internal/health", tag = "6 Internal seat API", security((), ("internal_key" = [])),
-    responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
+    responses((status = 200, description = "Ready", body = InternalHealth), HealthRefusals))]
 pub(crate) async fn get_internal_health(_: InternalCaller, State(db): State<PgPool>) -> Result<Json<InternalHealth>> {
     sqlx::query("select 1").execute(&db).await?;
     Ok(Json(InternalHealth { status: "healthy", service: "event-service" }))
 }
 
-/// Whether the seat API can do its work, for callers that only post
+/// Check the health of the seat API by POST
+///
+/// For clients that send only POST requests.
 #[utoipa::path(post, path = "/api/internal/health", tag = "6 Internal seat API", security((), ("internal_key" = [])),
-    responses((status = 200, description = "It can", body = InternalHealth), HealthRefusals))]
+    responses((status = 200, description = "Ready", body = InternalHealth), HealthRefusals))]
 pub(crate) async fn post_internal_health(caller: InternalCaller, db: State<PgPool>) -> Result<Json<InternalHealth>> {
     get_internal_health(caller, db).await
 }

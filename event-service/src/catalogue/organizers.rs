@@ -153,7 +153,7 @@ pub(crate) async fn delete_organizer(
     lock(&mut tx, id, &if_match).await?;
     let events: i64 =
         sqlx::query_scalar("select count(*) from events where organizer_id = $1").bind(id).fetch_one(&mut *tx).await?;
-    in_use(events, "event", "Delete its events, or move them to another organizer, first.")?;
+    in_use(events, "event", "Delete its events, or give them to another organizer, first.")?;
     sqlx::query("delete from organizers where organizer_id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
