@@ -51,15 +51,15 @@ impl Applier {
         let waited_since = (event.event_type != BookingEventType::Expired).then_some(event.occurred_at);
         match traces::step("session_seats.apply", self.events.call(event)).await {
             Ok(Applied::Changed) => {
-                self.metrics.applied("applied", waited_since);
+                self.metrics.count_message("applied", waited_since);
                 Verdict::Done
             }
             Ok(Applied::Stale) => {
-                self.metrics.applied("stale", waited_since);
+                self.metrics.count_message("stale", waited_since);
                 Verdict::Done
             }
             Ok(Applied::Repeat) => {
-                self.metrics.applied("duplicate", waited_since);
+                self.metrics.count_message("duplicate", waited_since);
                 tracing::info!(%message_id, "Message known already; nothing to do");
                 Verdict::Done
             }

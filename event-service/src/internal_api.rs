@@ -161,7 +161,7 @@ async fn reserve(
     request: ReserveRequest,
 ) -> Result<SeatsChanged> {
     let held = hold(loader, batcher, db, session_id, request).await;
-    metrics.held(&held);
+    metrics.count_hold(&held);
     held
 }
 

@@ -1,4 +1,4 @@
-//! What this service counts and measures: all of its metrics, on one screen.
+//! All metrics of this service, on one screen.
 
 use std::time::SystemTime;
 
@@ -8,21 +8,21 @@ use service_kit::database::DeskPool;
 use service_kit::error::{Error, Result};
 use service_kit::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
 use shared_contracts::ids::SessionId;
-use sqlx::PgPool;
+use sqlx::{FromRow, PgPool};
 
-/// Sessions whose seats are shown: those whose sale opened last.
+/// Sessions whose seats the metrics show: those whose sale opened last.
 const SESSIONS_SHOWN: i64 = 10;
-/// Sessions that are looked at for them: some of the last ones to open have closed again.
-const SESSIONS_LOOKED_AT: i64 = 200;
-/// Overdue holds that are counted: a worker that is away for a day must not make the counting a burden, too.
+/// Sessions considered for that: some of the last ones to open have closed again.
+const CANDIDATE_SESSIONS: i64 = 200;
+/// Counting stops at this number of overdue holds, so that a worker that is down for a day does not make counting expensive too.
 const OVERDUE_COUNTED_MAX: i64 = 10_000;
 
 /// This service's metrics.
 #[derive(Clone)]
 pub struct EventMetrics {
-    /// Those that every process has.
+    /// The metrics that every process has.
     pub common: Metrics,
-    /// Of the messages from the Booking Service.
+    /// Metrics of the messages from the Booking Service.
     pub consumer: ConsumerMetrics,
     lag: HistogramVec,
     holds: IntCounterVec,
@@ -31,33 +31,33 @@ pub struct EventMetrics {
 }
 
 impl EventMetrics {
-    /// Those of a process.
+    /// Registers all metrics; one set per process.
     ///
     /// # Errors
-    /// None that depends on the environment.
+    /// Two metrics have the same name, which no environment can cause.
     pub fn new() -> anyhow::Result<Self> {
         let common = Metrics::new("event-service", env!("CARGO_PKG_VERSION"))?;
         let metrics = Self {
             consumer: ConsumerMetrics::register(&common, "event_consumer")?,
             lag: common.durations(
                 "event_consumer_lag_seconds",
-                "From a change at the Booking Service to its effect here, by both machines' clocks; expired reservations aside.",
+                "Time from a change in the Booking Service to its effect here, by the clocks of both machines; without expired reservations.",
                 &[],
             )?,
-            holds: common.counters("event_holds_total", "What became of calls to hold seats.", &["outcome"])?,
+            holds: common.counters("event_holds_total", "Calls to hold seats, by outcome.", &["outcome"])?,
             seats: common.gauges(
                 "event_session_seats",
-                "Seats by status, of the ten sessions whose sale opened last.",
+                "Seats by status, of the ten open sessions whose sale opened last.",
                 &["session_id", "event", "status"],
             )?,
             overdue: common.gauges(
                 "event_overdue_holds",
-                "Seats that are held past their time and that the worker has not settled; counted to 10,000.",
+                "Seats held past their deadline that the worker has not settled yet; counting stops at 10,000.",
                 &[],
             )?,
             common,
         };
-        // One that appears with its first event shows no increase then.
+        // Created at 0, because a counter that appears with its first event shows no increase.
         for result in ["applied", "duplicate", "stale", "retried", "dead_lettered"] {
             metrics.consumer.messages.with_label_values(&[result]);
         }
@@ -67,10 +67,10 @@ impl EventMetrics {
         Ok(metrics)
     }
 
-    /// Has those asked for that only the database knows.
+    /// Registers the queries for the metrics that only the database knows.
     ///
     /// # Errors
-    /// It was called before.
+    /// It was called before in this process.
     pub fn watch(&self, db: &PgPool, batch_db: &DeskPool) -> anyhow::Result<()> {
         self.common.watch_pools(db, batch_db)?;
         let (own_db, seats) = (db.clone(), self.seats.clone());
@@ -79,7 +79,7 @@ impl EventMetrics {
             async move {
                 let counts = seats_on_sale(&db).await?;
                 seats.reset();
-                for (session_id, title, status, count) in counts {
+                for SeatCount { session_id, title, status, count } in counts {
                     let session_id = session_id.to_string();
                     seats.with_label_values(&[&session_id, &title, &status]).set(count as f64);
                 }
@@ -98,8 +98,8 @@ impl EventMetrics {
         Ok(())
     }
 
-    /// A call to hold seats has its answer.
-    pub(crate) fn held<T>(&self, answer: &Result<T>) {
+    /// Counts the answer to a call to hold seats.
+    pub(crate) fn count_hold<T>(&self, answer: &Result<T>) {
         let outcome = match answer {
             Ok(_) => "held",
             Err(Error::Refused(problem)) if problem.status < 500 => "refused",
@@ -108,8 +108,8 @@ impl EventMetrics {
         self.holds.with_label_values(&[outcome]).inc();
     }
 
-    /// A message has had its effect, now or before; seats have waited for it since then, if they have.
-    pub(crate) fn applied(&self, result: &str, waited_since: Option<DateTime<Utc>>) {
+    /// Counts a message that has had its effect, now or before. `waited_since` is when the change happened, if seats waited for it.
+    pub(crate) fn count_message(&self, result: &str, waited_since: Option<DateTime<Utc>>) {
         self.consumer.messages.with_label_values(&[result]).inc();
         if let Some(occurred_at) = waited_since.filter(|_| result == "applied") {
             let now = DateTime::<Utc>::from(SystemTime::now());
@@ -119,8 +119,16 @@ impl EventMetrics {
     }
 }
 
+#[derive(Debug, FromRow)]
+struct SeatCount {
+    session_id: SessionId,
+    title: String,
+    status: String,
+    count: i64,
+}
+
 /// The seats by status of the sessions whose sale opened last and is still on, each with its event's title.
-async fn seats_on_sale(db: &PgPool) -> sqlx::Result<Vec<(SessionId, String, String, i64)>> {
+async fn seats_on_sale(db: &PgPool) -> sqlx::Result<Vec<SeatCount>> {
     sqlx::query_as(
         "with latest as materialized (
              select session_id, event_id, coalesce(sales_start, created_at) as opened, least(start_time, sales_end) as closes
@@ -134,7 +142,7 @@ async fn seats_on_sale(db: &PgPool) -> sqlx::Result<Vec<(SessionId, String, Stri
              select status, count(*) as count from session_seats where session_id = shown.session_id group by status
          ) seats",
     )
-    .bind(SESSIONS_LOOKED_AT)
+    .bind(CANDIDATE_SESSIONS)
     .bind(SESSIONS_SHOWN)
     .fetch_all(db)
     .await
