@@ -1,7 +1,7 @@
-//! What the Booking Service announces, applied to the seats: at least once delivered, exactly once done, in any order.
+//! Applies the events of the Booking Service to the seats: delivered at least once, applied exactly once, in any order.
 //!
-//! The inbox row and the change of the seats are one transaction, and the message is acknowledged after its commit. A message
-//! that comes again finds its inbox row; one that comes late finds its seats already beyond it.
+//! One transaction writes the inbox row and changes the seats; the consumer acknowledges the message after the commit. A repeated
+//! message finds its inbox row. A late message finds seats that a later event has already changed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,32 +22,32 @@ use sqlx::{PgConnection, PgPool};
 use crate::metrics::EventMetrics;
 use crate::session_seats::{self, ChangeOutcome, Releasable};
 
-/// The relay sends what has gathered, and the broker hands it out in drops. No buyer waits for this: a seat that is paid for is its owner's
-/// already, and is shown as sold a moment later.
+/// RabbitMQ delivers a published batch in pieces, so the consumer waits 10 ms to collect them. Buyers do not wait for this: a paid seat
+/// belongs to its owner already, and the map shows it as sold a moment later.
 const BATCH_CONFIG: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
 
-/// Where messages that come at the same time are applied together: in the minute of an on-sale the commit is what costs most.
+/// Applies messages in batches, because the commit is the largest cost when a sale opens.
 pub struct Applier {
     events: Coalescer<BookingEvent, Applied>,
     metrics: EventMetrics,
 }
 
 impl Applier {
-    /// Starts it; it ends when nobody has messages for it any more.
+    /// Starts the batch workers. They end when the applier is dropped.
     #[must_use]
     pub fn start(batch_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
         let work = move |events| apply_batch(batch_db.clone(), db.clone(), events);
         Self { events: Coalescer::start(lifecycle, BATCH_CONFIG, work), metrics }
     }
 
-    /// Applies one message and says what became of it.
+    /// Applies one message and tells the consumer how to acknowledge it.
     pub async fn handle(&self, incoming: &Incoming) -> Verdict {
         let event = match parse(incoming) {
             Ok(event) => event,
             Err(error) => return Verdict::Poison(error),
         };
         let message_id = event.event_id;
-        // The seats of an expired reservation are free before the message, which takes its time.
+        // The seats of an expired reservation are free before its message comes, so nothing waits for it.
         let waited_since = (event.event_type != BookingEventType::Expired).then_some(event.occurred_at);
         match traces::step("session_seats.apply", self.events.call(event)).await {
             Ok(Applied::Changed) => {
@@ -81,25 +81,25 @@ fn parse(incoming: &Incoming) -> anyhow::Result<BookingEvent> {
     Ok(event)
 }
 
-/// What became of an event.
+/// The effect of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// Its seats are as it says.
+    /// The event changed its seats, or they were already as it says.
     Changed,
-    /// It had been applied before.
+    /// The event was applied before.
     Repeat,
-    /// A later event of the same reservation was applied before it, so its seats are already beyond it.
+    /// A later event of the same reservation was applied first, so its seats have moved on.
     Stale,
-    /// It contradicts the seats: someone must look.
+    /// The event contradicts the seats, for this reason: an operator must check it.
     Conflict(String),
 }
 
-/// Applies what came at the same time in one transaction if nothing is unusual about any of it, and one by one otherwise.
+/// Applies a batch of events in one transaction, or one by one if any of them needs a decision of its own.
 async fn apply_batch(batch_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
-    if let Ok(Some(applied)) = apply_together(&batch_db, &events).await {
+    if let Ok(Some(applied)) = apply_in_one_transaction(&batch_db, &events).await {
         return applied.into_iter().map(Ok).collect();
     }
-    // In their order: what is said of one reservation may stand on what was said before.
+    // In order, because an event of a reservation may build on an earlier one.
     let mut applied = Vec::with_capacity(events.len());
     for event in &events {
         applied.push(apply(&db, event).await);
@@ -107,12 +107,12 @@ async fn apply_batch(batch_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) 
     applied
 }
 
-/// Nothing, and nothing is changed, when a confirmation does not find its seats: why, only a look at it alone can tell.
-async fn apply_together(db: &DeskPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
+/// `None`, with nothing changed, if a confirmation does not find its seats: only applying it alone tells why.
+async fn apply_in_one_transaction(db: &DeskPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
     let mut tx = db.begin().await?;
-    let mut entered = enter_all(tx.connection()?, events).await?;
-    // A message that came twice is in here twice, too.
-    let fresh: Vec<bool> = events.iter().map(|event| entered.remove(&event.event_id)).collect();
+    let mut inserted = insert_inbox_rows(tx.connection()?, events).await?;
+    // The batch may hold the same message twice; only the first counts as fresh.
+    let fresh: Vec<bool> = events.iter().map(|event| inserted.remove(&event.event_id)).collect();
     let of_type = |types: &'static [BookingEventType]| {
         let fresh = events.iter().zip(&fresh).filter(|(_, fresh)| **fresh).map(|(event, _)| event);
         fresh.filter(|event| types.contains(&event.event_type))
@@ -162,16 +162,16 @@ fn holds_of(event: &BookingEvent) -> Vec<Hold> {
 /// The database failed; nothing was applied.
 pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
     let mut tx = database::begin(db).await?;
-    if enter_all(&mut tx, std::slice::from_ref(event)).await?.is_empty() {
+    if insert_inbox_rows(&mut tx, std::slice::from_ref(event)).await?.is_empty() {
         return Ok(Applied::Repeat);
     }
     let seats = seats_of(event);
     let applied = match event.event_type {
         BookingEventType::Confirmed => match session_seats::confirm(&mut tx, event.reservation_id, &seats).await? {
             ChangeOutcome::Done => Applied::Changed,
-            ChangeOutcome::Refused(conflicts) if heard_of_later(&mut tx, event).await? => {
-                tracing::info!(reservation_id = %event.reservation_id, seats = conflicts.len(), "Confirmation came after what followed it");
-                confirm_the_rest(&mut tx, event, &seats, &conflicts).await?
+            ChangeOutcome::Refused(conflicts) if has_later_event(&mut tx, event).await? => {
+                tracing::info!(reservation_id = %event.reservation_id, seats = conflicts.len(), "Confirmation came after a later event of its reservation");
+                confirm_remaining(&mut tx, event, &seats, &conflicts).await?
             }
             ChangeOutcome::Refused(conflicts) => Applied::Conflict(format!(
                 "reservation {} is confirmed but does not hold {conflicts:?}",
@@ -188,7 +188,7 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
         }
     };
     if matches!(applied, Applied::Conflict(_)) {
-        // Without its inbox row, so that it is applied when someone has looked and sends it again.
+        // Without its inbox row, so that it can be applied after an operator has checked it and requeued it.
         return Ok(applied);
     }
     crash_point("consumer.applying");
@@ -197,8 +197,8 @@ pub async fn apply(db: &PgPool, event: &BookingEvent) -> Result<Applied> {
     Ok(applied)
 }
 
-/// A refund of one ticket was heard before the confirmation of all: the other seats are still to be sold.
-async fn confirm_the_rest(
+/// Sells the remaining seats of a confirmation that came after the refund of one of its tickets.
+async fn confirm_remaining(
     tx: &mut PgConnection,
     event: &BookingEvent,
     seats: &[SessionSeatId],
@@ -214,9 +214,9 @@ async fn confirm_the_rest(
     }
 }
 
-/// Writes inbox rows; the ids of those that were not there already.
-async fn enter_all(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<HashSet<MessageId>> {
-    let entered: Vec<MessageId> = sqlx::query_scalar(
+/// Writes inbox rows, and returns the ids of those that are new.
+async fn insert_inbox_rows(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<HashSet<MessageId>> {
+    let inserted: Vec<MessageId> = sqlx::query_scalar(
         "insert into inbox (message_id, event_type, reservation_id, sequence)
          select * from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[]) on conflict do nothing returning message_id",
     )
@@ -226,14 +226,14 @@ async fn enter_all(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<Has
     .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    Ok(entered.into_iter().collect())
+    Ok(inserted.into_iter().collect())
 }
 
-async fn heard_of_later(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {
-    let heard = sqlx::query_scalar("select exists (select from inbox where reservation_id = $1 and sequence > $2)")
+async fn has_later_event(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {
+    let exists = sqlx::query_scalar("select exists (select from inbox where reservation_id = $1 and sequence > $2)")
         .bind(event.reservation_id)
         .bind(event.sequence)
         .fetch_one(tx)
         .await?;
-    Ok(heard)
+    Ok(exists)
 }
