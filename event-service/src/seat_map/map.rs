@@ -1,8 +1,8 @@
 //! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
 //!
-//! Maps are kept in memory, written and compressed, in chunks of some seats. Whoever asks has the database asked what has changed since
-//! the last look (by transactions, as in `seat_map/stream.rs`: nothing is missed), and only the chunks with a change are written anew. So a
-//! map is as fresh as if it were read from the tables, on every replica; and those who ask at the same time share one look.
+//! Each replica caches maps as compressed JSON, in chunks of some seats. Every request asks the database which seats have changed since
+//! the cached map, and only their chunks are built again. The query compares transactions, as in `seat_map/stream.rs`, so it misses no
+//! change. So a map is as fresh as one read from the tables, on every replica. Requests that arrive at the same time share one query.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -36,18 +36,18 @@ use crate::catalogue::seats::SeatType;
 use crate::error::session_not_found;
 use crate::session_seats::SeenSnapshot;
 
-/// Seats of a chunk: what a change of one seat has written and compressed anew. Much smaller chunks compress badly.
+/// Seats per chunk. A change of one seat rebuilds and compresses one chunk; much smaller chunks compress badly.
 const CHUNK_SEATS: usize = 64;
-/// Seats of all maps that are kept, at some 300 to 600 bytes each; those not asked for the longest go first.
-const SEATS_KEPT_MAX: u64 = 100_000;
-/// Sessions that a lane works on at a time: readers of many large halls must leave connections to those who buy.
-const SESSIONS_AT_ONCE: usize = 2;
-/// A map that nobody asked for so long goes.
-const KEPT_IDLE_MAX: Duration = Duration::from_secs(600);
-/// A map is read as a whole again after this time, so that what was changed by hand, past this service's statements, shows too.
-const FOLLOWED_MAX: Duration = Duration::from_secs(60);
+/// Seats of all cached maps, at 300 to 600 bytes each. The least recently used map goes first.
+const CACHED_SEATS_MAX: u64 = 100_000;
+/// Sessions that one batch worker loads at a time: readers of many large halls must leave connections to buyers.
+const CONCURRENT_SESSIONS: usize = 2;
+/// The cache drops a map that no request has used for this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A map is read as a whole again after this time, so that it also shows what an operator changed by hand.
+const REREAD_AFTER: Duration = Duration::from_secs(60);
 
-/// A seat in a session.
+/// A seat as one session sells it.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct SessionSeat {
     session_seat_id: SessionSeatId,
@@ -56,10 +56,10 @@ pub struct SessionSeat {
     seat_number: Label,
     section: Option<String>,
     seat_type: SeatType,
-    /// Before the price tier's multiplier.
+    /// The price before the price tier's multiplier.
     price: Money,
     status: SeatStatus,
-    /// While it is reserved: when that reservation ends unless it is paid.
+    /// When the reservation that holds the seat expires, unless it is paid; null if the seat is not reserved.
     reserved_until: Option<DateTime<Utc>>,
 }
 
@@ -68,30 +68,30 @@ pub struct SessionSeat {
 pub struct SeatMap {
     session_id: SessionId,
     hall_id: HallId,
-    /// Rises with each change of a seat.
+    /// Grows with each change of a seat in this session.
     version: i64,
     seats: Vec<SessionSeat>,
 }
 
 refusals!(Refusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 
-/// A session's seats
+/// List a session's seats
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seats", tag = "5 Sessions", params(("session_id" = SessionId, Path)),
-    responses((status = 200, description = "All its seats", body = Vec<SessionSeat>), Refusals))]
+    responses((status = 200, description = "All seats of the session", body = Vec<SessionSeat>), Refusals))]
 pub(crate) async fn list_session_seats(
     State(maps): State<Arc<SeatMaps>>,
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let Made { body, coding, .. } = maps.make(session_id, Form::Array, &headers).await?;
+    let Answer { body, coding, .. } = maps.get(session_id, Form::Array, &headers).await?;
     Ok((coding.headers(), body).into_response())
 }
 
-/// A session's seat map
+/// Get a session's seat map
 ///
-/// Send the `ETag` of an earlier answer as `If-None-Match`; `304` says that nothing has changed since. Compressed with gzip, zstd or br,
-/// as the client's `Accept-Encoding` prefers; gzip is there already, the others take a moment. To be told of changes as they happen,
-/// open `…/seat-map/stream` and then load this.
+/// Send the `ETag` of an earlier answer as `If-None-Match`; the answer is `304` if nothing has changed since. The service compresses the
+/// map with gzip, zstd or br, as `Accept-Encoding` prefers; gzip is the fastest, because the service keeps maps in that form. To follow
+/// changes as they happen, open `…/seat-map/stream` first and load the map after its `snapshot` event.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
     responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged", headers(("ETag" = String))), Refusals))]
@@ -100,7 +100,7 @@ pub(crate) async fn get_seat_map(
     ApiPath(session_id): ApiPath<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let Made { body, tag, coding } = maps.make(session_id, Form::Map, &headers).await?;
+    let Answer { body, tag, coding } = maps.get(session_id, Form::Map, &headers).await?;
     let fresh = [(header::CACHE_CONTROL, "no-cache")];
     if let Some(known) = etag::known(&headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, fresh, [(header::ETAG, known)]).into_response());
@@ -108,19 +108,19 @@ pub(crate) async fn get_seat_map(
     Ok((fresh, coding.headers(), [(header::ETAG, tag)], body).into_response())
 }
 
-/// How the seats of a session are shown.
+/// The JSON form of a session's seats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Form {
-    /// As a bare array.
+    /// A bare array.
     Array,
-    /// As a [`SeatMap`].
+    /// A [`SeatMap`].
     Map,
 }
 
-/// In which bytes.
+/// The content coding of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Coding {
-    /// As they are; what wraps all requests may still compress them, for a client that prefers another coding to gzip.
+    /// Not compressed here. The HTTP layers may still compress it, for a client that prefers another coding to gzip.
     Plain,
     Gzip,
 }
@@ -142,16 +142,16 @@ impl Coding {
     }
 }
 
-/// An answer's bytes and the tag of their content. Of the content, not of the version: changes can become visible in another order than
-/// they were numbered.
+/// An answer's bytes, and an ETag of their content. The version would not do as a tag, because changes can become visible in another
+/// order than that of their numbers.
 #[derive(Debug, Clone)]
-struct Made {
+struct Answer {
     body: Bytes,
     coding: Coding,
     tag: String,
 }
 
-/// The rows of a session.
+/// The seats of session `$1`.
 macro_rules! seats_of {
     () => {
         "select session_seat_id, seat_id, row_number, seat_number, section, seat_type, price, status, reserved_until, change_seq
@@ -159,51 +159,56 @@ macro_rules! seats_of {
     };
 }
 
-/// What someone wants to see.
-type Wanted = (SessionId, Form, Coding);
-
-/// The answers of one session.
-type Answers = HashMap<(Form, Coding), Made>;
-
-/// Where all who want to see seats come together: those who come while a map is being made wait for the next one, which is made once
-/// for all of them. So each sees every change that was committed before it asked, and a crowd costs no more than a few.
-#[derive(Debug)]
-pub(crate) struct SeatMaps {
-    wanted: Coalescer<Wanted, Made>,
+/// One request for the seats of a session.
+#[derive(Debug, Clone, Copy)]
+struct MapRequest {
+    session_id: SessionId,
+    form: Form,
+    coding: Coding,
 }
 
-/// A map is made once for all who are in line, so there may be many of them.
+/// The answers for one session.
+type Answers = HashMap<(Form, Coding), Answer>;
+
+/// Batches requests for seat maps. Requests that arrive while a map is being built share the next build. So each sees every change that
+/// was committed before it asked, and cost does not grow with the number of readers.
+#[derive(Debug)]
+pub(crate) struct SeatMaps {
+    requests: Coalescer<MapRequest, Answer>,
+}
+
+/// One build serves the whole batch, so a batch may be large.
 const BATCH_CONFIG: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs(15)) };
 
 impl SeatMaps {
-    /// Starts it; it ends when nobody can ask any more.
+    /// Starts the batch workers. They end when the last `SeatMaps` is dropped.
     pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
-        let kept = Kept::builder()
-            .max_capacity(SEATS_KEPT_MAX)
+        let cache = MapCache::builder()
+            .max_capacity(CACHED_SEATS_MAX)
             .eviction_policy(EvictionPolicy::lru())
             .weigher(|_, (seats, _)| *seats)
-            .time_to_idle(KEPT_IDLE_MAX)
+            .time_to_idle(IDLE_TIMEOUT)
             .build();
-        let make = move |wanted| make_all(db.clone(), kept.clone(), wanted);
-        Self { wanted: Coalescer::start(lifecycle, BATCH_CONFIG, make) }
+        let answer = move |requests| answer_all(db.clone(), cache.clone(), requests);
+        Self { requests: Coalescer::start(lifecycle, BATCH_CONFIG, answer) }
     }
 
-    async fn make(&self, session_id: SessionId, form: Form, request: &HeaderMap) -> Result<Made> {
-        self.wanted.call((session_id, form, Coding::of(request))).await
+    async fn get(&self, session_id: SessionId, form: Form, request: &HeaderMap) -> Result<Answer> {
+        self.requests.call(MapRequest { session_id, form, coding: Coding::of(request) }).await
     }
 }
 
-/// Maps, by session, and how many seats each has.
-type Kept = moka::sync::Cache<SessionId, (u32, Arc<Mutex<Known>>)>;
+/// Maps by session, each with its number of seats.
+type MapCache = moka::sync::Cache<SessionId, (u32, Arc<Mutex<CachedMap>>)>;
 
-async fn make_all(db: DeskPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<Made>> {
-    let mut of_session: HashMap<SessionId, HashSet<(Form, Coding)>> = HashMap::new();
-    for (session_id, form, coding) in &wanted {
-        of_session.entry(*session_id).or_default().insert((*form, *coding));
+async fn answer_all(db: DeskPool, cache: MapCache, requests: Vec<MapRequest>) -> Vec<Result<Answer>> {
+    let mut by_session: HashMap<SessionId, HashSet<(Form, Coding)>> = HashMap::new();
+    for MapRequest { session_id, form, coding } in &requests {
+        by_session.entry(*session_id).or_default().insert((*form, *coding));
     }
-    let made = stream::iter(of_session).map(|(session_id, wanted)| {
-        let (db, kept) = (db.clone(), kept.clone());
-        async move { (session_id, make(&db, &kept, session_id, wanted.into_iter()).await) }
+    let answers = stream::iter(by_session).map(|(session_id, forms)| {
+        let (db, cache) = (db.clone(), cache.clone());
+        async move { (session_id, answer_session(&db, &cache, session_id, forms.into_iter()).await) }
     });
     let mut made: HashMap<SessionId, Result<Answers>> = made.buffer_unordered(SESSIONS_AT_ONCE).collect().await;
     let share = |(session_id, form, coding): &Wanted| match made.get_mut(session_id) {
@@ -211,53 +216,54 @@ async fn make_all(db: DeskPool, kept: Kept, wanted: Vec<Wanted>) -> Vec<Result<M
         Some(Err(error)) => Err(error.for_another()),
         None => Err(no_answer()),
     };
-    wanted.iter().map(share).collect()
+    requests.iter().map(share).collect()
 }
 
-/// The answers of one session, all of the same moment.
-async fn make(
+/// The answers for one session, all as of one moment.
+async fn answer_session(
     db: &DeskPool,
-    kept: &Kept,
+    cache: &MapCache,
     session_id: SessionId,
-    wanted: impl Iterator<Item = (Form, Coding)>,
+    forms: impl Iterator<Item = (Form, Coding)>,
 ) -> Result<Answers> {
-    if let Some((_, known)) = kept.get(&session_id) {
-        let mut known = known.lock().await;
-        if known.follow(db).await? {
-            return known.answers(wanted).await;
+    if let Some((_, map)) = cache.get(&session_id) {
+        let mut map = map.lock().await;
+        if map.refresh(db).await? {
+            return map.answers(forms).await;
         }
     }
     let mut connection = db.take().await?;
-    let now = Now::look(&mut connection, session_id).await?;
-    let mut known = Known::read(&mut connection, now).await?;
+    let at = ReadPoint::read(&mut connection, session_id).await?;
+    let mut map = CachedMap::read(&mut connection, at).await?;
     db.keep(connection);
-    let made = known.answers(wanted).await;
-    let seats = u32::try_from(known.seats.len()).unwrap_or(u32::MAX);
-    kept.insert(session_id, (seats, Arc::new(Mutex::new(known))));
-    made
+    let answers = map.answers(forms).await;
+    let seats = u32::try_from(map.seats.len()).unwrap_or(u32::MAX);
+    cache.insert(session_id, (seats, Arc::new(Mutex::new(map))));
+    answers
 }
 
-/// A session, and what the look that found it could see. Seats are read after it or with it: a change in between is read again the next time.
+/// A session, and the snapshot in which it was read. Its seats are read with it or after it; the next refresh reads a change in between
+/// again.
 #[derive(Debug, FromRow)]
-struct Now {
+struct ReadPoint {
     session_id: SessionId,
-    /// Rises with each edit of the session: its seats may be others then.
+    /// Grows with each edit of the session, which may have replaced its seats.
     session_version: i64,
     hall_id: HallId,
     seen: SeenSnapshot,
 }
 
-impl Now {
-    async fn look(connection: &mut PgConnection, session_id: SessionId) -> Result<Self> {
+impl ReadPoint {
+    async fn read(connection: &mut PgConnection, session_id: SessionId) -> Result<Self> {
         let sql = "select session_id, version as session_version, hall_id, pg_current_snapshot()::text as seen from sessions where session_id = $1";
         let found = sqlx::query_as(sql).bind(session_id).fetch_optional(connection).await?;
         found.ok_or_else(|| session_not_found(session_id))
     }
 
-    /// A new look, and the seats that have changed since this one, unless the session was edited: then all may have. One statement: both are
-    /// of one snapshot.
+    /// The present read point, and the seats that have changed since this one. No seats if the session was edited: then all may have
+    /// changed. One statement reads both, so that they belong to one snapshot.
     async fn changes_since(&self, connection: &mut PgConnection) -> Result<(Self, Vec<SeatRow>)> {
-        // Of the conditions for the changes, the first is for the index, the second exact.
+        // Of the conditions on the changes, the first uses the index, and the second is exact.
         let mut rows = sqlx::query(concat!(
             "select c.session_id, c.version as session_version, c.hall_id, pg_current_snapshot()::text as seen, changed.*
              from sessions c left join lateral (",
@@ -289,30 +295,30 @@ struct SeatRow {
     change_seq: i64,
 }
 
-/// A session's seats as they were at the last look, ready to be sent.
+/// A session's seats as of the last refresh, ready to be sent.
 #[derive(Debug)]
-struct Known {
-    at: Now,
+struct CachedMap {
+    at: ReadPoint,
     read_at: Instant,
-    /// The highest number of a change.
+    /// The highest change number of its seats.
     version: i64,
-    /// In the order in which they are shown.
+    /// In the order of the map.
     seats: Vec<SeatId>,
     chunks: Vec<SeatChunk>,
-    /// What has been made of it since it changed.
+    /// The answers built since the last change.
     answers: Answers,
 }
 
-/// A chunk, and where the text of each of its seats ends.
+/// A chunk, and the end of the text of each of its seats.
 #[derive(Debug)]
 struct SeatChunk {
     ends: Vec<usize>,
     chunk: Chunk,
 }
 
-impl Known {
-    async fn read(connection: &mut PgConnection, at: Now) -> Result<Self> {
-        let mut known = Self {
+impl CachedMap {
+    async fn read(connection: &mut PgConnection, at: ReadPoint) -> Result<Self> {
+        let mut map = Self {
             read_at: Instant::now(),
             version: 0,
             seats: Vec::new(),
@@ -321,23 +327,23 @@ impl Known {
             at,
         };
         let mut rows =
-            sqlx::query_as(concat!(seats_of!(), " order by seat_id")).bind(known.at.session_id).fetch(connection);
+            sqlx::query_as(concat!(seats_of!(), " order by seat_id")).bind(map.at.session_id).fetch(connection);
         let mut texts: Vec<Vec<u8>> = Vec::with_capacity(CHUNK_SEATS);
         while let Some(SeatRow { seat, change_seq }) = rows.try_next().await? {
-            known.seats.push(seat.seat_id);
-            known.version = known.version.max(change_seq);
-            texts.push(written(&seat)?);
+            map.seats.push(seat.seat_id);
+            map.version = map.version.max(change_seq);
+            texts.push(to_json(&seat)?);
             if texts.len() == CHUNK_SEATS {
-                known.push(&texts);
+                map.push(&texts);
                 texts.clear();
-                // The first time takes long for a large hall.
+                // The first read takes long for a large hall.
                 tokio::task::yield_now().await;
             }
         }
         if !texts.is_empty() {
-            known.push(&texts);
+            map.push(&texts);
         }
-        Ok(known)
+        Ok(map)
     }
 
     fn push(&mut self, texts: &[Vec<u8>]) {
@@ -345,9 +351,9 @@ impl Known {
         self.chunks.push(chunk);
     }
 
-    /// Brings it up to date; false when it must be read as a whole.
-    async fn follow(&mut self, db: &DeskPool) -> Result<bool> {
-        if self.read_at.elapsed() > FOLLOWED_MAX {
+    /// Brings the map up to date; `false` if it must be read as a whole.
+    async fn refresh(&mut self, db: &DeskPool) -> Result<bool> {
+        if self.read_at.elapsed() > REREAD_AFTER {
             return Ok(false);
         }
         let mut connection = db.take().await?;
@@ -360,7 +366,7 @@ impl Known {
         for SeatRow { seat, change_seq } in &changed {
             let Ok(index) = self.seats.binary_search(&seat.seat_id) else { return Ok(false) };
             self.version = self.version.max(*change_seq);
-            of_chunks.entry(index / CHUNK_SEATS).or_default().insert(index % CHUNK_SEATS, written(seat)?);
+            of_chunks.entry(index / CHUNK_SEATS).or_default().insert(index % CHUNK_SEATS, to_json(seat)?);
         }
         if !changed.is_empty() {
             self.answers.clear();
@@ -370,28 +376,28 @@ impl Known {
             *chunk = chunk.with(index == 0, &texts);
             tokio::task::yield_now().await;
         }
-        // Last, so that a look that is given up half-way is made up for by the next.
+        // Last, so that the next refresh makes up for one that was cancelled half-way.
         self.at = now;
         Ok(true)
     }
 
-    async fn answers(&mut self, wanted: impl Iterator<Item = (Form, Coding)>) -> Result<Answers> {
-        let mut made = HashMap::new();
-        for (form, coding) in wanted {
-            made.insert((form, coding), self.answer(form, coding).await?);
+    async fn answers(&mut self, forms: impl Iterator<Item = (Form, Coding)>) -> Result<Answers> {
+        let mut answers = HashMap::new();
+        for (form, coding) in forms {
+            answers.insert((form, coding), self.answer(form, coding).await?);
         }
-        Ok(made)
+        Ok(answers)
     }
 
-    async fn answer(&mut self, form: Form, coding: Coding) -> Result<Made> {
-        if let Some(made) = self.answers.get(&(form, coding)) {
-            return Ok(made.clone());
+    async fn answer(&mut self, form: Form, coding: Coding) -> Result<Answer> {
+        if let Some(answer) = self.answers.get(&(form, coding)) {
+            return Ok(answer.clone());
         }
         let (head, tail) = match form {
             Form::Array => (b"[".to_vec(), b"]".to_vec()),
             Form::Map => {
-                let Now { session_id, hall_id, .. } = self.at;
-                let mut head = written(&SeatMap { session_id, hall_id, version: self.version, seats: Vec::new() })?;
+                let ReadPoint { session_id, hall_id, .. } = self.at;
+                let mut head = to_json(&SeatMap { session_id, hall_id, version: self.version, seats: Vec::new() })?;
                 let tail = head.split_off(head.len() - b"]}".len());
                 (head, tail)
             }
@@ -411,14 +417,14 @@ impl Known {
                 chunks::gzip(&all)
             }
         };
-        let made = Made { body, coding, tag: chunks::tag(&all) };
-        self.answers.insert((form, coding), made.clone());
-        Ok(made)
+        let answer = Answer { body, coding, tag: chunks::tag(&all) };
+        self.answers.insert((form, coding), answer.clone());
+        Ok(answer)
     }
 }
 
 impl SeatChunk {
-    /// The texts with commas before them, but for the first of all.
+    /// The texts, each after a comma except the first one of the map.
     fn of<'a>(first: bool, texts: impl Iterator<Item = &'a [u8]>) -> Self {
         let (mut all, mut ends) = (Vec::new(), Vec::with_capacity(CHUNK_SEATS));
         for text in texts {
@@ -432,7 +438,7 @@ impl SeatChunk {
         Self { ends, chunk: Chunk::new(all) }
     }
 
-    /// This chunk with other texts for some of its seats.
+    /// This chunk with new texts for some of its seats.
     fn with(&self, first: bool, changed: &HashMap<usize, Vec<u8>>) -> Self {
         let old = |seat: usize| {
             let (begin, end) = (seat.checked_sub(1).map_or(0, |before| self.ends[before]), self.ends[seat]);
@@ -444,6 +450,6 @@ impl SeatChunk {
     }
 }
 
-fn written(value: &impl Serialize) -> Result<Vec<u8>> {
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::Internal(error.into()))
 }

@@ -1,4 +1,4 @@
-//! Seat maps: the map as it is now, and the stream of its changes.
+//! Seat maps: the present map, and the stream of its changes.
 
 mod chunks;
 pub mod map;
