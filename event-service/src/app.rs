@@ -158,7 +158,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
-    lifecycle.spawn("seat streams", Arc::clone(&streams).follow());
+    lifecycle.spawn("seat streams", Arc::clone(&streams).run());
     let state = AppState::new(db, &batch_db, streams, metrics.clone(), lifecycle);
     let (mut routes, internal_routes, mut document) = api(state, health);
     openapi::narrow_security(&mut document, &settings.common.auth);

@@ -1,18 +1,19 @@
 //! `GET …/seat-map/stream`: a session's changes as Server-Sent Events.
 //!
 //! ```text
-//! watcher ──▶ snapshot            load the seat map now; whatever comes after this event is not in an older map
-//!         ◀── change, change, …   one a seat, with its new status
+//! watcher ◀── snapshot            load the seat map now; no map older than this event has what comes after it
+//!         ◀── change, change, …   one per seat, with its new status
 //! ```
 //!
-//! One statement a tick reads the changes of all watched sessions of this process, and each batch is written once for all watchers
-//! of its session. An event id is a cursor: a snapshot of the database, which tells exactly what has been seen, and the session's version. Rows are asked for by
-//! the transaction that wrote them and not by their number, because numbers become visible out of order; so no change is missed, on
-//! any replica, and one may come twice. Of two changes of a seat the one with the higher version is the later. An edit of the session may
-//! have made its seats anew, or their prices: it is a new `snapshot`, and a deleted session's stream ends.
+//! Each tick, one statement reads the changes of all watched sessions of this process. Each batch is serialized once for all watchers of
+//! its session. An event id is a cursor: the database snapshot that has been seen, and the session's version. The statement selects rows
+//! by the transaction that wrote them and not by their number, because numbers become visible out of order. So no replica misses a change,
+//! and a change may come twice. Of two changes of a seat, the one with the higher version is the later. An edit of the session may have
+//! replaced its seats or their prices, so it sends a new `snapshot`. The stream of a deleted session ends.
 //!
-//! Everything is bounded: watchers by [`SeatStreams::new`], what waits for a slow reader by [`BATCHES_KEPT`] (one that falls further
-//! behind is cut off, and resumes by `Last-Event-ID`), the changes of one look by [`CHANGES_MAX`] (more of them are a new `snapshot`).
+//! Everything is bounded. [`SeatStreams::new`] limits the watchers. [`BATCHES_KEPT`] limits what waits for a slow reader: the service cuts
+//! off one that falls further behind, and it resumes by `Last-Event-ID`. [`CHANGES_MAX`] limits the changes of one read: more of them
+//! become a new `snapshot`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -38,25 +39,25 @@ use utoipa::ToSchema;
 use crate::error::session_not_found;
 use crate::session_seats::{self, SeatChange, SeenSnapshot};
 
-/// Between two looks: what a watcher's map is behind at most, and short against what a buyer needs to click.
+/// The time between two reads, and so the most that a map is behind. A buyer needs longer to click.
 const TICK: Duration = Duration::from_millis(200);
-/// Proxies cut connections that are silent for a minute, some for half of one.
+/// Proxies cut connections that are silent for 60 s, some after 30 s.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Batches kept for a reader that is slower than they come: some 13 seconds of ticks.
+/// Batches kept for a slow reader: 13 seconds of ticks.
 const BATCHES_KEPT: usize = 64;
-/// Changes of one look. A watcher who missed more loads the map again, which is then shorter.
+/// Changes of one read. A watcher that missed more loads the map again, which is shorter then.
 const CHANGES_MAX: i64 = 10_000;
-/// One look. What never answers must not end all looks: a server that has vanished says nothing for a quarter of an hour.
-const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
-/// What a watcher turned away should wait.
+/// The time for one read. A server that has vanished stays silent for 15 minutes, and must not stop all streams for so long.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a rejected watcher should wait.
 const RETRY_AFTER_SECONDS: u32 = 10;
 
-/// Who watches which session of this process.
+/// The watched sessions of this process, and their watchers.
 #[derive(Debug)]
 pub struct SeatStreams {
     db: PgPool,
     feeds: Mutex<HashMap<SessionId, Feed>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     first_watcher: Notify,
     stopping: CancellationToken,
 }
@@ -64,20 +65,20 @@ pub struct SeatStreams {
 /// One watched session.
 #[derive(Debug)]
 struct Feed {
-    /// Written events, as they go to every watcher.
+    /// Serialized events, as every watcher receives them.
     batches: broadcast::Sender<Bytes>,
-    /// What has been sent.
+    /// The feed has sent everything up to here.
     cursor: StreamCursor,
-    /// The highest number of a change that has been seen.
+    /// The highest change number that has been read.
     version: i64,
 }
 
-/// How far a watcher has come: an event's id.
+/// A position in the stream, sent as an event's id: `<snapshot>@<session version>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct StreamCursor {
-    /// What it shows has been sent.
+    /// All changes visible in this snapshot have been sent.
     seen: SeenSnapshot,
-    /// The session's version: no edit after it has been heard of.
+    /// The session's version: the watcher knows of no later edit.
     session_version: i64,
 }
 
@@ -94,40 +95,41 @@ impl fmt::Display for StreamCursor {
     }
 }
 
-/// A watcher's place; given back when the stream ends.
+/// One open stream. Dropping it releases its permit.
 struct Watcher {
     first: Option<Bytes>,
     batches: broadcast::Receiver<Bytes>,
     stopping: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 refusals!(Refusals: &[Code::SessionNotFound, Code::TooManyWatchers, Code::ValidationFailed]);
 
-/// One event of the stream, for the document: its lines as members.
+/// One event of the stream. The members are the lines of a Server-Sent Event.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "only its description is of interest")]
+#[expect(dead_code, reason = "it only describes the stream in the OpenAPI document")]
 struct StreamEvent {
-    /// `snapshot` or `change`.
+    /// `snapshot` or `change`; absent in a heartbeat.
     event: Option<String>,
-    /// `{session_id, version}` or `{session_seat_id, status, version}`, as JSON.
+    /// JSON: `{session_id, version}` of a `snapshot`, or `{session_seat_id, status, version}` of a `change`.
     #[schema(
         example = r#"{"session_seat_id":"019ac1c0-0000-7000-8000-000000000007","status":"reserved","version":42}"#
     )]
     data: String,
-    /// What to send as `Last-Event-ID`.
+    /// Send this as `Last-Event-ID` to resume after this event.
     id: Option<String>,
-    /// Milliseconds to wait before coming back.
+    /// Milliseconds to wait before reconnecting.
     retry: Option<i64>,
 }
 
 /// Follow a session's seat map
 ///
-/// Server-Sent Events. First `snapshot` (`{session_id, version}`): load the seat map after it. Then a `change`
-/// (`{session_seat_id, status, version}`) for each seat that changes; of two for one seat the one with the higher version counts.
-/// When the connection breaks, send the last event's id as `Last-Event-ID` (browsers do so by themselves) and the stream goes on
-/// without a gap, or with a new `snapshot` when too much has happened. An edit of the session is a new `snapshot`, too, and the stream of one
-/// that is deleted ends. A comment every 15 s keeps proxies awake.
+/// Server-Sent Events. First comes a `snapshot` (`{session_id, version}`): load the seat map after it. Then a `change`
+/// (`{session_seat_id, status, version}`) comes for each seat that changes; of two for one seat, the one with the higher version counts.
+///
+/// To resume after a lost connection, send the last event's id as `Last-Event-ID`; browsers do so by themselves. The stream continues
+/// without a gap, or with a new `snapshot` if too much has happened. An edit of the session also sends a new `snapshot`. The stream of a
+/// deleted session ends. A comment line every 15 s keeps proxies from closing the connection.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map/stream", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event received")),
     responses((status = 200, description = "The stream", body = StreamEvent, content_type = "text/event-stream"), Refusals))]
@@ -141,20 +143,20 @@ pub(crate) async fn stream_seat_map(
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store"),
-        // Proxies of nginx's kind collect answers otherwise.
+        // Otherwise nginx and proxies like it buffer the events.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     Ok((headers, Body::from_stream(events)).into_response())
 }
 
 impl SeatStreams {
-    /// Room for `watchers_max` watchers; `stopping` ends their streams.
+    /// Allows `watchers_max` open streams, which end when `stopping` is cancelled.
     #[must_use]
     pub fn new(db: PgPool, watchers_max: u32, stopping: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             db,
             feeds: Mutex::default(),
-            places: Arc::new(Semaphore::new(watchers_max as usize)),
+            permits: Arc::new(Semaphore::new(watchers_max as usize)),
             first_watcher: Notify::new(),
             stopping,
         })
@@ -165,14 +167,14 @@ impl SeatStreams {
         session_id: SessionId,
         last: Option<StreamCursor>,
     ) -> Result<impl Stream<Item = std::result::Result<Bytes, Infallible>> + use<>> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            let detail = "As many seat maps are being followed as this service can feed. Load the map from time to time instead.";
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+            let detail = "Too many seat map streams are open. Poll the seat map, or retry later.";
             Error::from(Problem::new(Code::TooManyWatchers, detail).retry_after(RETRY_AFTER_SECONDS))
         })?;
         let mut connection = self.db.acquire().await?;
         let session_version = session_version_of(&mut connection, session_id).await?;
-        // The feed's horizon is older than this watcher's first look, and that look is younger than the subscription: nothing
-        // can fall between the two.
+        // This watcher subscribes before its first read, and the feed's snapshot is older than that read: no change can fall between
+        // the two.
         let subscribed = self.feeds().get(&session_id).map(|feed| feed.batches.subscribe());
         let batches = match subscribed {
             Some(batches) => batches,
@@ -184,13 +186,13 @@ impl SeatStreams {
         };
         let seen = last.as_ref().map(|last| &last.seen);
         let (seen, changes) = session_seats::changes_since(&mut connection, &[session_id], seen, CHANGES_MAX).await?;
-        // After the changes, so that an edit which they show is noticed.
+        // Read after the changes, so that it covers an edit which they show.
         let cursor = StreamCursor { seen, session_version: session_version_of(&mut connection, session_id).await? };
         let resumed = last
             .is_some_and(|last| last.session_version == cursor.session_version && last.seen.is_before(&cursor.seen))
             && (changes.len() as i64) < CHANGES_MAX;
-        let first = if resumed { written(&changes, &cursor) } else { self.snapshot(session_id, &cursor) };
-        let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _place: place };
+        let first = if resumed { to_events(&changes, &cursor) } else { self.snapshot(session_id, &cursor) };
+        let watcher = Watcher { first: Some(first), batches, stopping: self.stopping.clone(), _permit: permit };
         Ok(stream::unfold(watcher, |mut watcher| async move { Some((Ok(watcher.next().await?), watcher)) }))
     }
 
@@ -217,11 +219,11 @@ impl SeatStreams {
         self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Feeds all watchers until the process stops. A look that fails is made up for by the next: the horizon stays where it was.
+    /// Feeds all watchers until the process stops. A failed read leaves the cursors unchanged, so the next read makes up for it.
     ///
     /// # Errors
-    /// None: it is made to be a task of the process.
-    pub async fn follow(self: Arc<Self>) -> anyhow::Result<()> {
+    /// None. The result fits the signature of a task of the process.
+    pub async fn run(self: Arc<Self>) -> anyhow::Result<()> {
         let mut failing = false;
         loop {
             let wake = async {
@@ -233,12 +235,12 @@ impl SeatStreams {
             if self.stopping.run_until_cancelled(wake).await.is_none() {
                 return Ok(());
             }
-            let looked =
-                async { tokio::time::timeout(LOOK_TIME_MAX, self.look()).await.unwrap_or_else(|_| Err(silent())) };
-            let Some(looked) = self.stopping.run_until_cancelled(looked).await else {
+            let tick =
+                async { tokio::time::timeout(READ_TIMEOUT, self.tick()).await.unwrap_or_else(|_| Err(timed_out())) };
+            let Some(outcome) = self.stopping.run_until_cancelled(tick).await else {
                 return Ok(());
             };
-            match looked {
+            match outcome {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
@@ -252,8 +254,8 @@ impl SeatStreams {
         }
     }
 
-    /// One tick. Sessions that are followed for longer go together; one that has just come has a horizon of its own.
-    async fn look(&self) -> Result<()> {
+    /// Reads and sends one batch. Sessions with the same cursor share a read; one that has just got its first watcher is read alone.
+    async fn tick(&self) -> Result<()> {
         let mut by_snapshot: HashMap<SeenSnapshot, Vec<SessionId>> = HashMap::new();
         {
             let mut feeds = self.feeds();
@@ -286,7 +288,7 @@ impl SeatStreams {
                 changes.iter().filter(|change| change.session_id == *session_id).copied().collect();
             let mut feeds = self.feeds();
             let Some(session_version) = session_versions.get(session_id) else {
-                // Its watchers' streams end with it.
+                // The session was deleted; removing its feed ends the streams.
                 feeds.remove(session_id);
                 continue;
             };
@@ -296,11 +298,11 @@ impl SeatStreams {
             let is_edited = std::mem::replace(&mut feed.cursor, cursor.clone()).session_version != *session_version;
             let batches = feed.batches.clone();
             drop(feeds);
-            // Nobody listening any more is no fault: the feed goes with the next tick.
+            // An error means that no watcher is left; the next tick removes the feed.
             if too_many || is_edited {
                 let _ = batches.send(self.snapshot(*session_id, &cursor));
             } else if !own.is_empty() {
-                let _ = batches.send(written(&own, &cursor));
+                let _ = batches.send(to_events(&own, &cursor));
             }
         }
     }
@@ -313,7 +315,7 @@ impl Watcher {
         }
         tokio::select! {
             () = self.stopping.cancelled() => None,
-            // One that lags behind is cut off, and comes back with the id of the last event that it has read.
+            // An error means that this watcher lags too far behind. Its stream ends, and the client resumes by its last event id.
             batch = self.batches.recv() => batch.ok(),
             () = tokio::time::sleep(HEARTBEAT) => Some(Bytes::from_static(b": heartbeat\n\n")),
         }
@@ -325,20 +327,20 @@ async fn session_version_of(connection: &mut PgConnection, session_id: SessionId
     versions.get(&session_id).copied().ok_or_else(|| session_not_found(session_id))
 }
 
-/// The versions of those of these sessions that there are.
+/// The versions of those of these sessions that exist.
 async fn versions(connection: &mut PgConnection, sessions: &[SessionId]) -> Result<HashMap<SessionId, i64>> {
     let sql = "select session_id, version from sessions where session_id = any($1)";
     let versions: Vec<(SessionId, i64)> = sqlx::query_as(sql).bind(sessions).fetch_all(connection).await?;
     Ok(versions.into_iter().collect())
 }
 
-/// A database that does not answer.
-fn silent() -> Error {
+/// The error for a database that does not answer.
+fn timed_out() -> Error {
     sqlx::Error::PoolTimedOut.into()
 }
 
-/// Changes as events. Only the last has an id: a reader cut off before it has not seen all that lies below.
-fn written(changes: &[SeatChange], cursor: &StreamCursor) -> Bytes {
+/// Serializes changes as events. Only the last one has an id, because a reader that is cut off earlier has not seen all of them.
+fn to_events(changes: &[SeatChange], cursor: &StreamCursor) -> Bytes {
     use std::fmt::Write;
     let mut text = String::with_capacity(changes.len() * 128 + 32);
     for (index, SeatChange { session_seat_id, status, version, .. }) in changes.iter().enumerate() {
@@ -370,12 +372,11 @@ mod tests {
     use crate::state::MIGRATIONS;
 
     fn watcher(streams: &SeatStreams, session_id: SessionId) -> Watcher {
-        let place = Arc::clone(&streams.places).try_acquire_owned().unwrap();
+        let permit = Arc::clone(&streams.permits).try_acquire_owned().unwrap();
         let batches = streams.subscribe(session_id, StreamCursor::parse("1:1:@1").unwrap(), 0);
-        Watcher { first: None, batches, stopping: streams.stopping.clone(), _place: place }
+        Watcher { first: None, batches, stopping: streams.stopping.clone(), _permit: permit }
     }
 
-    /// What waits for a reader is bounded: one that stops reading is cut off, and the others hear everything.
     #[tokio::test]
     async fn a_slow_reader_is_cut_off_and_the_others_go_on() {
         let db = PgPool::connect_lazy_with(PgConnectOptions::new());
@@ -389,25 +390,25 @@ mod tests {
         }
         assert_eq!(slow.next().await, None);
         drop(slow);
-        assert_eq!(streams.places.available_permits(), 1, "its place is free");
+        assert_eq!(streams.permits.available_permits(), 1, "its permit is free");
     }
 
-    /// The server takes a look's question and never answers it. The session is none, so that the next look ends its stream.
+    /// The server receives a read and never answers it. The session does not exist, so that the next read ends its stream.
     #[tokio::test]
-    async fn a_look_that_is_never_answered_is_not_the_last() {
+    async fn a_read_that_is_never_answered_does_not_stop_the_stream() {
         let url = database("event", &MIGRATIONS).await;
         let (wire, url) = FaultyWire::to_statements(url.reveal(), "changes on true", Strike::Silence, 1).await;
         let db = lazy_pool(&Secret::from(url.as_str()), "test", 4).unwrap();
         let streams = SeatStreams::new(db, 1, CancellationToken::new());
         let mut watcher = watcher(&streams, SessionId::new());
         tokio::select! {
-            ended = watcher.next() => assert_eq!((ended, wire.hits()), (None, 1), "heard of nothing but heartbeats"),
-            followed = Arc::clone(&streams).follow() => panic!("{followed:?}"),
+            ended = watcher.next() => assert_eq!((ended, wire.hits()), (None, 1), "the watcher received an event"),
+            ended = Arc::clone(&streams).run() => panic!("{ended:?}"),
         }
     }
 
     #[test]
-    fn only_the_last_change_of_a_batch_has_the_id_of_its_horizon() {
+    fn only_the_last_change_of_a_batch_has_an_id() {
         let change = |version| SeatChange {
             session_id: SessionId::new(),
             session_seat_id: shared_contracts::ids::SessionSeatId::new(),
@@ -415,7 +416,7 @@ mod tests {
             version,
         };
         let text =
-            String::from_utf8(written(&[change(1), change(2)], &StreamCursor::parse("70:77:72@1").unwrap()).to_vec())
+            String::from_utf8(to_events(&[change(1), change(2)], &StreamCursor::parse("70:77:72@1").unwrap()).to_vec())
                 .unwrap();
         let events: Vec<&str> = text.trim_end().split("\n\n").collect();
         assert_eq!(events.len(), 2);
