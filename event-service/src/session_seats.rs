@@ -7,19 +7,20 @@
 //!     └──── free(r) ───────────┘                     │
 //!     └──── free(r), refunded ───────────────────────┘
 //!
-//! available ──▶ blocked      block_free: the session is cancelled. What is freed after that is blocked, too.
+//! available ──▶ blocked      block_free: the session is cancelled. A seat that is freed after that is blocked, too.
 //! ```
 //!
-//! Each change is one conditional statement that names the reservation; what it must agree with stands in
-//! `shared-contracts/src/transitions.rs`, and random sequences of changes are held against it. It locks the rows in the order of their ids, so two
-//! reservations that want the same seats in another order can't deadlock, and it changes all of them or none.
-//! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service says what became of the reservation.
+//! Each change is one conditional statement that names the reservation. `shared-contracts/src/transitions.rs` has the rules, and a test
+//! holds random sequences of changes against them. A statement changes all of its rows or none. It locks them in the order of their ids,
+//! so two reservations that want the same seats in another order can't deadlock.
+//! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service decides the reservation.
 //!
-//! Each change gives the row a number (`change_seq`, drawn while the row is locked: it orders the changes of one seat) and its
-//! transaction's id (`change_xid`, for readers that must miss none: see `seat_map/stream.rs` and `seat_map/map.rs`).
+//! Each change gives the row a number, `change_seq`, and the id of its transaction, `change_xid`. The number is drawn while the row is
+//! locked, so it orders the changes of one seat. The transaction id serves readers that must miss none: `seat_map/stream.rs` and
+//! `seat_map/map.rs`.
 //!
-//! Statements look rows up by `session_seat_id` alone and compare `session_id` afterwards: with both as keys, and no
-//! statistics yet for a session that has just been made, the planner may read the whole session for one seat.
+//! Statements find rows by `session_seat_id` alone and compare `session_id` afterwards. A new session has no statistics yet; with both
+//! as keys, the planner may read the whole session for one seat.
 
 use std::collections::HashMap;
 
@@ -32,16 +33,16 @@ use shared_contracts::transitions::{Seat, SeatStep, Transition};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-/// What became of a change that needs all its seats.
+/// The outcome of a change that needs all its seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangeOutcome {
-    /// All seats are now as asked for, whether by this call or by an earlier one.
+    /// All seats are as requested, by this call or by an earlier one.
     Done,
-    /// Nothing was changed: these seats stopped it.
+    /// Nothing was changed; these seats conflict.
     Refused(Vec<SeatConflict>),
 }
 
-/// One seat as it was before the statement that reads and locks it.
+/// A seat before the statement that locks and changes it.
 #[derive(Debug, FromRow)]
 struct SeatState {
     session_seat_id: SessionSeatId,
@@ -52,7 +53,7 @@ struct SeatState {
     changed: bool,
 }
 
-/// A seat's state, and which of several reservations orders it.
+/// A seat's state, and the reservation that wants to buy it.
 #[derive(Debug, FromRow)]
 struct OrderedSeat {
     owner: ReservationId,
@@ -60,7 +61,7 @@ struct OrderedSeat {
     state: SeatState,
 }
 
-/// A seat's state, and which of several requests it is of.
+/// A seat's state, and the index of the request that wants it.
 #[derive(Debug, FromRow)]
 struct RequestedSeat {
     request: i32,
@@ -68,12 +69,12 @@ struct RequestedSeat {
     state: SeatState,
 }
 
-/// Makes the session seats of a new session: one for each seat of its hall. Returns how many.
+/// Creates the session seats of a new session, one for each seat of its hall, and returns their number.
 ///
 /// # Errors
 /// The database failed.
 pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, base_price: Money) -> Result<u64> {
-    // The ids are made here and not by the server, which has no UUIDv7 before version 18.
+    // The ids come from here, because PostgreSQL has no UUIDv7 before version 18.
     let seats: Vec<Uuid> = sqlx::query_scalar(
         "select seat_id from seats join sessions using (hall_id) where session_id = $1 order by seat_id",
     )
@@ -83,7 +84,7 @@ pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, ba
     let ids: Vec<SessionSeatId> = seats.iter().map(|_| SessionSeatId::new()).collect();
     let created = sqlx::query(
         "insert into session_seats (session_seat_id, session_id, seat_id, price)
-         select session_seat_id, $3, seat_id, $4 from unnest($1::uuid[], $2::uuid[]) as made (session_seat_id, seat_id)",
+         select session_seat_id, $3, seat_id, $4 from unnest($1::uuid[], $2::uuid[]) as new (session_seat_id, seat_id)",
     )
     .bind(ids)
     .bind(seats)
@@ -95,21 +96,21 @@ pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, ba
     Ok(created)
 }
 
-/// Seats that a reservation wants to hold.
+/// A request of a reservation to hold seats.
 #[derive(Debug, Clone)]
 pub struct HoldRequest {
-    /// The session that they must be of.
+    /// The session to which the seats must belong.
     pub session_id: SessionId,
-    /// Who wants them.
+    /// The reservation that will hold the seats.
     pub reservation_id: ReservationId,
-    /// All of them or none; none twice.
+    /// The seats, held all or none. No seat may appear twice.
     pub seats: Vec<SessionSeatId>,
-    /// When the hold is due.
+    /// The deadline of the hold.
     pub reserved_until: DateTime<Utc>,
 }
 
-/// Holds all seats of each request for its reservation, or none of them. Each request is judged for itself: what is refused to one changes
-/// nothing for the others. No seat may be in two of them. Harmless when repeated by the same reservation.
+/// Holds all seats of each request for its reservation, or none of them. Each request succeeds or fails on its own. No seat may be in two
+/// requests. Repeating a request is safe.
 ///
 /// # Errors
 /// The database failed; nothing was changed.
@@ -168,18 +169,17 @@ pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) ->
     Ok(outcomes.collect())
 }
 
-/// Which of its seats a reservation gives back.
+/// The states in which [`free`] frees a seat of its reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Releasable {
-    /// Those that it holds. A sold seat is left alone.
+    /// Held seats. Sold seats stay sold.
     Held,
-    /// Those that it owns or still holds: a refund may be heard of before the confirmation that it follows; that one then finds
-    /// nothing to sell.
+    /// Held and sold seats. The event of a refund may come before that of the confirmation, which then finds nothing to sell.
     HeldOrSold,
 }
 
-/// The sessions of the seats `$1`, so that none of them is cancelled before the end of the transaction, and then the seats themselves. A
-/// session is locked before its seats wherever both are, and the count sees to it here.
+/// Locks the sessions of the seats `$1` against a cancellation, and then the seats. Every transaction locks a session before its seats;
+/// the `count(*)` forces that order here.
 macro_rules! locked {
     () => {
         "shared as materialized (
@@ -195,8 +195,8 @@ macro_rules! locked {
     };
 }
 
-/// Locks the seats, and their sessions against being cancelled, for a transaction of several changes: each of these locks in this order
-/// what it needs, but only what is locked before them all is in order.
+/// Locks the seats, and their sessions against a cancellation, for a transaction of several changes. Each change locks its own seats in
+/// order; only locking all of them first puts the whole transaction in order.
 ///
 /// # Errors
 /// The database failed.
@@ -205,8 +205,8 @@ pub async fn lock(tx: &mut PgConnection, seats: &[SessionSeatId]) -> Result<()> 
     Ok(())
 }
 
-/// Frees those of the seats that their reservations give back, and returns them. One that is another's by now is left alone.
-/// While a session is being cancelled this waits, and it the other way round: neither would see what the other has done.
+/// Frees the seats that their reservations still have in a [`Releasable`] state, and returns them. It skips seats that another
+/// reservation has by now. This and the cancellation of a session wait for each other; otherwise neither would see the other's change.
 ///
 /// # Errors
 /// The database failed.
@@ -235,7 +235,7 @@ pub async fn free(connection: &mut PgConnection, holds: &[Hold], releasable: Rel
     Ok(freed)
 }
 
-/// Sells to the reservation all of `seats`, which it must hold, or none. Harmless when repeated.
+/// Sells all of `seats`, which the reservation must hold, or none. Repeating it is safe.
 ///
 /// # Errors
 /// The database failed.
@@ -248,8 +248,8 @@ pub async fn confirm(
     Ok(outcomes.into_iter().next().unwrap_or(ChangeOutcome::Done))
 }
 
-/// Sells to each reservation all of its seats, which it must hold, or none of them. Each is judged for itself, also when another one wants
-/// the same seat. No reservation may be in it twice.
+/// Sells each reservation all of its seats, which it must hold, or none of them. Each succeeds or fails on its own, even if two want the
+/// same seat. No reservation may be in `orders` twice.
 ///
 /// # Errors
 /// The database failed; nothing was changed.
@@ -318,7 +318,7 @@ pub async fn block_free(tx: &mut PgConnection, session_id: SessionId) -> Result<
     Ok(())
 }
 
-/// Gives all seats of a session this price. What has been reserved or sold before keeps the price of that day in its reservation.
+/// Sets the price of all seats of a session. Reservations keep the prices at which they were made.
 ///
 /// # Errors
 /// The database failed.
@@ -338,7 +338,7 @@ pub async fn set_price(tx: &mut PgConnection, session_id: SessionId, price: Mone
     Ok(())
 }
 
-/// Numbers a change of what is shown of a seat apart from who has it, in all sessions.
+/// Gives a new change number to a seat in all its sessions, after an edit that changes how maps show it.
 ///
 /// # Errors
 /// The database failed.
@@ -357,7 +357,7 @@ pub async fn note_change_of(tx: &mut PgConnection, seat_id: SeatId) -> Result<()
     Ok(())
 }
 
-/// How many seats of the session someone holds or owns.
+/// The number of reserved and sold seats of the session.
 ///
 /// # Errors
 /// The database failed.
@@ -366,8 +366,8 @@ pub async fn owned(connection: &mut PgConnection, session_id: SessionId) -> Resu
     Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
 }
 
-/// Removes the session's seats that nobody holds or owns. A hold that is just being made is waited for, and stays:
-/// [`owned`] tells, asked afterwards.
+/// Removes the session's seats that no reservation has. It waits for a hold in progress, whose seats stay; call [`owned`] afterwards to
+/// count them.
 ///
 /// # Errors
 /// The database failed.
@@ -385,7 +385,7 @@ pub async fn remove_unowned(tx: &mut PgConnection, session_id: SessionId) -> Res
     Ok(())
 }
 
-/// Seats that someone holds or owns, in the order of their ids, after `after`.
+/// Reserved and sold seats in the order of their ids, after `after`.
 ///
 /// # Errors
 /// The database failed.
@@ -401,7 +401,7 @@ pub async fn owned_after(connection: &mut PgConnection, after: Uuid, limit: i64)
     Ok(owned)
 }
 
-/// Those of `seats`, of any session, that someone holds or owns.
+/// Those of `seats`, of any session, that are reserved or sold.
 ///
 /// # Errors
 /// The database failed.
@@ -419,26 +419,26 @@ pub async fn owned_of(connection: &mut PgConnection, seats: &[SessionSeatId]) ->
 /// A seat's latest change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
 pub struct SeatChange {
-    /// The session.
+    /// The session of the seat.
     pub session_id: SessionId,
-    /// The seat.
+    /// The seat that changed.
     pub session_seat_id: SessionSeatId,
-    /// Who has it now.
+    /// The status after the change.
     pub status: SeatStatus,
-    /// The change's number: later changes of the same seat have higher ones.
+    /// The change number: a later change of the same seat has a higher one.
     pub version: i64,
 }
 
-/// Which transactions a look has seen: PostgreSQL's snapshot, as text (`<xmin>:<xmax>:<those in between that were under way>`).
+/// The transactions that a read has seen: PostgreSQL's snapshot as text, `<xmin>:<xmax>:<those in between that were in progress>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct SeenSnapshot(String);
 
 impl SeenSnapshot {
-    /// The longest that is taken over from a client: some hundred transactions under way.
+    /// The longest text accepted from a client: room for some hundred transactions in progress.
     const BYTES_MAX: usize = 4096;
 
-    /// Takes over what a client got as an event's id; `None` when it is no seen.
+    /// Parses the text that a client received in an event's id; `None` when it is no seen.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
@@ -452,7 +452,7 @@ impl SeenSnapshot {
         (whole && rising && within).then(|| Self(text.to_owned()))
     }
 
-    /// Whether this one is of the same database and not younger: of another one it would say nothing.
+    /// Whether this snapshot is not later than `now`. A later one belongs to another database, and says nothing about this one.
     #[must_use]
     pub fn is_before(&self, now: &Self) -> bool {
         let xmax = |snapshot: &Self| snapshot.0.split(':').nth(1).and_then(|xid| xid.parse::<i64>().ok());
@@ -466,8 +466,29 @@ impl std::fmt::Display for SeenSnapshot {
     }
 }
 
-/// The latest change of each seat of `sessions` that has become visible since the look with the horizon `from`, in the order of their
-/// numbers, and the horizon of this look. Without a `from` it tells only that.
+/// The snapshot of a read, and a change if there is any.
+#[derive(Debug, FromRow)]
+struct ChangeRow {
+    seen: String,
+    session_id: Option<SessionId>,
+    session_seat_id: Option<SessionSeatId>,
+    status: Option<SeatStatus>,
+    version: Option<i64>,
+}
+
+impl ChangeRow {
+    fn into_change(self) -> Option<SeatChange> {
+        Some(SeatChange {
+            session_id: self.session_id?,
+            session_seat_id: self.session_seat_id?,
+            status: self.status?,
+            version: self.version?,
+        })
+    }
+}
+
+/// The latest change of each seat of `sessions` that became visible after the snapshot `from`, in the order of the change numbers, and the
+/// snapshot of this read. Without `from`, only the snapshot.
 ///
 /// # Errors
 /// The database failed.
@@ -477,13 +498,11 @@ pub async fn changes_since(
     from: Option<&SeenSnapshot>,
     limit: i64,
 ) -> Result<(SeenSnapshot, Vec<SeatChange>)> {
-    /// The seen, and a change if there is any.
-    type Row = (String, Option<SessionId>, Option<SessionSeatId>, Option<SeatStatus>, Option<i64>);
-    // One statement, so that the horizon and the rows are of one snapshot. The first condition is for the index, the second exact.
-    let rows: Vec<Row> = sqlx::query_as(
-        "select pg_current_snapshot()::text, changes.* from (select) as always
+    // One statement, so that the rows belong to the snapshot. The first condition uses the index, and the second is exact.
+    let rows: Vec<ChangeRow> = sqlx::query_as(
+        "select pg_current_snapshot()::text as seen, changes.* from (select) as always
          left join lateral (
-             select session_id, session_seat_id, status, change_seq from session_seats
+             select session_id, session_seat_id, status, change_seq as version from session_seats
              where session_id = any($1) and change_xid >= pg_snapshot_xmin($2::pg_snapshot)
                and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)
              order by change_seq limit $3
@@ -494,19 +513,12 @@ pub async fn changes_since(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    let seen = SeenSnapshot(rows.first().map(|row| row.0.clone()).unwrap_or_default());
-    let changes = rows.into_iter().filter_map(|(_, session_id, session_seat_id, status, version)| {
-        Some(SeatChange {
-            session_id: session_id?,
-            session_seat_id: session_seat_id?,
-            status: status?,
-            version: version?,
-        })
-    });
+    let seen = SeenSnapshot(rows.first().map(|row| row.seen.clone()).unwrap_or_default());
+    let changes = rows.into_iter().filter_map(ChangeRow::into_change);
     Ok((seen, changes.collect()))
 }
 
-/// The highest number of a change of this session.
+/// The highest change number of this session; 0 if it has no seats.
 ///
 /// # Errors
 /// The database failed.
@@ -515,7 +527,7 @@ pub async fn version(connection: &mut PgConnection, session_id: SessionId) -> Re
     Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
 }
 
-/// The answer to a change of `seats`: the statement has judged, and the table of transitions tells which seats stopped it.
+/// The outcome of a change of `seats`. The statement has decided; the table of transitions tells which seats conflict.
 fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep, by: ReservationId) -> ChangeOutcome {
     let after = |state: &SeatState| state.seat.after(step, by);
     if states.len() == seats.len() && states.iter().all(|state| state.changed || after(state) == Transition::AlreadySo)
@@ -532,7 +544,7 @@ fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep,
     ChangeOutcome::Refused(unknown.chain(taken).collect())
 }
 
-/// Holds that are due before `before` (now, when absent), oldest first, after `after`.
+/// Holds that are due before `before` (the present time if `None`), oldest first, after `after`.
 ///
 /// # Errors
 /// The database failed.
