@@ -68,6 +68,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
     openapi::refer_to_items(&mut document);
     openapi::describe_security(&mut document);
     openapi::describe_alias(&mut document, "/api/v1/admin/price-tiers", "/api/v1/price-tiers");
+    openapi::share_errors(&mut document);
     (routes, document)
 }
 

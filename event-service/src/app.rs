@@ -94,6 +94,7 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
     document.merge(internal_document);
     openapi::refer_to_items(&mut document);
     openapi::describe_security(&mut document);
+    openapi::share_errors(&mut document);
     (routes, internal_routes, document)
 }
 

@@ -57,6 +57,18 @@ fn each_table_has_one_writer() {
 }
 
 #[test]
+fn the_authority_on_reservations_knows_rows_only() {
+    let forbidden = ["axum", "redis", "lapin", "crate::app", "crate::state", "crate::workflows"];
+    let own = all().into_iter().filter(|(path, _)| path.starts_with("booking-service/src/reservations/"));
+    for (path, text) in own {
+        for name in forbidden {
+            let named = text.lines().find(|line| !line.trim_start().starts_with("//") && line.contains(name));
+            assert_eq!(named, None, "{path} names {name}");
+        }
+    }
+}
+
+#[test]
 fn the_event_service_does_not_depend_on_the_booking_service() {
     for (path, text) in all() {
         let forbidden = match path.split('/').next().unwrap() {

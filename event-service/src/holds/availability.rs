@@ -105,11 +105,11 @@ async fn load_all(
         };
         (session_id, load.await)
     });
-    let mut looked: HashMap<SessionId, Result<Look>> = join_all(looked).await.into_iter().collect();
-    let own_part = |(session_id, seats): &(SessionId, Vec<SessionSeatId>)| match looked.get_mut(session_id) {
-        Some(Ok(look)) => Ok(look.as_ref().map(|(sale, looks)| {
-            let own = looks.iter().filter(|look| seats.contains(&look.price.session_seat_id));
-            (sale.clone(), own.cloned().collect())
+    let mut loaded: HashMap<SessionId, Result<Option<SessionAvailability>>> = join_all(loads).await.into_iter().collect();
+    let own_part = |(session_id, wanted): &(SessionId, Vec<SessionSeatId>)| match loaded.get_mut(session_id) {
+        Some(Ok(session)) => Ok(session.as_ref().map(|SessionAvailability { sale, seats }| {
+            let own = seats.iter().filter(|seat| wanted.contains(&seat.price.session_seat_id));
+            SessionAvailability { sale: sale.clone(), seats: own.cloned().collect() }
         })),
         Some(Err(error)) => Err(error.for_another()),
         None => Err(no_answer()),

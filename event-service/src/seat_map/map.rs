@@ -210,9 +210,9 @@ async fn answer_all(db: DeskPool, cache: MapCache, requests: Vec<MapRequest>) ->
         let (db, cache) = (db.clone(), cache.clone());
         async move { (session_id, answer_session(&db, &cache, session_id, forms.into_iter()).await) }
     });
-    let mut made: HashMap<SessionId, Result<Answers>> = made.buffer_unordered(SESSIONS_AT_ONCE).collect().await;
-    let share = |(session_id, form, coding): &Wanted| match made.get_mut(session_id) {
-        Some(Ok(made)) => made.get(&(*form, *coding)).cloned().ok_or_else(no_answer),
+    let mut answers: HashMap<SessionId, Result<Answers>> = answers.buffer_unordered(CONCURRENT_SESSIONS).collect().await;
+    let share = |MapRequest { session_id, form, coding }: &MapRequest| match answers.get_mut(session_id) {
+        Some(Ok(answers)) => answers.get(&(*form, *coding)).cloned().ok_or_else(no_answer),
         Some(Err(error)) => Err(error.for_another()),
         None => Err(no_answer()),
     };
