@@ -27,11 +27,8 @@ use service_kit::{layers, traces};
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
-use shared_contracts::seat_api::{
-    CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
-    ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatConflict, SeatsChanged, SeatsFreed, SeatsOfReservation,
-    TimeCursor,
-};
+use shared_contracts::seat::SeatConflict;
+use shared_contracts::seat_api::{CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

@@ -16,7 +16,8 @@ use service_kit::lifecycle::Lifecycle;
 use service_kit::traces;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, SessionSeatId};
-use shared_contracts::seat_api::{Hold, SeatConflict};
+use shared_contracts::seat::SeatConflict;
+use shared_contracts::seat_api::Hold;
 use sqlx::{PgConnection, PgPool};
 
 use crate::metrics::EventMetrics;

@@ -19,11 +19,8 @@ use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
-use shared_contracts::seat_api::{
-    Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, Hold,
-    LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX,
-    SeatAvailability, SeatConflict, SeatPrice, SeatStatus, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
-};
+use shared_contracts::seat::{SeatConflict, SeatStatus};
+use shared_contracts::seat_api::{Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability, SeatPrice, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor};
 use sqlx::{FromRow, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;

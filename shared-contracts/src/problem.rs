@@ -9,7 +9,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::seat_api::SeatConflict;
+use crate::seat::SeatConflict;
 
 /// The content type of every error answer.
 pub const CONTENT_TYPE: &str = "application/problem+json";

@@ -13,40 +13,13 @@ use crate::ids::{ReservationId, SessionId, SessionSeatId};
 use crate::label::Label;
 use crate::money::{Currency, Money};
 use crate::problem::Problem;
+use crate::seat::SeatStatus;
 
 /// The most session seats that one internal call may name: far above any reservation, far below a slow statement.
 pub const SEATS_PER_CALL_MAX: usize = 500;
 
 /// The most calls of one body of [`Calls`]. So many with a hundred seats each stay below the 256 KiB that a body may have.
 pub const CALLS_MAX: usize = 32;
-
-/// Who has a session seat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum SeatStatus {
-    /// Nobody: on sale.
-    Available,
-    /// Held for a reservation until that reservation is confirmed, cancelled or expired.
-    Reserved,
-    /// Owned by a confirmed reservation.
-    Sold,
-    /// Kept off sale by the organizer.
-    Blocked,
-}
-
-impl SeatStatus {
-    /// As it stands in documents and in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Available => "available",
-            Self::Reserved => "reserved",
-            Self::Sold => "sold",
-            Self::Blocked => "blocked",
-        }
-    }
-}
 
 /// Body of `check-availability`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -146,27 +119,6 @@ pub struct SeatsChanged {
     /// What they cost, for a `reserve` that asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pricing: Option<Pricing>,
-}
-
-/// A seat that stopped a `reserve` or `confirm`, in the `seats` member of the `409` problem.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct SeatConflict {
-    /// The seat.
-    pub session_seat_id: SessionSeatId,
-    /// Its present state; absent when no such seat exists in the session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub status: Option<SeatStatus>,
-    /// On internal calls only: the reservation that holds the seat past its time and may be settled on the spot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub overdue_reservation_id: Option<ReservationId>,
-}
-
-impl SeatConflict {
-    /// A seat in this state, if there is such a seat.
-    #[must_use]
-    pub fn new(session_seat_id: SessionSeatId, status: Option<SeatStatus>) -> Self {
-        Self { session_seat_id, status, overdue_reservation_id: None }
-    }
 }
 
 /// A call among others, with what it would have in its path and its header fields.

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 
 use crate::ids::ReservationId;
-use crate::seat_api::SeatStatus;
+use crate::seat::SeatStatus;
 
 /// The result of a step in a given state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

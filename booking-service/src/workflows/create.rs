@@ -29,7 +29,8 @@ use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, Sessi
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money, Multiplier};
 use shared_contracts::problem::{Code, FieldError, Problem};
-use shared_contracts::seat_api::{Hold, Pricing, ReserveRequest, SeatConflict, SeatPrice, SeatStatus};
+use shared_contracts::seat::{SeatConflict, SeatStatus};
+use shared_contracts::seat_api::{Hold, Pricing, ReserveRequest, SeatPrice};
 use utoipa::ToSchema;
 
 use super::settle_holds::settle;

@@ -16,9 +16,7 @@ use service_kit::lifecycle::Lifecycle;
 use service_kit::tls::Trust;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::problem::{Code, Problem};
-use shared_contracts::seat_api::{
-    CallAnswer, CallAnswers, Calls, Hold, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed,
-};
+use shared_contracts::seat_api::{CallAnswer, CallAnswers, Calls, Hold, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed};
 use tokio::net::TcpListener;
 
 const CALLS: usize = 8;

@@ -11,7 +11,8 @@ use service_kit::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
-use shared_contracts::seat_api::{SeatPrice, SeatStatus};
+use shared_contracts::seat::SeatStatus;
+use shared_contracts::seat_api::SeatPrice;
 use sqlx::{FromRow, PgConnection};
 
 use crate::sale::Sale;

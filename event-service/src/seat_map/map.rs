@@ -26,7 +26,7 @@ use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;
 use shared_contracts::problem::Code;
-use shared_contracts::seat_api::SeatStatus;
+use shared_contracts::seat::SeatStatus;
 use sqlx::{FromRow, PgConnection, Row};
 use tokio::sync::Mutex;
 use utoipa::ToSchema;

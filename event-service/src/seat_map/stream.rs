@@ -412,7 +412,7 @@ mod tests {
         let change = |version| SeatChange {
             session_id: SessionId::new(),
             session_seat_id: shared_contracts::ids::SessionSeatId::new(),
-            status: shared_contracts::seat_api::SeatStatus::Sold,
+            status: shared_contracts::seat::SeatStatus::Sold,
             version,
         };
         let text =

@@ -11,7 +11,7 @@ use proptest_state_machine::ReferenceStateMachine;
 use service_kit::testing::sequences::{for_all, for_all_sequences};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{ReservationId, SessionSeatId};
-use shared_contracts::seat_api::{SeatConflict, SeatStatus};
+use shared_contracts::seat::{SeatConflict, SeatStatus};
 use shared_contracts::transitions::{Seat, SeatStep, Transition};
 use tokio::runtime::Runtime;
 

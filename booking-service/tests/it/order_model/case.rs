@@ -8,7 +8,7 @@ use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use service_kit::testing::wait_until;
 use shared_contracts::ids::{PaymentId, ReservationId, SessionSeatId, TicketId};
-use shared_contracts::seat_api::SeatStatus;
+use shared_contracts::seat::SeatStatus;
 use shared_contracts::transitions::{PaymentState, PaymentStep, ReservationState, ReservationStep, Transition};
 use uuid::Uuid;
 

@@ -12,7 +12,7 @@ use proptest::strategy::Union;
 use proptest_state_machine::ReferenceStateMachine;
 use service_kit::testing::scale;
 use service_kit::testing::sequences::for_all_sequences;
-use shared_contracts::seat_api::SeatStatus;
+use shared_contracts::seat::SeatStatus;
 use shared_contracts::transitions::{PaymentState, ReservationState};
 use tokio::runtime::Runtime;
 
