@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::Method;
+use service_kit::admit::bulkheads::Lane;
 use service_kit::auth::AuthSettings;
-use service_kit::health::{self, Health};
-use service_kit::lanes::Lane;
-use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::{Common, SettingsReader};
-use service_kit::{database, openapi, server};
+use service_kit::http::{openapi, server};
+use service_kit::postgres::database;
+use service_kit::process::health::{self, Health};
+use service_kit::process::lifecycle::Lifecycle;
+use service_kit::process::settings::{Common, SettingsReader};
 use tokio::net::TcpListener;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;

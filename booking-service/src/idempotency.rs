@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use service_kit::error::{Error, Result, problem_response};
+use service_kit::http::error::{Error, Result, problem_response};
 use sha2::{Digest, Sha256};
 use shared_contracts::ids::UserId;
 use shared_contracts::problem::{Code, FieldError, Problem};

@@ -11,10 +11,12 @@ use booking_service::{app, audit, replay, schema};
 use chrono::{DateTime, Utc};
 use clap::{Parser, Subcommand};
 use service_kit::auth::{JwtSettings, Role, tokens};
-use service_kit::lifecycle::{self, Lifecycle};
-use service_kit::settings::SettingsReader;
-use service_kit::tls::Trust;
-use service_kit::{database, server, telemetry, tls, traces};
+use service_kit::http::server;
+use service_kit::http::tls::{self, Trust};
+use service_kit::observe::{telemetry, traces};
+use service_kit::postgres::database;
+use service_kit::process::lifecycle::{self, Lifecycle};
+use service_kit::process::settings::SettingsReader;
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, UserId};
 

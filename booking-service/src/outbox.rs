@@ -4,9 +4,9 @@
 
 use chrono::{DateTime, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
-use service_kit::crash::crash_point;
-use service_kit::database::DeskPool;
-use service_kit::traces;
+use service_kit::observe::traces;
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::crash::crash_point;
 use shared_contracts::booking_event::BookingEvent;
 use sqlx::{FromRow, PgConnection, PgPool};
 use uuid::Uuid;

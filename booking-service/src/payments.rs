@@ -9,10 +9,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
-use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
-use service_kit::database::DeskPool;
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::Result;
+use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
 use sqlx::PgPool;

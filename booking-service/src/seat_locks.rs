@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{FromRedisValue, Script, ScriptInvocation};
-use service_kit::settings::Secret;
-use service_kit::tls::Trust;
+use service_kit::http::tls::Trust;
+use service_kit::process::settings::Secret;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::seat_api::Hold;
 use tokio_util::sync::CancellationToken;

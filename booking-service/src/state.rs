@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use service_kit::amqp::Publisher;
-use service_kit::database::DeskPool;
-use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::Secret;
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
+use service_kit::process::settings::Secret;
 use sqlx::PgPool;
 use tokio::sync::Notify;
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SubsecRound, Utc};
-use service_kit::error::Result;
+use service_kit::http::error::Result;
 use shared_contracts::ids::{PriceTierId, SessionId};
 use shared_contracts::money::Multiplier;
 use sqlx::PgPool;

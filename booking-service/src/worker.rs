@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service_kit::amqp::Broker;
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::Result;
+use service_kit::process::lifecycle::Lifecycle;
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;

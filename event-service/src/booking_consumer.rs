@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
-use service_kit::coalesce::{Coalescer, Lanes};
-use service_kit::crash::crash_point;
-use service_kit::database::{self, DeskPool};
-use service_kit::error::{Error, Result};
-use service_kit::lifecycle::Lifecycle;
-use service_kit::traces;
+use service_kit::http::error::{Error, Result};
+use service_kit::observe::traces;
+use service_kit::postgres::batch::{Coalescer, Lanes};
+use service_kit::postgres::database::{self, DeskPool};
+use service_kit::process::crash::crash_point;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, SessionSeatId};
 use shared_contracts::seat::SeatConflict;

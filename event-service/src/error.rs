@@ -1,7 +1,7 @@
 //! The refusals that several routes share: unknown ids, broken constraints, and resources in use.
 
-use service_kit::database::broken_constraint;
-use service_kit::error::{Error, Result};
+use service_kit::http::error::{Error, Result};
+use service_kit::postgres::database::broken_constraint;
 use shared_contracts::ids::{EventId, HallId, LocationId, OrganizerId, SeatId, SessionId};
 use shared_contracts::problem::{Code, FieldError};
 

@@ -6,10 +6,12 @@ use clap::{Args, Parser, Subcommand};
 use event_service::app;
 use event_service::settings::Settings;
 use event_service::state::MIGRATIONS;
-use service_kit::dead_letters::{self, Which};
-use service_kit::lifecycle::{self, Lifecycle};
-use service_kit::settings::SettingsReader;
-use service_kit::{database, server, telemetry, tls, traces};
+use service_kit::amqp::dead_letters::{self, Which};
+use service_kit::http::{server, tls};
+use service_kit::observe::{telemetry, traces};
+use service_kit::postgres::database;
+use service_kit::process::lifecycle::{self, Lifecycle};
+use service_kit::process::settings::SettingsReader;
 use uuid::Uuid;
 
 /// Millions of small buffers a minute.

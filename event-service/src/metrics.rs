@@ -4,9 +4,9 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use service_kit::amqp::ConsumerMetrics;
-use service_kit::database::DeskPool;
-use service_kit::error::{Error, Result};
-use service_kit::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
+use service_kit::http::error::{Error, Result};
+use service_kit::observe::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
+use service_kit::postgres::database::DeskPool;
 use shared_contracts::ids::SessionId;
 use sqlx::{FromRow, PgPool};
 

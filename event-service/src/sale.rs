@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use service_kit::error::{Error, Result};
+use service_kit::http::error::{Error, Result};
 use shared_contracts::ids::SessionId;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::Code;

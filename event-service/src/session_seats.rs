@@ -25,7 +25,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use service_kit::error::Result;
+use service_kit::http::error::Result;
 use shared_contracts::ids::{ReservationId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::money::Money;
 use shared_contracts::seat::{SeatConflict, SeatStatus};

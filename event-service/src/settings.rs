@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use service_kit::amqp::Broker;
-use service_kit::settings::{Common, Secret, SettingsError, SettingsReader};
-use service_kit::tls;
+use service_kit::http::tls;
+use service_kit::process::settings::{Common, Secret, SettingsError, SettingsReader};
 use shared_contracts::booking_event;
 
 /// All settings, read once at start.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::FromRef;
-use service_kit::database::DeskPool;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 

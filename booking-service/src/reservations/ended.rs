@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use service_kit::coalesce::{Coalescer, Lanes, own_parts};
-use service_kit::database::DeskPool;
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::Result;
+use service_kit::postgres::batch::{Coalescer, Lanes, own_parts};
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;
 
 use super::model::BOOKING_TIME_MAX;

@@ -2,7 +2,7 @@
 //!
 //! Each is one conditional update together with its tickets, its refunds and its event. The caller begins and commits the transaction.
 
-use service_kit::error::{Error, Result};
+use service_kit::http::error::{Error, Result};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::Money;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use service_kit::error::Result;
+use service_kit::http::error::Result;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, ReservationId, SessionId, SessionSeatId, UserId};
 use shared_contracts::money::{Currency, Money};

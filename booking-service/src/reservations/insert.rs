@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
-use service_kit::database::{DeskPool, broken_constraint};
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::Result;
+use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::database::{DeskPool, broken_constraint};
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::error::{Error, Result};
+use service_kit::http::error::{Error, Result};
 use shared_contracts::ids::{PriceTierId, ReservationId, ReservationItemId, SessionId, SessionSeatId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::{Currency, Money};

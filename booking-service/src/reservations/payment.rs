@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
-use service_kit::crash::crash_point;
-use service_kit::database::{self, DeskPool};
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
-use service_kit::traces;
+use service_kit::http::error::Result;
+use service_kit::observe::traces;
+use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::database::{self, DeskPool};
+use service_kit::process::crash::crash_point;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use sqlx::FromRow;

@@ -1,6 +1,6 @@
 //! The changes of one payment beside its success: a lease that ends without money, a charge whose outcome comes later or too late.
 
-use service_kit::error::Result;
+use service_kit::http::error::Result;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;

@@ -1,6 +1,6 @@
 //! Refunds: money that is owed to a customer. The change that causes one writes it; the payment provider settles it afterwards.
 
-use service_kit::error::Result;
+use service_kit::http::error::Result;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
 use sqlx::{FromRow, PgPool};

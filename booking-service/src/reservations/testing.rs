@@ -1,6 +1,6 @@
 //! Rows for the tests of this folder.
 
-use service_kit::database::DeskPool;
+use service_kit::postgres::database::DeskPool;
 use shared_contracts::ids::{ReservationId, UserId};
 
 /// A reservation of this state and of one seat.

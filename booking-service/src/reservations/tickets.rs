@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::coalesce::{Coalescer, Lanes, own_parts};
-use service_kit::database::DeskPool;
-use service_kit::error::{Error, Result};
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::{Error, Result};
+use service_kit::postgres::batch::{Coalescer, Lanes, own_parts};
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;

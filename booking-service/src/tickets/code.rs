@@ -3,7 +3,7 @@
 use qrcode::canvas::{Canvas, MaskPattern};
 use qrcode::render::{Renderer, svg};
 use qrcode::{Color, EcLevel, bits, ec};
-use service_kit::error::{Error, Result};
+use service_kit::http::error::{Error, Result};
 
 /// Pixels of one dot of a QR code.
 const DOT_PIXELS: usize = 6;

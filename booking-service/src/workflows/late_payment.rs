@@ -11,8 +11,8 @@
 //! A notice is only the reason to ask: what counts is what the provider says when it is asked. So notices may be lost, doubled,
 //! late or in the wrong order, and this may run at any time, any number of times.
 
-use service_kit::crash::crash_point;
-use service_kit::error::{Error, Result};
+use service_kit::http::error::{Error, Result};
+use service_kit::process::crash::crash_point;
 use shared_contracts::ids::{PaymentId, ReservationId};
 use shared_contracts::transitions::{PaymentState, ReservationState};
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use service_kit::error::Result;
+use service_kit::http::error::Result;
 use shared_contracts::ids::{ReservationId, SessionId};
 use shared_contracts::seat_api::{Hold, OverdueHold, TimeCursor};
 use uuid::Uuid;

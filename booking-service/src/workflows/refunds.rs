@@ -1,7 +1,7 @@
 //! Refunds: the provider is asked for what is owed, once for each refund however often this runs.
 
-use service_kit::crash::crash_point;
-use service_kit::error::Result;
+use service_kit::http::error::Result;
+use service_kit::process::crash::crash_point;
 
 use crate::reservations::refunds::{self, PendingRefund};
 use crate::state::App;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use service_kit::database;
-use service_kit::error::Result;
+use service_kit::http::error::Result;
+use service_kit::postgres::database;
 use shared_contracts::ids::SessionId;
 use sqlx::PgPool;
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use service_kit::database;
-use service_kit::error::Result;
+use service_kit::http::error::Result;
+use service_kit::postgres::database;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::seat_api::Hold;
 

@@ -14,12 +14,10 @@ use booking_service::app;
 use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::auth::{AuthSettings, KeySource};
-use service_kit::settings::Secret;
-use service_kit::testing::login::Need::{Admin, Nothing, Organizer, Signature, User};
-use service_kit::testing::login::{
-    AUDIENCE, ISSUER, Login, Need, SigningKey, assert_only_those_who_may_are_let_in, believing, claims, jwks,
-};
+use service_kit::process::settings::Secret;
 use service_kit::testing::{operations_of, wait_until};
+use service_kit::testing::login::{AUDIENCE, ISSUER, Login, SigningKey, assert_only_those_who_may_are_let_in, believing, claims, jwks};
+use service_kit::testing::login::Need::{self, Admin, Nothing, Organizer, Signature, User};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use uuid::Uuid;
@@ -85,7 +83,7 @@ async fn a_wrong_internal_key_is_refused_and_holds_no_seat() {
     let mut system = System::start_behind(login).await;
     let sale = system.sale(1).await;
     let stranger = AuthSettings::default();
-    let common = service_kit::settings::Common { auth: stranger, ..system.settings.common.clone() };
+    let common = service_kit::process::settings::Common { auth: stranger, ..system.settings.common.clone() };
     system.settings = booking_service::settings::Settings { common, ..system.settings.clone() };
     let app = app::for_command(&system.settings, "stranger").unwrap();
     assert!(app.event_service.ping().await.is_err());

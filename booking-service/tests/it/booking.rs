@@ -188,7 +188,7 @@ async fn a_booking_that_lost_its_key_does_not_fail_the_others_in_its_batch() {
     let system = System::start().await;
     let sale = system.sale(20).await;
     let users: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
-    let mut busy = service_kit::database::begin(&system.app.db).await.unwrap();
+    let mut busy = service_kit::postgres::database::begin(&system.app.db).await.unwrap();
     sqlx::query("lock table reservations in exclusive mode").execute(&mut *busy).await.unwrap();
     let bookings = users.iter().enumerate().map(|(seat, user)| {
         let request = system.http.post(format!("{}/api/v1/reservations", system.booking_base));

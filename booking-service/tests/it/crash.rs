@@ -69,7 +69,7 @@ async fn sigkill_during_a_thousand_requests_with_one_key_makes_one_reservation()
     };
     let Process { child: mut process, base } = spawn(&system, "serve").await;
     // The row cannot be written, so the request that claimed the key holds the seats and gets no further.
-    let mut blocked = service_kit::database::begin(&system.app.db).await.unwrap();
+    let mut blocked = service_kit::postgres::database::begin(&system.app.db).await.unwrap();
     sqlx::query("lock table reservations in exclusive mode").execute(&mut *blocked).await.unwrap();
     let killer = async {
         wait_until("the seats are held", Duration::from_secs(20), async || {

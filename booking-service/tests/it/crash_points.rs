@@ -13,7 +13,7 @@ use booking_service::workflows::reconcile::{self, ABANDONED_AFTER, Sweep};
 use futures::future::join_all;
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;
-use service_kit::settings::Secret;
+use service_kit::process::settings::Secret;
 use service_kit::testing::{server, wait_until};
 use uuid::Uuid;
 

@@ -11,9 +11,9 @@ use booking_service::event_client::{EventClient, SeatChange};
 use chrono::DateTime;
 use futures::future::join_all;
 use service_kit::auth::InternalKeys;
-use service_kit::error::Error;
-use service_kit::lifecycle::Lifecycle;
-use service_kit::tls::Trust;
+use service_kit::http::error::Error;
+use service_kit::http::tls::Trust;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat_api::{CallAnswer, CallAnswers, Calls, Hold, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed};
@@ -72,7 +72,7 @@ async fn ask(routes: Router<Counted>) -> (Vec<(ReservationId, Result<SeatsChange
 async fn an_event_service_without_batches_gets_each_call_separately() {
     let older = Router::new().fallback(async |State(counted): State<Counted>| {
         counted[1].fetch_add(1, Ordering::Relaxed);
-        service_kit::error::problem_response(Problem::new(Code::NotFound, "There is nothing here."))
+        service_kit::http::error::problem_response(Problem::new(Code::NotFound, "There is nothing here."))
     });
     let (answers, [single, batched]) = ask(older).await;
     for (owner, answer) in answers {

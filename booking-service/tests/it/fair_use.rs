@@ -9,7 +9,7 @@ use booking_service::workflows::end::expire_due;
 use futures::future::join_all;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use service_kit::limits::{Rate, Rates};
+use service_kit::admit::limits::{Rate, Rates};
 use service_kit::testing::{scale, wait_until};
 use uuid::Uuid;
 
@@ -58,7 +58,7 @@ async fn the_second_reservation_of_a_user_waits_for_the_first_and_counts_it() {
     let (user, session) = (Uuid::now_v7(), Uuid::now_v7());
     let refusal = "select refusal from reservation_refusals(array[$1], array[$2], '{7}', '{}', '{0}', '{100}')";
     let refusal_of = |user: Uuid| sqlx::query_scalar::<_, Option<String>>(refusal).bind(user).bind(session);
-    let mut first = service_kit::database::begin(&system.app.db).await.unwrap();
+    let mut first = service_kit::postgres::database::begin(&system.app.db).await.unwrap();
     assert_eq!(refusal_of(user).fetch_one(&mut *first).await.unwrap(), None);
     let insert = "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
                   values ($1, $2, $3, 'active', now() - interval '1 minute', now() + interval '1 minute', 1, 1, 'USD')";
@@ -272,7 +272,7 @@ async fn a_hundred_clients_of_one_user_do_not_delay_another() {
     };
     let (event_port, booking_port) = (free_port().await, free_port().await);
     let broker = service_kit::amqp::Broker {
-        url: service_kit::settings::Secret::from(service_kit::testing::server("TEST_RABBITMQ_URL").as_str()),
+        url: service_kit::process::settings::Secret::from(service_kit::testing::server("TEST_RABBITMQ_URL").as_str()),
         ..system.settings.broker.clone()
     };
     let settings = booking_service::settings::Settings {

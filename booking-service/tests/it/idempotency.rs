@@ -4,7 +4,7 @@ use booking_service::idempotency::forget_old;
 use futures::future::join_all;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use service_kit::database::begin;
+use service_kit::postgres::database::begin;
 use uuid::Uuid;
 
 use crate::support::{Sale, System, answer, text_of};

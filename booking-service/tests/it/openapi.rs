@@ -3,7 +3,7 @@
 
 use booking_service::app;
 use insta::{assert_json_snapshot, with_settings};
-use service_kit::lanes::Lane;
+use service_kit::admit::bulkheads::Lane;
 use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, lanes_of};
 
 /// After an intended change, `INSTA_UPDATE=always` writes the snapshot anew.

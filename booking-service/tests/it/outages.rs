@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use booking_service::seat_locks::LockOutcome;
 use futures::future::join_all;
 use serde_json::json;
-use service_kit::settings::Secret;
+use service_kit::process::settings::Secret;
 use service_kit::testing::wait_until;
 use service_kit::testing::wires::{ChaosProxy, Mode};
 use uuid::Uuid;

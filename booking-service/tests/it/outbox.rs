@@ -9,9 +9,9 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::amqp::{Broker, Publisher};
-use service_kit::settings::Secret;
+use service_kit::http::tls::Trust;
+use service_kit::process::settings::Secret;
 use service_kit::testing::{server, unique, wait_until};
-use service_kit::tls::Trust;
 use tokio::process::Command;
 use uuid::Uuid;
 

@@ -9,7 +9,7 @@ use booking_service::workflows::reconcile;
 use futures::future::join_all;
 use reqwest::Response;
 use serde_json::{Value, json};
-use service_kit::settings::Secret;
+use service_kit::process::settings::Secret;
 use service_kit::testing::wait_until;
 use uuid::Uuid;
 

@@ -52,7 +52,7 @@ async fn a_booking_that_is_just_committing_keeps_its_seats() {
     let system = System::start().await;
     let sale = system.sale(1).await;
     let owner = orphan(&system, &sale.session, &sale.seats[0], "30 seconds").await;
-    let mut booking = service_kit::database::begin(&system.app.db).await.unwrap();
+    let mut booking = service_kit::postgres::database::begin(&system.app.db).await.unwrap();
     sqlx::query(
         "with made as (
              insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)

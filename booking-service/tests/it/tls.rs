@@ -6,11 +6,11 @@ use booking_service::event_client::EventClient;
 use booking_service::seat_locks::SeatLocks;
 use booking_service::settings::Settings;
 use service_kit::amqp::Publisher;
-use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::{Common, SettingsReader};
+use service_kit::process::lifecycle::Lifecycle;
+use service_kit::process::settings::{Common, SettingsReader};
+use service_kit::testing::{empty_database, server};
 use service_kit::testing::tls::{Pair, TestCa, TlsProxy};
 use service_kit::testing::wires::authority;
-use service_kit::testing::{empty_database, server};
 use sqlx::{Connection, PgConnection};
 
 use crate::support::System;

@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message;
-use service_kit::settings::Secret;
+use service_kit::process::settings::Secret;
 use service_kit::testing::{server, wait_until};
 use tokio::net::TcpListener;
 use tokio::process::Command;

@@ -20,8 +20,8 @@ use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::Value;
-use service_kit::lifecycle::Lifecycle;
-use service_kit::settings::Secret;
+use service_kit::process::lifecycle::Lifecycle;
+use service_kit::process::settings::Secret;
 use service_kit::testing::server;
 use service_kit::testing::wires::{FaultyWire, Strike};
 use tokio::net::TcpListener;
@@ -288,7 +288,7 @@ async fn every_step_and_every_undo_may_be_repeated() {
     let target = (Client::builder().build().unwrap(), system.event_base.clone());
     let routes = Router::new().route("/{*path}", any(twice)).with_state(target);
     let (common, metrics) = (&system.settings.common, &system.app.metrics.common);
-    service_kit::server::serve(&front, listener, routes, common, metrics, app::lane_of);
+    service_kit::http::server::serve(&front, listener, routes, common, metrics, app::lane_of);
     let (base, app, lifecycle) = serve(&settings).await;
 
     // Each call to the Event Service is sent twice: the hold with its check and prices, and the release of a cancelled

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use service_kit::coalesce::{Coalescer, Lanes, no_answer};
-use service_kit::database::DeskPool;
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::Result;
+use service_kit::postgres::batch::{Coalescer, Lanes, no_answer};
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
 use shared_contracts::money::Money;

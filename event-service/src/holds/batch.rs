@@ -6,10 +6,10 @@ use std::collections::HashSet;
 use std::mem;
 use std::time::Duration;
 
-use service_kit::coalesce::{Coalescer, Lanes, together_or_alone};
-use service_kit::database::DeskPool;
-use service_kit::error::Result;
-use service_kit::lifecycle::Lifecycle;
+use service_kit::http::error::Result;
+use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::database::DeskPool;
+use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
 
 use crate::session_seats::{self, ChangeOutcome, HoldRequest};

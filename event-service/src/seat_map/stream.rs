@@ -26,9 +26,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, stream};
-use service_kit::error::{Error, Result};
-use service_kit::extract::ApiPath;
 use service_kit::refusals;
+use service_kit::http::error::{Error, Result};
+use service_kit::http::extract::ApiPath;
 use shared_contracts::ids::SessionId;
 use shared_contracts::problem::{Code, Problem};
 use sqlx::{PgConnection, PgPool};
@@ -362,8 +362,8 @@ fn to_events(changes: &[SeatChange], cursor: &StreamCursor) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use service_kit::database::lazy_pool;
-    use service_kit::settings::Secret;
+    use service_kit::postgres::database::lazy_pool;
+    use service_kit::process::settings::Secret;
     use service_kit::testing::database;
     use service_kit::testing::wires::{FaultyWire, Strike};
     use sqlx::postgres::PgConnectOptions;

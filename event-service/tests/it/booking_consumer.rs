@@ -8,7 +8,7 @@ use lapin::options::{BasicGetOptions, QueueDeleteOptions};
 use lapin::{Channel, Connection, ConnectionProperties};
 use serde_json::json;
 use service_kit::amqp::{Outgoing, Published, Publisher};
-use service_kit::database::begin;
+use service_kit::postgres::database::begin;
 use service_kit::testing::wait_until;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
 use shared_contracts::ids::{MessageId, ReservationId, SessionSeatId, UserId};

@@ -1,7 +1,7 @@
 //! What the pool guarantees when a request is dropped and when replicas start together.
 
 use futures::future::join_all;
-use service_kit::database::{begin, connect, lazy_pool};
+use service_kit::postgres::database::{begin, connect, lazy_pool};
 use service_kit::testing::{database, empty_database};
 use sqlx::PgPool;
 

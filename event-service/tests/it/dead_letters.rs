@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use service_kit::amqp::dead_letters_of;
-use service_kit::dead_letters::{self, DeadLetter, Which};
+use service_kit::amqp::dead_letters::{self, DeadLetter, Which};
 use service_kit::testing::wait_until;
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::ReservationId;

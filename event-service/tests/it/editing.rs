@@ -6,7 +6,7 @@ use event_service::session_seats::{self, HoldRequest, Releasable};
 use futures::future::{Either, select};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use service_kit::database::begin;
+use service_kit::postgres::database::begin;
 use service_kit::testing::wait_until;
 use shared_contracts::ids::ReservationId;
 use shared_contracts::seat_api::Hold;

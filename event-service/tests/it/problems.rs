@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use insta::{assert_json_snapshot, with_settings};
 use reqwest::Response;
 use serde_json::{Value, json};
-use service_kit::lifecycle::Lifecycle;
+use service_kit::process::lifecycle::Lifecycle;
 use service_kit::testing::{server, wait_until};
 use sqlx::PgPool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -144,7 +144,7 @@ async fn a_body_that_breaks_off_is_a_bad_request() {
 async fn work_for_another_service_ends_at_the_deadline_of_its_caller() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(1).await;
-    let mut locked = service_kit::database::begin(&app.db).await.unwrap();
+    let mut locked = service_kit::postgres::database::begin(&app.db).await.unwrap();
     sqlx::query("select from session_seats for update").execute(&mut *locked).await.unwrap();
     let call = |path: String, body: Value| app.http.post(path).header("x-timeout-ms", "200").json(&body).send();
     let hold = json!({ "reservation_id": uuid::Uuid::now_v7(), "session_seat_ids": seats, "reserved_until": "2031-01-01T00:00:00Z" });
@@ -165,7 +165,7 @@ async fn work_for_another_service_ends_at_the_deadline_of_its_caller() {
 #[tokio::test]
 async fn requests_beyond_the_limit_are_rejected_at_once() {
     let app = TestApp::spawn().await;
-    let mut locked = service_kit::database::begin(&app.db).await.unwrap();
+    let mut locked = service_kit::postgres::database::begin(&app.db).await.unwrap();
     sqlx::query("lock table organizers in access exclusive mode").execute(&mut *locked).await.unwrap();
     let path = format!("{}/api/v1/organizers", app.base);
     let crowd = Lifecycle::new();

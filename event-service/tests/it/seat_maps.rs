@@ -5,9 +5,9 @@ use std::io::Read;
 use futures::future::join_all;
 use serde_json::{Value, json};
 use service_kit::amqp::Broker;
-use service_kit::settings::Secret;
+use service_kit::http::tls::Trust;
+use service_kit::process::settings::Secret;
 use service_kit::testing::{database, server, unique};
-use service_kit::tls::Trust;
 use uuid::Uuid;
 
 use crate::support::{TestApp, id};
@@ -90,7 +90,7 @@ async fn a_seat_map_follows_its_session_to_another_hall_and_into_deletion() {
 async fn a_change_that_becomes_visible_late_is_not_missed() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(3).await;
-    let mut slow = service_kit::database::begin(&app.db).await.unwrap();
+    let mut slow = service_kit::postgres::database::begin(&app.db).await.unwrap();
     let block = "update session_seats set status = 'blocked', change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
                  where session_seat_id = $1::uuid";
     sqlx::query(block).bind(&seats[0]).execute(&mut *slow).await.unwrap();

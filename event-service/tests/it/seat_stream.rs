@@ -168,7 +168,7 @@ async fn a_change_that_becomes_visible_late_is_not_lost() {
     let app = TestApp::spawn().await;
     let (session, seats) = app.session(2).await;
     let mut follower = Follower::open(&app, &session).await;
-    let mut late = service_kit::database::begin(&app.db).await.unwrap();
+    let mut late = service_kit::postgres::database::begin(&app.db).await.unwrap();
     let wanted = [seats[0].parse().unwrap()];
     let until = "2031-01-01T00:00:00Z".parse().unwrap();
     let request = hold_request(session.parse().unwrap(), Uuid::now_v7().into(), &wanted, until);

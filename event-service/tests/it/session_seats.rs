@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use event_service::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 use event_service::state::MIGRATIONS;
 use futures::future::join_all;
-use service_kit::database::lazy_pool;
+use service_kit::postgres::database::lazy_pool;
 use service_kit::testing::database;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::seat::SeatStatus;

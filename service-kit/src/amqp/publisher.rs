@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{Broker, CONNECT_TIME_MAX, PERSISTENT, PUBLISH_TIME_MAX, TRACEPARENT};
-use crate::traces;
+use crate::observe::traces;
 
 /// A message to be published.
 #[derive(Debug, Clone)]
@@ -182,9 +182,9 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::settings::Secret;
+    use crate::http::tls::Trust;
+    use crate::process::settings::Secret;
     use crate::testing::{server, unique, wait_until};
-    use crate::tls::Trust;
 
     fn message() -> Outgoing {
         Outgoing {

@@ -6,7 +6,7 @@ use axum::http::{HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::settings::{Secret, SettingsReader};
+use crate::process::settings::{Secret, SettingsReader};
 
 /// The header with the key.
 pub const INTERNAL_API_KEY: HeaderName = HeaderName::from_static("x-internal-api-key");

@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use super::Refusal;
 use super::settings::{JwtSettings, KeySource};
 use super::tokens::{Fault, Key};
-use crate::lifecycle::Lifecycle;
-use crate::tls::Trust;
+use crate::http::tls::Trust;
+use crate::process::lifecycle::Lifecycle;
 
 #[cfg(all(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]

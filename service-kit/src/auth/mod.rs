@@ -24,8 +24,8 @@ use serde::{Deserialize, Deserializer};
 use shared_contracts::ids::UserId;
 use shared_contracts::problem::{Code, Problem};
 
-use crate::error::Error;
-use crate::lifecycle::Lifecycle;
+use crate::http::error::Error;
+use crate::process::lifecycle::Lifecycle;
 
 pub use internal::{INTERNAL_API_KEY, InternalKeys};
 pub use settings::{AuthMode, AuthSettings, JwtSettings, KeySource};

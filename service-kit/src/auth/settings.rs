@@ -7,8 +7,8 @@ use reqwest::Url;
 
 use super::internal::InternalKeys;
 use super::keys;
-use crate::settings::{Secret, SettingsReader};
-use crate::tls::Trust;
+use crate::http::tls::Trust;
+use crate::process::settings::{Secret, SettingsReader};
 
 /// A secret as long as the digest that it keys (RFC 7518, section 3.2).
 const SECRET_BYTES_MIN: usize = 32;

@@ -17,7 +17,7 @@ use shared_contracts::ids::UserId;
 use super::keys::KeyRing;
 use super::settings::{JwtSettings, KeySource};
 use super::{Caller, Refusal, Role, Roles};
-use crate::lifecycle::Lifecycle;
+use crate::process::lifecycle::Lifecycle;
 
 /// Longer ones are not looked at. Tokens are one or two kilobytes.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{operations_of, unique};
 use crate::auth::{AuthMode, AuthSettings, InternalKeys, JwtSettings, KeySource};
-use crate::tls::Trust;
+use crate::http::tls::Trust;
 
 /// Who makes the tokens.
 pub const ISSUER: &str = "https://login.example.com";

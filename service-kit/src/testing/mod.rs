@@ -26,8 +26,8 @@ use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
-use crate::lanes::{Lane, LaneOf};
-use crate::settings::Secret;
+use crate::admit::bulkheads::{Lane, LaneOf};
+use crate::process::settings::Secret;
 
 pub mod login;
 pub mod sequences;

@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::{unique, wires};
-use crate::settings::SettingsReader;
-use crate::tls::{ServerCertificate, Trust, install_crypto_provider};
+use crate::http::tls::{ServerCertificate, Trust, install_crypto_provider};
+use crate::process::settings::SettingsReader;
 
 /// What a PostgreSQL client begins with when it wants TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];

@@ -13,7 +13,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
-use service_kit::settings::Secret;
+use service_kit::process::settings::Secret;
 use sqlx::PgPool;
 use uuid::Uuid;
 

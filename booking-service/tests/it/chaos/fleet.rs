@@ -14,9 +14,9 @@ use booking_service::settings::Settings;
 use futures::future::join_all;
 use reqwest::Client;
 use service_kit::amqp::Broker;
-use service_kit::settings::Secret;
-use service_kit::testing::wires::ChaosProxy;
+use service_kit::process::settings::Secret;
 use service_kit::testing::{server, wait_until};
+use service_kit::testing::wires::ChaosProxy;
 use sqlx::AssertSqlSafe;
 use tokio::process::{Child, Command};
 

@@ -16,8 +16,8 @@ use futures::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use service_kit::amqp::Broker;
-use service_kit::dead_letters::{self, Which};
-use service_kit::settings::Secret;
+use service_kit::amqp::dead_letters::{self, Which};
+use service_kit::process::settings::Secret;
 use service_kit::testing::{scale, server, wait_until};
 use uuid::Uuid;
 

@@ -22,16 +22,17 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::auth::Gate;
-use crate::client_address::Peer;
-use crate::error::{Cause, Error};
-use crate::lanes::{self, LaneOf, Lanes, Place};
-use crate::lifecycle::Lifecycle;
-use crate::limits::Limits;
-use crate::rate_limit::{Limiter, Refused};
-use crate::security_headers::{self, Audience};
-use crate::settings::Common;
-use crate::{auth, etag, traces};
+use crate::admit::bulkheads::{self, LaneOf, Lanes, Place};
+use crate::admit::limits::Limits;
+use crate::admit::rate_limit::{Limiter, Refused};
+use crate::auth::{self, Gate};
+use crate::http::client_address::Peer;
+use crate::http::error::{Cause, Error};
+use crate::http::etag;
+use crate::http::security_headers::{self, Audience};
+use crate::observe::traces;
+use crate::process::lifecycle::Lifecycle;
+use crate::process::settings::Common;
 
 /// The request's id, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -257,7 +258,7 @@ impl Guard {
     /// a place meanwhile.
     async fn admit(&self, mut request: Request) -> Result<(Request, Places), Turned> {
         let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let lane = lanes::lane_of(self.lane_of, request.method(), path);
+        let lane = bulkheads::lane_of(self.lane_of, request.method(), path);
         if head_bytes(&request) > HEAD_BYTES_MAX {
             let detail = format!("Path and header fields take more than {HEAD_BYTES_MAX} bytes together; send less.");
             return Err(Turned::Away(Error::refused(Code::HeadersTooLarge, detail)));
@@ -343,7 +344,7 @@ async fn written(response: Response) -> Response {
 /// cut work off so.
 fn patience_of(request: &Request) -> Option<Duration> {
     let millis =
-        request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(lanes::INTERNAL_PATHS))?;
+        request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(bulkheads::INTERNAL_PATHS))?;
     Some(Duration::from_millis(millis.to_str().ok()?.parse().ok()?))
 }
 
@@ -357,13 +358,16 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::Internal(anyhow::anyhow!("panic: {}", said.unwrap_or_default()))
 }
 
+/// Operators filter the lines of requests by this name (`LOG_LEVEL=info,service_kit::layers=debug`).
+const LOG_TARGET: &str = "service_kit::layers";
+
 /// The one log line of a request; causes are written here and nowhere else.
 fn log(status: u16, cause: Option<&anyhow::Error>) {
     let cause = cause.map(|cause| format!("{cause:#}"));
     match status {
-        503 => tracing::warn!(status, cause, "Request turned away"),
-        500.. => tracing::error!(status, cause, "Request failed"),
-        _ => tracing::debug!(status, "Request done"),
+        503 => tracing::warn!(target: LOG_TARGET, status, cause, "Request turned away"),
+        500.. => tracing::error!(target: LOG_TARGET, status, cause, "Request failed"),
+        _ => tracing::debug!(target: LOG_TARGET, status, "Request done"),
     }
 }
 

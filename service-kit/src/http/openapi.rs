@@ -57,7 +57,7 @@ macro_rules! refusals {
 
         impl utoipa::IntoResponses for $name {
             fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
-                $crate::openapi::responses_for(&[$($codes),+])
+                $crate::http::openapi::responses_for(&[$($codes),+])
             }
         }
     };
@@ -72,7 +72,7 @@ macro_rules! patch_body {
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-                $crate::openapi::patch_schema::<$new>(serde_json::json!($($example)+))
+                $crate::http::openapi::patch_schema::<$new>(serde_json::json!($($example)+))
             }
         }
 

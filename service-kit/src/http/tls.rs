@@ -22,7 +22,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio_util::sync::CancellationToken;
 use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
 
-use crate::settings::{Common, Secret, SettingsReader};
+use crate::process::settings::{Common, Secret, SettingsReader};
 
 /// The setting of the certificate, with those that vouch for it, in PEM.
 const CERTIFICATE: &str = "TLS_CERTIFICATE";

@@ -7,10 +7,10 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::CorsLayer;
 
+use crate::admit::limits::Limits;
+use crate::admit::rate_limit;
 use crate::auth;
-use crate::layers::{REQUEST_ID, TRACEPARENT};
-use crate::limits::Limits;
-use crate::rate_limit;
+use crate::http::layers::{REQUEST_ID, TRACEPARENT};
 
 /// Answers are data, no pages.
 const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";

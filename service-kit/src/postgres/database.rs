@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgConnection, PgTransaction, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::settings::Secret;
+use crate::process::settings::Secret;
 
 /// How long a request waits for a connection before it is answered with `503`: a full pool is a fast no.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);

@@ -25,9 +25,9 @@ use opentelemetry_otlp::{Compression, SpanExporter, WithExportConfig, WithHttpCo
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 
-use crate::error::{self, Error};
-use crate::layers;
-use crate::settings::{Secret, SettingsReader};
+use crate::http::error::{self, Error};
+use crate::http::layers;
+use crate::process::settings::{Secret, SettingsReader};
 
 /// How long a stop waits for the last spans to be taken.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(3);

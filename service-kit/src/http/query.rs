@@ -10,8 +10,8 @@ use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::Parameter;
 
-use crate::error::{Error, Result};
-use crate::extract::{faults_of, validator_of};
+use crate::http::error::{Error, Result};
+use crate::http::extract::{faults_of, validator_of};
 
 /// The parameters of one or two types: a list's page and its filter, say.
 #[derive(Debug)]

@@ -12,9 +12,9 @@ use serde::Serialize;
 use shared_contracts::problem::Code;
 use utoipa::IntoParams;
 
-use crate::error::{Error, Result};
+use crate::http::error::{Error, Result};
 
-/// The codings that [`crate::layers`] may apply, as they follow a tag.
+/// The codings that [`crate::http::layers`] may apply, as they follow a tag.
 const CODINGS: [&str; 3] = ["-gzip", "-br", "-zstd"];
 
 /// A resource that can be edited: as JSON, with its version as `ETag`.

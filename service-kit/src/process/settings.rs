@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::admit::limits::Limits;
 use crate::auth::AuthSettings;
-use crate::limits::Limits;
-use crate::tls::{ServerCertificate, Trust};
-use crate::traces::TraceSettings;
+use crate::http::tls::{ServerCertificate, Trust};
+use crate::observe::traces::TraceSettings;
 
 /// Passwords that the scripts give to servers for local trials, and that everybody knows.
 const LOCAL_PASSWORDS: [&str; 3] = ["postgres", "booking_password", "guest"];

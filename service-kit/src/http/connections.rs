@@ -23,8 +23,8 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::client_address::Peer;
-use crate::limits::Limits;
+use crate::admit::limits::Limits;
+use crate::http::client_address::Peer;
 
 /// The longest head that is read: beyond what `layers.rs` takes, so that it can say so in our form; this is answered with a bare `431`.
 const HEAD_BYTES_READ_MAX: usize = 64 * 1024;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
-use crate::settings::SettingsReader;
+use crate::process::settings::SettingsReader;
 
 /// The other end of a request's connection.
 #[derive(Debug, Clone, Copy)]

@@ -24,8 +24,8 @@ use sqlx::PgPool;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::database::DeskPool;
-use crate::error::{Error, Result};
+use crate::http::error::{Error, Result};
+use crate::postgres::database::DeskPool;
 
 /// Where the metrics are.
 pub const METRICS_PATH: &str = "/metrics";

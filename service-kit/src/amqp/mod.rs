@@ -3,6 +3,8 @@
 //! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever while
 //! the connection looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
 
+mod acks;
+pub mod dead_letters;
 mod publisher;
 
 use std::collections::HashMap;
@@ -28,11 +30,11 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 pub use self::publisher::{Outgoing, Published, Publisher};
-use crate::acks::Acks;
-use crate::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
-use crate::settings::Secret;
-use crate::tls::Trust;
-use crate::traces;
+use crate::amqp::acks::Acks;
+use crate::http::tls::Trust;
+use crate::observe::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
+use crate::observe::traces;
+use crate::process::settings::Secret;
 
 /// TCP, handshake and declarations together; the library has no time-out of its own there.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);

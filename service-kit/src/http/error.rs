@@ -7,8 +7,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shared_contracts::problem::{CONTENT_TYPE, Code, FieldError, Problem};
 
-use crate::database;
-use crate::layers;
+use crate::http::layers;
+use crate::postgres::database;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]

@@ -14,8 +14,8 @@ use futures::FutureExt;
 use futures::future::join_all;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use crate::error::{Error, Result};
-use crate::lifecycle::Lifecycle;
+use crate::http::error::{Error, Result};
+use crate::process::lifecycle::Lifecycle;
 
 /// A call on its way, and who waits for its answer.
 type Waiting<T, R> = (T, oneshot::Sender<Result<R>>);

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::settings::SettingsReader;
+use crate::process::settings::SettingsReader;
 
 /// How long a stop waits for requests and messages in hand.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 
-use crate::client_address::Proxies;
-use crate::settings::{Secret, SettingsReader};
+use crate::http::client_address::Proxies;
+use crate::process::settings::{Secret, SettingsReader};
 
 /// All of them.
 #[derive(Debug, Clone)]

@@ -12,13 +12,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::lanes::LaneOf;
-use crate::lifecycle::Lifecycle;
-use crate::limits::Limits;
-use crate::metrics::Metrics;
-use crate::rate_limit::Limiter;
-use crate::settings::{Common, SettingsReader};
-use crate::{connections, layers, tls};
+use crate::admit::bulkheads::LaneOf;
+use crate::admit::limits::Limits;
+use crate::admit::rate_limit::Limiter;
+use crate::http::{connections, layers, tls};
+use crate::observe::metrics::Metrics;
+use crate::process::lifecycle::Lifecycle;
+use crate::process::settings::{Common, SettingsReader};
 
 /// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
 const STOP_TIME_MAX: Duration = Duration::from_secs(12);

@@ -25,11 +25,11 @@ use shared_contracts::problem::{Code, Problem};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
-use crate::lanes::Lane;
-use crate::limits::{Rate, Rates};
-use crate::settings::Secret;
-use crate::tls::Trust;
+use crate::admit::bulkheads::Lane;
+use crate::admit::limits::{Rate, Rates};
+use crate::http::error::Error;
+use crate::http::tls::Trust;
+use crate::process::settings::Secret;
 
 /// The policy that a refusal was made by (draft-ietf-httpapi-ratelimit-headers).
 pub const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
