@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use service_kit::amqp::Broker;
-use service_kit::http::tls;
-use service_kit::process::settings::{Common, Secret, SettingsError, SettingsReader};
+use service_kit::process::common::Common;
+use service_kit::process::settings::{Secret, SettingsError, SettingsReader};
 use shared_contracts::booking_event;
 
 /// All settings, read once at start.
@@ -113,7 +113,7 @@ impl Settings {
             ("RABBITMQ_URL", settings.broker.url.reveal()),
             ("EVENT_SERVICE_URL", settings.event_service_url.as_str()),
         ];
-        tls::check_production(&mut reader, &settings.common, &links);
+        settings.common.require_tls(&mut reader, &links);
         reader.finish(settings)
     }
 }

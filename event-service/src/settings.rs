@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use service_kit::amqp::Broker;
-use service_kit::http::tls;
-use service_kit::process::settings::{Common, Secret, SettingsError, SettingsReader};
+use service_kit::process::common::Common;
+use service_kit::process::settings::{Secret, SettingsError, SettingsReader};
 use shared_contracts::booking_event;
 
 /// All settings, read once at start.
@@ -52,7 +52,7 @@ impl Settings {
             common,
         };
         let links = [("DATABASE_URL", settings.database_url.reveal()), ("RABBITMQ_URL", settings.broker.url.reveal())];
-        tls::check_production(&mut reader, &settings.common, &links);
+        settings.common.require_tls(&mut reader, &links);
         reader.finish(settings)
     }
 }

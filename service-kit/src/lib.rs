@@ -3,6 +3,7 @@
 //! In the order in which a process and then a request meet the modules:
 //!
 //! - [`process`]: settings, start and stop, health, and places at which tests let the process die.
+//! - `production`: what production demands of settings.
 //! - [`observe`]: logs, traces and metrics.
 //! - [`postgres`]: connection pools, and calls that share one statement and one commit.
 //! - [`amqp`]: publishing with confirms, consuming with acknowledgements, dead letters.
@@ -18,5 +19,6 @@ pub mod http;
 pub mod observe;
 pub mod postgres;
 pub mod process;
+mod production;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -83,7 +83,7 @@ async fn a_wrong_internal_key_is_refused_and_holds_no_seat() {
     let mut system = System::start_behind(login).await;
     let sale = system.sale(1).await;
     let stranger = AuthSettings::default();
-    let common = service_kit::process::settings::Common { auth: stranger, ..system.settings.common.clone() };
+    let common = service_kit::process::common::Common { auth: stranger, ..system.settings.common.clone() };
     system.settings = booking_service::settings::Settings { common, ..system.settings.clone() };
     let app = app::for_command(&system.settings, "stranger").unwrap();
     assert!(app.event_service.ping().await.is_err());

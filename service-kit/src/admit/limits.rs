@@ -123,7 +123,7 @@ impl Limits {
             redis_url: Some(reader.secret("REDIS_URL", "redis://localhost:6379")),
             proxies: Proxies::read(reader),
             cors_allowed_origins: origins(reader),
-            is_https_only: reader.or("ENVIRONMENT", "development".to_owned()) == "production",
+            is_https_only: reader.is_production(),
         }
     }
 }

@@ -171,3 +171,39 @@ impl KeySource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_tokens_are_complete_or_refused() {
+        let jwt = |more: &'static [(&'static str, &'static str)]| {
+            let mut reader = SettingsReader::new(move |name| {
+                let all = [("AUTH_MODE", "jwt"), ("JWT_ISSUER", "me"), ("JWT_AUDIENCE", "you")];
+                all.iter().chain(more).rev().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            });
+            AuthSettings::read(&mut reader, &Trust::default());
+            reader.finish(()).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(jwt(&[("JWT_SECRET", "a secret of thirty-two bytes or more")]), "");
+        assert_eq!(jwt(&[("JWT_JWKS_URL", "https://login.example.com/jwks.json")]), "");
+        for (more, part) in [
+            (&[][..], "set: none"),
+            (&[("JWT_SECRET", "short")], "JWT_SECRET has 5 bytes"),
+            (&[("JWT_SECRET", "x"), ("JWT_JWKS_URL", "https://a")], "JWT_SECRET and JWT_JWKS_URL"),
+            (&[("JWT_JWKS_FILE", "/nonexistent")], "/nonexistent"),
+            (&[("JWT_JWKS_FILE", "/dev/null")], "no JWK set"),
+            (&[("JWT_JWKS_URL", "ftp://a")], "JWT_JWKS_URL"),
+            (&[("JWT_ISSUER", "")], "JWT_ISSUER"),
+            (&[("JWT_AUDIENCE", " ")], "JWT_AUDIENCE"),
+            (&[("JWT_LEEWAY_SECONDS", "3600")], "JWT_LEEWAY_SECONDS"),
+            (&[("AUTH_MODE", "none")], "AUTH_MODE=none"),
+            (&[("INTERNAL_API_KEY_PREVIOUS", "x")], "without INTERNAL_API_KEY"),
+            (&[("JWT_JWKS_URL", "http://a"), ("ENVIRONMENT", "production")], "JWT_JWKS_URL is http"),
+        ] {
+            let said = jwt(more);
+            assert!(said.contains(part), "{more:?}: {said}");
+        }
+    }
+}

@@ -31,8 +31,8 @@ use crate::http::error::{Cause, Error};
 use crate::http::etag;
 use crate::http::security_headers::{self, Audience};
 use crate::observe::traces;
+use crate::process::common::Common;
 use crate::process::lifecycle::Lifecycle;
-use crate::process::settings::Common;
 
 /// The request's id, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

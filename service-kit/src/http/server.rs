@@ -17,8 +17,9 @@ use crate::admit::limits::Limits;
 use crate::admit::rate_limit::Limiter;
 use crate::http::{connections, layers, tls};
 use crate::observe::metrics::Metrics;
+use crate::process::common::Common;
 use crate::process::lifecycle::Lifecycle;
-use crate::process::settings::{Common, SettingsReader};
+use crate::process::settings::SettingsReader;
 
 /// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
 const STOP_TIME_MAX: Duration = Duration::from_secs(12);

@@ -1,10 +1,9 @@
-//! TLS: the certificate that a service shows, the authorities that it believes, and what production asks of both.
+//! TLS: the certificate that a service shows, and the authorities that it believes.
 //!
 //! There is one crypto provider, aws-lc-rs, in the whole tree. A certificate is loaded again when its files change; a connection that
 //! is open goes on with the one it was made with.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,11 +17,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio_util::sync::CancellationToken;
 use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
 
-use crate::process::settings::{Common, Secret, SettingsReader};
+use crate::process::settings::{Secret, SettingsReader};
 
 /// The setting of the certificate, with those that vouch for it, in PEM.
 const CERTIFICATE: &str = "TLS_CERTIFICATE";
@@ -284,109 +282,26 @@ fn load([certificate, key]: &[String; 2], provider: &CryptoProvider) -> anyhow::
         .with_context(|| format!("{CERTIFICATE} and {PRIVATE_KEY} can't be used together"))
 }
 
-// --- what production asks -----------------------------------------------------------------
-
-/// With `ENVIRONMENT=production` nothing leaves the machine in plaintext, or to somebody whose certificate was not looked at: notes each
-/// of `links`, by its setting, that would, and a server that shows no certificate.
-pub fn check_production(reader: &mut SettingsReader, common: &Common, links: &[(&str, &str)]) {
-    let by_proxy = reader.or("TLS_TERMINATED_BY_PROXY", false);
-    if reader.or("ENVIRONMENT", "development".to_owned()) != "production" {
-        return;
-    }
-    if common.certificate.is_none() && !by_proxy && !common.listen.ip().is_loopback() {
-        reader.fault(format!(
-            "ENVIRONMENT=production needs {CERTIFICATE} and {PRIVATE_KEY}, or TLS_TERMINATED_BY_PROXY=true where only a proxy that \
-             speaks TLS reaches this process"
-        ));
-    }
-    for (setting, url) in links {
-        if let Some(remedy) = remedy_of_plaintext(url) {
-            reader.fault(format!("{setting} leads to another machine without verified TLS, which ENVIRONMENT=production forbids; {remedy}"));
-        }
-    }
-}
-
-/// What makes a link safe that is not. One to this machine is, and one that is no URL is reported where it is used.
-fn remedy_of_plaintext(url: &str) -> Option<&'static str> {
-    let parsed = reqwest::Url::parse(url).ok()?;
-    let scheme = parsed.scheme();
-    if scheme.starts_with("postgres") {
-        let options: PgConnectOptions = url.parse().ok()?;
-        let local = options.get_socket().is_some() || is_local(options.get_host());
-        let verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyFull);
-        return (!local && !verified).then_some("add sslmode=verify-full to it");
-    }
-    if parsed.host_str().is_none_or(is_local) {
-        return None;
-    }
-    match scheme {
-        "redis" => Some("make it rediss://"),
-        "amqp" => Some("make it amqps://"),
-        "http" => Some("make it https://"),
-        _ => None,
-    }
-}
-
-fn is_local(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
     use super::*;
 
-    fn faults(pairs: &'static [(&'static str, &'static str)], links: &[(&str, &str)]) -> String {
+    fn faults(pairs: &'static [(&'static str, &'static str)]) -> String {
         let mut reader =
             SettingsReader::new(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into()));
-        let common = Common::read(&mut reader, 8000);
-        check_production(&mut reader, &common, links);
+        drop((Trust::read(&mut reader), ServerCertificate::read(&mut reader)));
         reader.finish(()).err().map(|error| error.to_string()).unwrap_or_default()
-    }
-
-    const PLAIN: [(&str, &str); 4] = [
-        ("DATABASE_URL", "postgres://u:secret@db.example.com/x?sslmode=require"),
-        ("REDIS_URL", "redis://redis.example.com:6379"),
-        ("RABBITMQ_URL", "amqp://u:secret@10.0.0.1:5672/%2f"),
-        ("EVENT_SERVICE_URL", "http://event.example.com"),
-    ];
-
-    #[test]
-    fn production_names_every_link_that_is_not_verified_and_no_secret() {
-        let found = faults(&[("ENVIRONMENT", "production")], &PLAIN);
-        let remedies = ["TLS_CERTIFICATE", "sslmode=verify-full", "rediss://", "amqps://", "https://"];
-        for part in remedies.into_iter().chain(PLAIN.map(|(setting, _)| setting)) {
-            assert!(found.contains(part), "{part} is missing in: {found}");
-        }
-        assert!(!found.contains("secret"), "{found}");
-        assert_eq!(faults(&[], &PLAIN), "", "development asks for none of it");
-    }
-
-    #[test]
-    fn production_takes_verified_links_and_those_within_the_machine() {
-        let good = [
-            ("DATABASE_URL", "postgres://u:p@db.example.com/x?sslmode=verify-full"),
-            ("DATABASE_URL", "postgres://u:p@127.0.0.1:5433/x"),
-            ("DATABASE_URL", "postgres://u:p@%2Fvar%2Frun%2Fpostgresql/x"),
-            ("REDIS_URL", "rediss://redis.example.com"),
-            ("REDIS_URL", "redis://localhost:6379"),
-            ("RABBITMQ_URL", "amqps://u:p@broker.example.com"),
-            ("RABBITMQ_URL", "amqp://u:p@[::1]:5672/%2f"),
-            ("EVENT_SERVICE_URL", "https://event.example.com"),
-        ];
-        let found = faults(&[("ENVIRONMENT", "production"), ("TLS_TERMINATED_BY_PROXY", "true")], &good);
-        assert!(!found.contains("TLS"), "{found}");
-        let found = faults(&[("ENVIRONMENT", "production"), ("HOST", "127.0.0.1")], &good);
-        assert!(!found.contains("TLS"), "{found}");
     }
 
     #[test]
     fn what_is_wrong_with_certificates_is_said_by_the_name_of_the_setting() {
-        let found = faults(&[("TLS_CA_FILE", "/dev/null"), ("TLS_CERTIFICATE", "only this one")], &[]);
+        let found = faults(&[("TLS_CA_FILE", "/dev/null"), ("TLS_CERTIFICATE", "only this one")]);
         assert!(found.contains("TLS_CA_FILE=/dev/null can't be used: it has no certificate"), "{found}");
         assert!(found.contains("TLS_PRIVATE_KEY is missing"), "{found}");
-        assert!(faults(&[("TLS_CA", "text")], &[]).contains("TLS_CA_FILE"));
-        let found = faults(&[("TLS_CERTIFICATE_FILE", "/nonexistent/a"), ("TLS_PRIVATE_KEY", "b")], &[]);
+        assert!(faults(&[("TLS_CA", "text")]).contains("TLS_CA_FILE"));
+        let found = faults(&[("TLS_CERTIFICATE_FILE", "/nonexistent/a"), ("TLS_PRIVATE_KEY", "b")]);
         assert!(found.contains("TLS_CERTIFICATE_FILE names /nonexistent/a"), "{found}");
     }
 

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
-use crate::process::settings::{Common, LogFormat};
+use crate::process::common::{Common, LogFormat};
 
 /// Libraries whose notices would drown ours, or say again what we say with its consequence; a directive in `LOG_LEVEL` can bring them back.
 const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn,lapin=off";
