@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
-use service_kit::http::layers;
+use service_kit::http::request_context;
 use service_kit::http::circuit::Circuit;
 use service_kit::http::error::Error;
 use service_kit::http::tls::Trust;
@@ -103,7 +103,7 @@ struct Origin {
 impl Origin {
     /// The present one.
     fn here() -> Self {
-        Self { request_id: layers::request_id(), traceparent: traces::traceparent() }
+        Self { request_id: request_context::request_id(), traceparent: traces::traceparent() }
     }
 }
 
@@ -396,7 +396,7 @@ impl Wire {
         let url = self.url_of(path);
         let mut request = self.request(method.clone(), &url);
         // Past it nobody listens to the answer.
-        request = request.header(layers::TIMEOUT_MS, TRY_TIME_MAX.as_millis().to_string());
+        request = request.header(request_context::TIMEOUT_MS, TRY_TIME_MAX.as_millis().to_string());
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -405,10 +405,10 @@ impl Wire {
             let here = if origin.is_none() { Origin::here() } else { Origin::default() };
             let Origin { request_id, traceparent } = origin.unwrap_or(&here);
             if let Some(id) = request_id {
-                request = request.header(layers::REQUEST_ID, id);
+                request = request.header(request_context::REQUEST_ID, id);
             }
             if let Some(traceparent) = traceparent {
-                request = request.header(layers::TRACEPARENT, traceparent);
+                request = request.header(request_context::TRACEPARENT, traceparent);
             }
             let response = request.send().await.context("no answer")?;
             anyhow::Ok((response.status(), response.bytes().await.context("the answer broke off")?))

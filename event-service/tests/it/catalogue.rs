@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::json;
-use service_kit::http::layers::BODY_BYTES_MAX;
+use service_kit::admit::limits::BODY_BYTES_MAX;
 
 use crate::support::{TestApp, id};
 

@@ -10,6 +10,9 @@ use axum::http::HeaderValue;
 use crate::http::client_address::Proxies;
 use crate::process::settings::{Secret, SettingsReader};
 
+/// The largest body of an ordinary call; a route that takes larger ones says so itself.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+
 /// All of them.
 #[derive(Debug, Clone)]
 pub struct Limits {

@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use shared_contracts::problem::{CONTENT_TYPE, Code, FieldError, Problem};
 
-use crate::http::layers;
+use crate::http::request_context;
 use crate::postgres::database;
 
 /// Why a request was not done.
@@ -169,7 +169,7 @@ impl IntoResponse for Error {
 #[must_use]
 pub fn problem_response(mut problem: Problem) -> Response {
     problem.instance =
-        layers::request_id().and_then(|id| id.parse().ok()).map(|id: uuid::Uuid| format!("urn:uuid:{id}"));
+        request_context::request_id().and_then(|id| id.parse().ok()).map(|id: uuid::Uuid| format!("urn:uuid:{id}"));
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let mut response = (status, [(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE))], body).into_response();

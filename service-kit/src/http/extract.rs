@@ -22,8 +22,8 @@ use serde_json::{Map, Value, json};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use utoipa::ToSchema;
 
+use crate::admit::limits::BODY_BYTES_MAX;
 use crate::http::error::{Error, Result};
-use crate::http::layers::BODY_BYTES_MAX;
 
 /// The most faults that one answer lists; a list of 100,000 bad seats would help nobody.
 const FAULTS_MAX: usize = 50;

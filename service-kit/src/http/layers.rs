@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
@@ -23,27 +23,18 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::admit::bulkheads::{self, LaneOf, Lanes, Place};
-use crate::admit::limits::Limits;
+use crate::admit::limits::{BODY_BYTES_MAX, Limits};
 use crate::admit::rate_limit::{Limiter, Refused};
 use crate::auth::{self, Gate};
 use crate::http::client_address::Peer;
 use crate::http::error::{Cause, Error};
 use crate::http::etag;
+use crate::http::request_context::{CONTEXT, REQUEST_ID, RequestContext, TIMEOUT_MS};
 use crate::http::security_headers::{self, Audience};
 use crate::observe::traces;
 use crate::process::common::Common;
 use crate::process::lifecycle::Lifecycle;
 
-/// The request's id, in and out.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The W3C trace context; see `traces.rs`.
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// How long the caller waits for its answer, in milliseconds: a service passes its own deadline on with it.
-pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-timeout-ms");
-
-/// The largest body of an ordinary call; one that takes more says so at its route.
-pub const BODY_BYTES_MAX: usize = 256 * 1024;
 /// A body up to here is read before its request has a place; larger ones are few, and have one meanwhile.
 const ORDINARY_BODY_BYTES_MAX: usize = 32 * 1024;
 /// Larger bodies on their way at a time: so many places are the most that clients can keep by sending slowly.
@@ -58,30 +49,6 @@ const WORK_TIME_MAX: Duration = Duration::from_secs(60);
 const REFUSAL_TIME: Duration = Duration::from_millis(200);
 /// Shorter answers fit into one packet as they are.
 const COMPRESSED_BYTES_MIN: u64 = 1400;
-/// The longest request id that is taken over from the client.
-const REQUEST_ID_BYTES_MAX: usize = 128;
-
-/// What the rest of a request's path may want to know of it without being handed it.
-#[derive(Debug, Clone)]
-struct RequestContext {
-    request_id: String,
-    traceparent: Option<String>,
-}
-
-tokio::task_local! {
-    static CONTEXT: RequestContext;
-}
-
-/// The id of the request that is being handled.
-#[must_use]
-pub fn request_id() -> Option<String> {
-    CONTEXT.try_with(|context| context.request_id.clone()).ok()
-}
-
-/// The trace context of the request that is being handled; [`traces::traceparent`] knows its present step.
-pub(crate) fn traceparent() -> Option<String> {
-    CONTEXT.try_with(|context| context.traceparent.clone()).ok().flatten()
-}
 
 /// What [`handle`] needs.
 #[derive(Clone)]
@@ -368,18 +335,5 @@ fn log(status: u16, cause: Option<&anyhow::Error>) {
         503 => tracing::warn!(target: LOG_TARGET, status, cause, "Request turned away"),
         500.. => tracing::error!(target: LOG_TARGET, status, cause, "Request failed"),
         _ => tracing::debug!(target: LOG_TARGET, status, "Request done"),
-    }
-}
-
-impl RequestContext {
-    fn of(headers: &HeaderMap) -> Self {
-        let text = |name: &HeaderName| {
-            let value = headers.get(name)?.to_str().ok()?;
-            (!value.is_empty() && value.len() <= REQUEST_ID_BYTES_MAX).then(|| value.to_owned())
-        };
-        Self {
-            request_id: text(&REQUEST_ID).unwrap_or_else(|| Uuid::now_v7().to_string()),
-            traceparent: text(&TRACEPARENT),
-        }
     }
 }

@@ -10,6 +10,7 @@ pub mod extract;
 pub mod layers;
 pub mod openapi;
 pub mod query;
+pub mod request_context;
 mod security_headers;
 pub mod server;
 pub mod tls;

@@ -10,7 +10,7 @@ use tower_http::cors::CorsLayer;
 use crate::admit::limits::Limits;
 use crate::admit::rate_limit;
 use crate::auth;
-use crate::http::layers::{REQUEST_ID, TRACEPARENT};
+use crate::http::request_context::{REQUEST_ID, TRACEPARENT};
 
 /// Answers are data, no pages.
 const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";

@@ -26,7 +26,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 
 use crate::http::error::{self, Error};
-use crate::http::layers;
+use crate::http::request_context;
 use crate::process::settings::{Secret, SettingsReader};
 
 /// How long a stop waits for the last spans to be taken.
@@ -176,7 +176,7 @@ pub fn trace_id(traceparent: &str) -> Option<&str> {
 pub fn traceparent() -> Option<String> {
     let own =
         Context::map_current(|context| context.has_active_span().then(|| header_of(context.span().span_context())));
-    own.or_else(layers::traceparent)
+    own.or_else(request_context::traceparent)
 }
 
 /// The children of a span that is not sampled are not made.
