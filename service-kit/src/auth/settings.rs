@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use super::internal::InternalKeys;
-use super::keys;
+use super::jwk_set;
 use crate::http::tls::Trust;
 use crate::process::settings::{Secret, SettingsReader};
 
@@ -140,7 +140,7 @@ impl KeySource {
             }
             [None, Some(path), None] => {
                 let path = PathBuf::from(path);
-                if let Err(error) = keys::check_file(&path) {
+                if let Err(error) = jwk_set::check_file(&path) {
                     reader.fault(format!("JWT_JWKS_FILE={} can't be used: {error:#}", path.display()));
                 }
                 Some(Self::File(path))

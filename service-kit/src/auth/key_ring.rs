@@ -5,25 +5,20 @@
 //! one a minute (a second, for a file) whoever asks. When a look fails, the keys that are there stay.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use reqwest::{Url, header, redirect};
-use serde::Deserialize;
-use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::Refusal;
+use super::jwk_set::{self, SET_BYTES_MAX};
+use super::refusal::{Fault, Refusal};
 use super::settings::{JwtSettings, KeySource};
-use super::tokens::{Fault, Key};
 use crate::http::tls::Trust;
 use crate::process::lifecycle::Lifecycle;
 
@@ -31,10 +26,6 @@ use crate::process::lifecycle::Lifecycle;
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod tests;
 
-/// Sets have two or three keys.
-const KEYS_MAX: usize = 64;
-/// A key is one or two kilobytes, its certificates included.
-const SET_BYTES_MAX: usize = 256 * 1024;
 /// One fetch, all of it.
 const FETCH_TIME_MAX: Duration = Duration::from_secs(3);
 /// Between looks while no key has been had at all.
@@ -60,6 +51,26 @@ impl Pace {
     const fn of(usual: u64, after_failure: u64, unknown_key: u64) -> Self {
         let seconds = Duration::from_secs;
         Self { usual: seconds(usual), after_failure: seconds(after_failure), unknown_key: seconds(unknown_key) }
+    }
+}
+
+/// A key, and what must be true of a token that it has signed.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) algorithm: Algorithm,
+    pub(super) decoding: DecodingKey,
+    pub(super) validation: Validation,
+}
+
+impl Key {
+    pub(super) fn new(algorithm: Algorithm, decoding: DecodingKey, rules: &JwtSettings) -> Self {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = rules.leeway.as_secs();
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&rules.issuer]);
+        validation.set_audience(&[&rules.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        Self { algorithm, decoding, validation }
     }
 }
 
@@ -140,13 +151,13 @@ impl KeyRing {
     /// Looks, and takes what is there over if it is of use.
     async fn refresh(&self) -> bool {
         let read = match &self.rules.keys {
-            KeySource::File(path) => read_file(path),
+            KeySource::File(path) => jwk_set::read_file(path),
             KeySource::Url(url) => {
                 fetch(url, &self.rules.trust).await.with_context(|| format!("{url} can't be fetched"))
             }
             KeySource::Secret(_) => return true,
         };
-        match read.and_then(|text| parse(&text, &self.rules)) {
+        match read.and_then(|text| self.parse(&text)) {
             Ok(set) => {
                 tracing::debug!(keys = set.len(), "Signing keys read");
                 self.set.store(Arc::new(set));
@@ -162,6 +173,11 @@ impl KeyRing {
                 false
             }
         }
+    }
+
+    fn parse(&self, text: &str) -> anyhow::Result<KeySet> {
+        let keys = jwk_set::parse(text)?.into_iter();
+        Ok(keys.map(|(kid, algorithm, key)| (kid, Arc::new(Key::new(algorithm, key, &self.rules)))).collect())
     }
 
     async fn keep_fresh(self: Arc<Self>, stopping: CancellationToken) -> anyhow::Result<()> {
@@ -190,23 +206,6 @@ impl KeyRing {
     }
 }
 
-/// Whether the file has a key that can be used; for the start, where a fault should be said at once.
-pub(super) fn check_file(path: &Path) -> anyhow::Result<()> {
-    let set: PublishedSet = serde_json::from_str(&read_file(path)?).context("it is no JWK set")?;
-    ensure!(set.keys.iter().any(|key| usable(key).is_some()), "{NO_KEY}");
-    Ok(())
-}
-
-const NO_KEY: &str = "it has no public key for RS256, ES256 (P-256) or EdDSA (Ed25519)";
-
-fn read_file(path: &Path) -> anyhow::Result<String> {
-    let mut text = String::new();
-    let file = fs::File::open(path).with_context(|| format!("{} can't be read", path.display()))?;
-    file.take(SET_BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
-    ensure!(text.len() <= SET_BYTES_MAX, "it has more than {SET_BYTES_MAX} bytes");
-    Ok(text)
-}
-
 async fn fetch(url: &Url, trust: &Trust) -> anyhow::Result<String> {
     // Where the keys are is the operator's word alone: a redirect would be the server's.
     let client = trust.http_client().timeout(FETCH_TIME_MAX).redirect(redirect::Policy::none()).build()?;
@@ -219,35 +218,4 @@ async fn fetch(url: &Url, trust: &Trust) -> anyhow::Result<String> {
         body.extend_from_slice(&piece);
     }
     Ok(String::from_utf8(body)?)
-}
-
-#[derive(Deserialize)]
-struct PublishedSet {
-    keys: Vec<Value>,
-}
-
-fn parse(text: &str, rules: &JwtSettings) -> anyhow::Result<KeySet> {
-    let published: PublishedSet = serde_json::from_str(text).context("it is no JWK set")?;
-    let keys = published.keys.iter().filter_map(usable).take(KEYS_MAX);
-    let set: KeySet = keys.map(|(kid, algorithm, key)| (kid, Arc::new(Key::new(algorithm, key, rules)))).collect();
-    ensure!(!set.is_empty(), "{NO_KEY}");
-    Ok(set)
-}
-
-/// The key with its id and its algorithm, if it is one to verify with. A set may have others, and keys of kinds to come; a symmetric
-/// one is never taken: what is published is no secret.
-fn usable(published: &Value) -> Option<(Option<String>, Algorithm, DecodingKey)> {
-    let jwk = Jwk::deserialize(published).ok()?;
-    let algorithm = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => Algorithm::RS256,
-        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => Algorithm::ES256,
-        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
-        _ => return None,
-    };
-    let common = &jwk.common;
-    let to_verify = common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature)
-        && common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify))
-        && common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(algorithm));
-    let key = DecodingKey::from_jwk(&jwk).ok().filter(|_| to_verify)?;
-    Some((jwk.common.key_id, algorithm, key))
 }

@@ -9,12 +9,15 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use futures::future::join_all;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use super::*;
-use crate::auth::tokens::Verifier;
-use crate::auth::{AuthMode, Caller};
+use crate::auth::caller::Caller;
+use crate::auth::jwk_set::usable;
+use crate::auth::settings::AuthMode;
+use crate::auth::verifier::Verifier;
 use crate::testing::login::{SigningKey, believing, claims, jwks};
 use crate::testing::{unique, wait_until};
 
