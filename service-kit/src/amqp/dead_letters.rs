@@ -2,8 +2,6 @@
 //!
 //! A queue can only be read by taking messages from it: a look takes them, and gives them back by not acknowledging.
 
-use std::time::Duration;
-
 use anyhow::{Context, bail};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
@@ -12,13 +10,13 @@ use lapin::{Channel, Confirmation, Connection};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::amqp::{Broker, ORIGINAL_ROUTING_KEY, PUBLISH_TIME_MAX, REASON, TRACEPARENT, dead_letters_of, text_header};
+use super::connection::{
+    Broker, FAREWELL_TIME_MAX, ORIGINAL_ROUTING_KEY, PUBLISH_TIME_MAX, REASON, TRACEPARENT, dead_letters_of,
+    text_header,
+};
 
 /// The most of a body that a look shows.
 const BODY_CHARS_SHOWN: usize = 4000;
-/// How long the farewell to the broker may take.
-const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
-
 /// A message that was set aside.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeadLetter {

@@ -9,7 +9,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Broker, CONNECT_TIME_MAX, PERSISTENT, PUBLISH_TIME_MAX, TRACEPARENT};
+use super::connection::{Broker, CONNECT_TIME_MAX, PERSISTENT, PUBLISH_TIME_MAX, TRACEPARENT};
 use crate::observe::traces;
 
 /// A message to be published.

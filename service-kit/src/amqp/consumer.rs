@@ -1,0 +1,348 @@
+//! A consumer that always comes back, and acknowledges each message after its effect.
+//!
+//! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever, while the connection
+//! looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::TryStreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{Channel, Confirmation, Connection};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::acks::Acks;
+use super::connection::{
+    Broker, CONNECT_TIME_MAX, FAREWELL_TIME_MAX, ORIGINAL_ROUTING_KEY, PERSISTENT, PUBLISH_TIME_MAX, REASON,
+    TRACEPARENT, dead_letters_of, text_header,
+};
+use crate::observe::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
+use crate::observe::traces;
+
+/// Messages on their way to one consumer: enough to keep it busy, few enough that a crash redelivers few.
+const PREFETCH: u16 = 128;
+/// Messages handled at once by one consumer: what is in hand together can be applied together.
+const HANDLED_AT_ONCE: usize = 64;
+/// Redeliveries before the broker itself sets a message aside. Each lost connection counts one for every message on its way,
+/// so this is far above what a bad day of restarts needs; messages that fail are set aside by us, with a reason.
+const DELIVERY_LIMIT: i64 = 100;
+/// Tries of a message that fails by its own fault, before it is set aside.
+const TRIES_MAX: usize = 6;
+/// One message's handling. What is cut off is rolled back and tried again.
+const HANDLE_TIME_MAX: Duration = Duration::from_secs(20);
+/// How often the messages that were set aside are counted.
+const DEAD_LETTERS_COUNTED_EVERY: Duration = Duration::from_secs(2);
+/// A message that has arrived.
+#[derive(Debug)]
+pub struct Incoming {
+    /// What it is about.
+    pub routing_key: String,
+    /// Its bytes.
+    pub body: Vec<u8>,
+}
+
+/// What the handler made of a message.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Its effect is committed.
+    Done,
+    /// Something that all messages need is away: keep this one and try again, for as long as it takes.
+    Unavailable(anyhow::Error),
+    /// This message failed: try again a few times, then set it aside.
+    Failed(anyhow::Error),
+    /// It can never be handled: set it aside now.
+    Poison(anyhow::Error),
+}
+
+/// What a consumer counts.
+#[derive(Debug, Clone)]
+pub struct ConsumerMetrics {
+    /// By result: what the handler says, and `retried` and `dead_lettered`.
+    pub messages: IntCounterVec,
+    up: IntGauge,
+    dead_letters: GaugeVec,
+}
+
+impl ConsumerMetrics {
+    /// Registers them under names that begin with `prefix`.
+    ///
+    /// # Errors
+    /// The names are taken.
+    pub fn register(metrics: &Metrics, prefix: &str) -> anyhow::Result<Self> {
+        let name = |name: &str| format!("{prefix}_{name}");
+        let messages = "Messages by what became of them; `retried` counts each try that failed.";
+        let up = "Whether a consumer is registered at the broker.";
+        let aside = "Messages in the dead letter queue; absent while the broker is away.";
+        Ok(Self {
+            messages: metrics.counters(&name("messages_total"), messages, &["result"])?,
+            up: metrics.gauge(&name("up"), up)?,
+            dead_letters: metrics.gauges(&name("dead_letters"), aside, &[])?,
+        })
+    }
+}
+
+/// A durable quorum queue, what it is bound to, and whether its consumer is up.
+#[derive(Debug, Clone)]
+pub struct ConsumedQueue {
+    /// Its name; set-aside messages go to `<name>.dead`.
+    pub name: String,
+    /// What it is bound to.
+    pub routing_keys: Vec<&'static str>,
+    /// Set while a consumer is registered.
+    pub up: Arc<AtomicBool>,
+    /// What is counted of it.
+    pub metrics: ConsumerMetrics,
+}
+
+/// Consumes `queue` until `stopping`: each message is acknowledged after `handle` has committed its effect.
+///
+/// # Errors
+/// None; it ends only when it is told to.
+pub async fn consume<F: Future<Output = Verdict>>(
+    broker: Broker,
+    queue: ConsumedQueue,
+    stopping: CancellationToken,
+    handle: impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    while !stopping.is_cancelled() {
+        let delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(10))
+            .with_jitter()
+            .without_max_times();
+        for delay in delays.build() {
+            let outcome = consume_until_fault(&broker, &queue, &stopping, &handle).await;
+            let was_up = queue.up.swap(false, Ordering::Relaxed);
+            queue.metrics.up.set(0);
+            queue.metrics.dead_letters.reset();
+            let Err(error) = outcome else { return Ok(()) };
+            tracing::warn!(
+                error = format!("{error:#}"),
+                retry_in_ms = delay.as_millis(),
+                "RabbitMQ consumer lost; it will come back"
+            );
+            if stopping.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                return Ok(());
+            }
+            if was_up {
+                break; // It had worked, so the next fault is a new one: begin with short delays again.
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn consume_until_fault<F: Future<Output = Verdict>>(
+    broker: &Broker,
+    queue: &ConsumedQueue,
+    stopping: &CancellationToken,
+    handle: &impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    let connection = broker.connect("event-service").await?;
+    let tag = format!("{}-{}", queue.name, Uuid::now_v7());
+    let set_up = async {
+        let channel = connection.create_channel().await?;
+        declare_queue(broker, &channel, queue).await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let aside = connection.create_channel().await?;
+        aside.confirm_select(ConfirmSelectOptions::default()).await?;
+        let consumer = channel
+            .basic_consume(
+                queue.name.as_str().into(),
+                tag.as_str().into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+        anyhow::Ok((channel, aside, consumer))
+    };
+    let (channel, aside, consumer) =
+        tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker declared nothing in time")??;
+    queue.up.store(true, Ordering::Relaxed);
+    queue.metrics.up.set(1);
+    tracing::info!(queue = queue.name, consumer_tag = tag, "RabbitMQ consumer started");
+
+    let acks = Acks::of(&channel);
+    let deliveries = futures::StreamExt::take_until(consumer, stopping.cancelled());
+    let deliveries = deliveries.inspect_ok(|delivery| acks.came(delivery));
+    let handled = deliveries
+        .map_err(anyhow::Error::from)
+        .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &acks, &aside, stopping, handle));
+    tokio::select! {
+        handled = handled => handled?,
+        // It ends with an error only, when the queue or the connection is gone.
+        counted = count_dead_letters(&connection, queue) => counted?,
+    }
+    if !stopping.is_cancelled() {
+        bail!("the broker ended the consumer, as it does when the queue is deleted");
+    }
+    let farewell = async {
+        channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
+        connection.close(200, "stopping".into()).await
+    };
+    if !matches!(tokio::time::timeout(FAREWELL_TIME_MAX, farewell).await, Ok(Ok(()))) {
+        tracing::info!("The broker did not answer the farewell");
+    }
+    Ok(())
+}
+
+async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue) -> anyhow::Result<()> {
+    broker.declare_exchange(channel).await?;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let quorum = || HashMap::from([("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+    let dead_letters = dead_letters_of(&queue.name);
+    let table = |arguments: HashMap<&str, AMQPValue>| -> FieldTable {
+        arguments
+            .into_iter()
+            .map(|(name, value)| (ShortString::from(name), value))
+            .collect::<std::collections::BTreeMap<_, _>>()
+            .into()
+    };
+    channel.queue_declare(dead_letters.as_str().into(), durable, table(quorum())).await?;
+
+    let mut arguments = quorum();
+    arguments.insert("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    // The broker keeps a message here until the dead letter queue has confirmed it; that needs the overflow policy beside it.
+    arguments.insert("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into()));
+    arguments.insert("x-overflow", AMQPValue::LongString("reject-publish".into()));
+    // The default exchange routes by queue name, so the dead letter queue needs no exchange of its own.
+    arguments.insert("x-dead-letter-exchange", AMQPValue::LongString("".into()));
+    arguments.insert("x-dead-letter-routing-key", AMQPValue::LongString(dead_letters.into()));
+    channel
+        .queue_declare(queue.name.as_str().into(), durable, table(arguments))
+        .await
+        .with_context(|| format!("can't declare queue {}", queue.name))?;
+    for key in &queue.routing_keys {
+        channel
+            .queue_bind(
+                queue.name.as_str().into(),
+                broker.exchange.as_str().into(),
+                (*key).into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// Keeps the number of messages that were set aside, until there is a fault.
+async fn count_dead_letters(connection: &Connection, queue: &ConsumedQueue) -> anyhow::Result<()> {
+    let channel = connection.create_channel().await?;
+    let (dead_letters, gauge) =
+        (dead_letters_of(&queue.name), queue.metrics.dead_letters.with_label_values::<&str>(&[]));
+    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    loop {
+        let found = channel.queue_declare(dead_letters.as_str().into(), look, FieldTable::default()).await?;
+        gauge.set(found.message_count().into());
+        tokio::time::sleep(DEAD_LETTERS_COUNTED_EVERY).await;
+    }
+}
+
+/// One message, with its place in the log and in its sender's trace.
+async fn settle<F: Future<Output = Verdict>>(
+    delivery: Delivery,
+    queue: &ConsumedQueue,
+    acks: &Acks,
+    aside: &Channel,
+    stopping: &CancellationToken,
+    handle: &impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    // One that was sent again from the dead letters came by the queue's name.
+    let routing_key = text_header(&delivery.properties, ORIGINAL_ROUTING_KEY);
+    let routing_key = routing_key.unwrap_or_else(|| delivery.routing_key.to_string());
+    let traceparent = text_header(&delivery.properties, TRACEPARENT);
+    let trace_id = traceparent.as_deref().and_then(traces::trace_id);
+    let span = tracing::error_span!("message", trace_id);
+    let incoming = Arc::new(Incoming { routing_key: routing_key.clone(), body: delivery.data.clone() });
+    let work = handle_to_its_end(delivery, incoming, queue, acks, aside, stopping, handle).instrument(span);
+    traces::received(traceparent.as_deref(), &queue.name, &routing_key, work).await
+}
+
+/// Handles one message to its end: acknowledged after its effect, or set aside with its reason.
+async fn handle_to_its_end<F: Future<Output = Verdict>>(
+    delivery: Delivery,
+    incoming: Arc<Incoming>,
+    queue: &ConsumedQueue,
+    acks: &Acks,
+    aside: &Channel,
+    stopping: &CancellationToken,
+    handle: &impl Fn(Arc<Incoming>) -> F,
+) -> anyhow::Result<()> {
+    tracing::info!(routing_key = incoming.routing_key, redelivered = delivery.redelivered, "Received message");
+    let mut delays = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(10))
+        .with_jitter()
+        .without_max_times()
+        .build();
+    let mut failures = 0;
+    loop {
+        let handled = tokio::time::timeout(HANDLE_TIME_MAX, handle(Arc::clone(&incoming))).await;
+        let error = match handled.unwrap_or_else(|elapsed| Verdict::Unavailable(elapsed.into())) {
+            Verdict::Done => return acks.done(&delivery).await,
+            Verdict::Poison(error) => return set_aside(&delivery, &incoming, queue, acks, aside, &error).await,
+            Verdict::Failed(error) => {
+                failures += 1;
+                if failures == TRIES_MAX {
+                    return set_aside(&delivery, &incoming, queue, acks, aside, &error).await;
+                }
+                error
+            }
+            Verdict::Unavailable(error) => error,
+        };
+        queue.metrics.messages.with_label_values(&["retried"]).inc();
+        let delay = delays.next().unwrap_or(Duration::from_secs(10));
+        tracing::warn!(
+            error = format!("{error:#}"),
+            retry_in_ms = delay.as_millis(),
+            routing_key = incoming.routing_key,
+            "Message not handled yet"
+        );
+        if stopping.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+            return Ok(()); // Not acknowledged: the broker gives it to another consumer, or to the next run.
+        }
+    }
+}
+
+/// Moves a message to the dead letter queue. It is acknowledged only when it is safe there.
+async fn set_aside(
+    delivery: &Delivery,
+    incoming: &Incoming,
+    queue: &ConsumedQueue,
+    acks: &Acks,
+    aside: &Channel,
+    error: &anyhow::Error,
+) -> anyhow::Result<()> {
+    let reason = format!("{error:#}");
+    tracing::error!(error = reason, routing_key = incoming.routing_key, "Message set aside in the dead letter queue");
+    let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+    headers.insert(REASON.into(), AMQPValue::LongString(LongString::from(reason)));
+    headers.insert(ORIGINAL_ROUTING_KEY.into(), AMQPValue::LongString(incoming.routing_key.as_str().into()));
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(PERSISTENT);
+    let confirm =
+        aside.basic_publish("".into(), dead_letters_of(&queue.name).into(), options, &delivery.data, properties);
+    let confirmed = tokio::time::timeout(PUBLISH_TIME_MAX, async { confirm.await?.await })
+        .await
+        .context("the broker gave no confirm in time")??;
+    match confirmed {
+        Confirmation::Ack(None) => {
+            queue.metrics.messages.with_label_values(&["dead_lettered"]).inc();
+            traces::note_error(error);
+            acks.done(delivery).await
+        }
+        other => bail!("the dead letter queue did not take the message: {other:?}"),
+    }
+}
