@@ -23,7 +23,7 @@ use service_kit::http::circuit::Circuit;
 use service_kit::http::error::Error;
 use service_kit::http::tls::Trust;
 use service_kit::observe::traces;
-use service_kit::postgres::batch::{Coalescer, Lanes};
+use service_kit::postgres::batch::{Batcher, BatchConfig};
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
@@ -44,21 +44,21 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 
 /// Holds that leave together. A service that has fallen silent is found out by ten of them, one every 20 ms; there is one on
 /// its way otherwise.
-const LANES: Lanes = Lanes {
-    count: 16,
-    gather: Duration::ZERO,
-    patience: Duration::from_millis(20),
+const BATCHES: BatchConfig = BatchConfig {
+    workers: 16,
+    linger: Duration::ZERO,
+    overlap_after: Duration::from_millis(20),
     batch_max: CALLS_MAX,
-    waiting_max: 1024,
+    queue_capacity: 1024,
     // Three tries with their pauses, and those of calls that are made by themselves after all.
-    time_max: Duration::from_secs(8),
+    timeout: Duration::from_secs(8),
 };
 
 /// The way to the Event Service.
 #[derive(Debug, Clone)]
 pub struct EventClient {
     wire: Wire,
-    holds: Arc<Coalescer<Call<ReserveRequest>, Answer<SeatsChanged>>>,
+    holds: Arc<Batcher<Call<ReserveRequest>, Answer<SeatsChanged>>>,
 }
 
 /// What makes the exchanges.
@@ -142,7 +142,7 @@ impl EventClient {
         let wire = Wire { http, base: base.trim_end_matches('/').to_owned(), key, circuit };
         let own = wire.clone();
         let hold = move |calls| own.clone().together(calls);
-        Ok(Self { wire, holds: Arc::new(Coalescer::start(lifecycle, LANES, hold)) })
+        Ok(Self { wire, holds: Arc::new(Batcher::start(lifecycle, BATCHES, hold)) })
     }
 
     /// Holds all seats for the reservation, or none; with their prices if they are asked for.

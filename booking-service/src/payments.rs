@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
 use service_kit::postgres::database::DeskPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::PaymentId;
@@ -48,18 +48,18 @@ type Charge = (PaymentId, Money, &'static str);
 pub struct PaymentProvider {
     ledger: PgPool,
     /// Charges that come at the same time are written together: the mock is to cost as little of this database as it can.
-    charges: Coalescer<Charge, ChargeOutcome>,
+    charges: Batcher<Charge, ChargeOutcome>,
     success_rate: f64,
 }
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
+const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(10)).with_linger();
 
 impl PaymentProvider {
     /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own. Charges go by `desk_ledger`, as they
     /// come by the thousand, and the rest by `ledger`.
     #[must_use]
     pub fn mock(ledger: PgPool, desk_ledger: DeskPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
-        let charges = Coalescer::start(lifecycle, LANES, move |charges| remember_all(desk_ledger.clone(), charges));
+        let charges = Batcher::start(lifecycle, BATCHES, move |charges| remember_all(desk_ledger.clone(), charges));
         Self { ledger, charges, success_rate }
     }
 
@@ -163,7 +163,7 @@ impl PaymentProvider {
 async fn remember_all(ledger: DeskPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
     let ledger = &ledger;
     // One key twice in a statement is refused by the database; then each is written by itself.
-    together_or_alone(charges, |charges| async move { remember(ledger, &charges).await.map(Some) }).await
+    batch_or_each(charges, |charges| async move { remember(ledger, &charges).await.map(Some) }).await
 }
 
 async fn remember(ledger: &DeskPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
 use service_kit::http::error::{Error, Result};
 use service_kit::observe::traces;
-use service_kit::postgres::batch::{Coalescer, Lanes};
+use service_kit::postgres::batch::{Batcher, BatchConfig};
 use service_kit::postgres::database::{self, DeskPool};
 use service_kit::process::crash::crash_point;
 use service_kit::process::lifecycle::Lifecycle;
@@ -25,11 +25,11 @@ use crate::session_seats::{self, ChangeOutcome, Releasable};
 
 /// RabbitMQ delivers a published batch in pieces, so the consumer waits 10 ms to collect them. Buyers do not wait for this: a paid seat
 /// belongs to its owner already, and the map shows it as sold a moment later.
-const BATCH_CONFIG: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
+const BATCH_CONFIG: BatchConfig = BatchConfig { linger: Duration::from_millis(10), ..BatchConfig::with_timeout(Duration::from_secs(15)) };
 
 /// Applies messages in batches, because the commit is the largest cost when a sale opens.
 pub struct Applier {
-    events: Coalescer<BookingEvent, Applied>,
+    events: Batcher<BookingEvent, Applied>,
     metrics: EventMetrics,
 }
 
@@ -38,7 +38,7 @@ impl Applier {
     #[must_use]
     pub fn start(batch_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
         let work = move |events| apply_batch(batch_db.clone(), db.clone(), events);
-        Self { events: Coalescer::start(lifecycle, BATCH_CONFIG, work), metrics }
+        Self { events: Batcher::start(lifecycle, BATCH_CONFIG, work), metrics }
     }
 
     /// Applies one message and tells the consumer how to acknowledge it.

@@ -6,25 +6,25 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Coalescer, Lanes, own_parts};
+use service_kit::postgres::batch::{Batcher, BatchConfig, split_result};
 use service_kit::postgres::database::DeskPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;
 
 use super::model::BOOKING_TIME_MAX;
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
+const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
 
 /// Where it is asked; one a process.
 #[derive(Debug)]
 pub(crate) struct EndedReservations {
-    asked: Coalescer<Vec<ReservationId>, HashSet<ReservationId>>,
+    asked: Batcher<Vec<ReservationId>, HashSet<ReservationId>>,
 }
 
 impl EndedReservations {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
-        Self { asked: Coalescer::start(lifecycle, LANES, move |asked| look_for_all(db.clone(), asked)) }
+        Self { asked: Batcher::start(lifecycle, BATCHES, move |asked| look_for_all(db.clone(), asked)) }
     }
 
     /// Those of these owners whose reservations have ended, so that their locks have outlived them. A booking that has not written
@@ -40,7 +40,7 @@ impl EndedReservations {
 async fn look_for_all(db: DeskPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<HashSet<ReservationId>>> {
     let owners: HashSet<ReservationId> = asked.iter().flatten().copied().collect();
     let ended = look(&db, owners.into_iter().collect()).await;
-    own_parts(&asked, ended, |ended, owners| owners.iter().filter(|owner| ended.contains(owner)).copied().collect())
+    split_result(&asked, ended, |ended, owners| owners.iter().filter(|owner| ended.contains(owner)).copied().collect())
 }
 
 /// Those that have ended.

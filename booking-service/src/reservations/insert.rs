@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
 use service_kit::postgres::database::{DeskPool, broken_constraint};
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
@@ -17,7 +17,7 @@ use super::model::{BOOKING_TIME_MAX, Reservation, ReservationItem, ReservationSt
 use crate::idempotency::Claim;
 use crate::settings::Rules;
 
-const LANES: Lanes = Lanes::usual(BOOKING_TIME_MAX);
+const BATCHES: BatchConfig = BatchConfig::with_timeout(BOOKING_TIME_MAX);
 
 /// A reservation to be written.
 #[derive(Debug, Clone)]
@@ -47,13 +47,13 @@ type Written = Result<Reservation>;
 /// The desk; one a process.
 #[derive(Debug)]
 pub(crate) struct ReservationInserter {
-    orders: Coalescer<(NewReservation, Claim), Reservation>,
+    orders: Batcher<(NewReservation, Claim), Reservation>,
 }
 
 impl ReservationInserter {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
-        Self { orders: Coalescer::start(lifecycle, LANES, move |orders| write_batch(db.clone(), rules, orders)) }
+        Self { orders: Batcher::start(lifecycle, BATCHES, move |orders| write_batch(db.clone(), rules, orders)) }
     }
 
     /// Writes the reservation and keeps the answer under the claim's key.
@@ -68,7 +68,7 @@ impl ReservationInserter {
 async fn write_batch(db: DeskPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
     // One that has lost its key is refused, and with it the whole batch.
     let db = &db;
-    together_or_alone(orders, |orders| async move { write_together(db, rules, &orders).await.map(Some) }).await
+    batch_or_each(orders, |orders| async move { write_together(db, rules, &orders).await.map(Some) }).await
 }
 
 async fn write_together(db: &DeskPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use service_kit::http::error::Result;
 use service_kit::observe::traces;
-use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
 use service_kit::postgres::database::{self, DeskPool};
 use service_kit::process::crash::crash_point;
 use service_kit::process::lifecycle::Lifecycle;
@@ -20,7 +20,7 @@ use super::model::{COLUMNS, LEASE_SECONDS, LINES, Line, Reservation, Reservation
 use super::tickets::{self, Ticket};
 use crate::outbox;
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(10)).with_company();
+const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(10)).with_linger();
 
 /// Who wants to pay for what.
 #[derive(Debug, Clone)]
@@ -66,8 +66,8 @@ pub(crate) enum Completion {
 /// The desk; one a process.
 #[derive(Debug)]
 pub(crate) struct PaymentBatcher {
-    requests: Coalescer<LeaseRequest, Option<Reservation>>,
-    captured: Coalescer<Captured, Completion>,
+    requests: Batcher<LeaseRequest, Option<Reservation>>,
+    captured: Batcher<Captured, Completion>,
 }
 
 impl PaymentBatcher {
@@ -75,8 +75,8 @@ impl PaymentBatcher {
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
-            requests: Coalescer::start(lifecycle, LANES, move |requests| lease_all(own.clone(), requests)),
-            captured: Coalescer::start(lifecycle, LANES, move |captured| complete_all(db.clone(), captured)),
+            requests: Batcher::start(lifecycle, BATCHES, move |requests| lease_all(own.clone(), requests)),
+            captured: Batcher::start(lifecycle, BATCHES, move |captured| complete_all(db.clone(), captured)),
         }
     }
 
@@ -100,7 +100,7 @@ impl PaymentBatcher {
 
 async fn lease_all(db: DeskPool, requests: Vec<LeaseRequest>) -> Vec<Result<Option<Reservation>>> {
     let db = &db;
-    together_or_alone(requests, |requests| async move { lease(db, &requests).await.map(Some) }).await
+    batch_or_each(requests, |requests| async move { lease(db, &requests).await.map(Some) }).await
 }
 
 /// A line of a reservation, and the payment that got its lease.
@@ -159,7 +159,7 @@ async fn lease(db: &DeskPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Op
 
 async fn complete_all(db: DeskPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
     let db = &db;
-    together_or_alone(captured, |captured| async move { complete(db, &captured).await }).await
+    batch_or_each(captured, |captured| async move { complete(db, &captured).await }).await
 }
 
 /// A reservation that was changed, and how many payments of the batch were.

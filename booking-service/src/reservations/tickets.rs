@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::http::error::{Error, Result};
-use service_kit::postgres::batch::{Coalescer, Lanes, own_parts};
+use service_kit::postgres::batch::{Batcher, BatchConfig, split_result};
 use service_kit::postgres::database::DeskPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
@@ -78,21 +78,21 @@ macro_rules! columns {
 /// process.
 #[derive(Debug)]
 pub(crate) struct TicketLoader {
-    by_id: Coalescer<TicketId, Option<Ticket>>,
-    by_owner: Coalescer<UserId, Vec<Ticket>>,
+    by_id: Batcher<TicketId, Option<Ticket>>,
+    by_owner: Batcher<UserId, Vec<Ticket>>,
 }
 
-const LANES: Lanes = Lanes::usual(Duration::from_secs(5));
+const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
 /// As many lists as the server can sort in its memory, however long they are.
-const OWNER_LANES: Lanes = Lanes { batch_max: 16, ..LANES.with_company() };
+const OWNER_BATCHES: BatchConfig = BatchConfig { batch_max: 16, ..BATCHES.with_linger() };
 
 impl TicketLoader {
     /// Opens it. It closes when nobody can ask any more.
     pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
-            by_id: Coalescer::start(lifecycle, LANES, move |ids| look_for_all(own.clone(), ids)),
-            by_owner: Coalescer::start(lifecycle, OWNER_LANES, move |owners| look_for_owners(db.clone(), owners)),
+            by_id: Batcher::start(lifecycle, BATCHES, move |ids| look_for_all(own.clone(), ids)),
+            by_owner: Batcher::start(lifecycle, OWNER_BATCHES, move |owners| look_for_owners(db.clone(), owners)),
         }
     }
 
@@ -122,7 +122,7 @@ async fn look_for_all(db: DeskPool, asked: Vec<TicketId>) -> Vec<Result<Option<T
         db.keep(connection);
         Ok(found)
     };
-    own_parts(&asked, looked.await, |found, id| found.iter().find(|ticket| ticket.id == *id).cloned())
+    split_result(&asked, looked.await, |found, id| found.iter().find(|ticket| ticket.id == *id).cloned())
 }
 
 async fn look_for_owners(db: DeskPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ticket>>> {
@@ -142,7 +142,7 @@ async fn look_for_owners(db: DeskPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ti
         }
         Ok(of_owner)
     };
-    own_parts(&owners, looked.await, |found, owner| found.get(owner).cloned().unwrap_or_default())
+    split_result(&owners, looked.await, |found, owner| found.get(owner).cloned().unwrap_or_default())
 }
 
 /// Makes the tickets of reservations, one for each of their items, in the transaction that confirms them and began at `now`.

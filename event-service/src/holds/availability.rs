@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Coalescer, Lanes, no_answer};
+use service_kit::postgres::batch::{Batcher, BatchConfig, no_answer};
 use service_kit::postgres::database::DeskPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
@@ -65,15 +65,15 @@ impl AvailabilityRow {
 /// Batches availability queries: requests of the same moment share one statement per session.
 #[derive(Debug)]
 pub(crate) struct AvailabilityLoader {
-    queries: Coalescer<(SessionId, Vec<SessionSeatId>), Option<SessionAvailability>>,
+    queries: Batcher<(SessionId, Vec<SessionSeatId>), Option<SessionAvailability>>,
 }
 
-const BATCH_CONFIG: Lanes = Lanes::usual(Duration::from_secs(5));
+const BATCH_CONFIG: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
 
 impl AvailabilityLoader {
     /// Starts the batch workers. They end when the last loader is dropped.
     pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
-        Self { queries: Coalescer::start(lifecycle, BATCH_CONFIG, move |queries| load_all(db.clone(), queries)) }
+        Self { queries: Batcher::start(lifecycle, BATCH_CONFIG, move |queries| load_all(db.clone(), queries)) }
     }
 
     /// Reads a session and those of `seats` that belong to it; `None` if no session has this id.

@@ -7,19 +7,19 @@ use std::mem;
 use std::time::Duration;
 
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Coalescer, Lanes, together_or_alone};
+use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
 use service_kit::postgres::database::DeskPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
 
 use crate::session_seats::{self, ChangeOutcome, HoldRequest};
 
-const BATCH_CONFIG: Lanes = Lanes::usual(Duration::from_secs(5));
+const BATCH_CONFIG: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
 
 /// The desk; one a process.
 #[derive(Debug)]
 pub struct HoldBatcher {
-    requests: Coalescer<HoldRequest, ChangeOutcome>,
+    requests: Batcher<HoldRequest, ChangeOutcome>,
 }
 
 impl HoldBatcher {
@@ -27,7 +27,7 @@ impl HoldBatcher {
     #[must_use]
     pub fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
         let work = move |requests| reserve_all(db.clone(), requests);
-        Self { requests: Coalescer::start(lifecycle, BATCH_CONFIG, work) }
+        Self { requests: Batcher::start(lifecycle, BATCH_CONFIG, work) }
     }
 
     /// Holds all seats of the request, or none.
@@ -66,7 +66,7 @@ fn take_disjoint(waiting: &mut Vec<(usize, HoldRequest)>) -> Vec<(usize, HoldReq
 }
 
 async fn reserve_batch(db: &DeskPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
-    together_or_alone(requests, |requests| async move {
+    batch_or_each(requests, |requests| async move {
         let mut connection = db.take().await?;
         let outcomes = session_seats::reserve(&mut connection, &requests).await?;
         db.keep(connection);

@@ -20,7 +20,7 @@ use service_kit::refusals;
 use service_kit::http::etag;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
-use service_kit::postgres::batch::{Coalescer, Lanes, no_answer};
+use service_kit::postgres::batch::{Batcher, BatchConfig, no_answer};
 use service_kit::postgres::database::DeskPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
@@ -175,11 +175,11 @@ type Answers = HashMap<(Form, Coding), Answer>;
 /// was committed before it asked, and cost does not grow with the number of readers.
 #[derive(Debug)]
 pub(crate) struct SeatMaps {
-    requests: Coalescer<MapRequest, Answer>,
+    requests: Batcher<MapRequest, Answer>,
 }
 
 /// One build serves the whole batch, so a batch may be large.
-const BATCH_CONFIG: Lanes = Lanes { batch_max: 1024, ..Lanes::usual(Duration::from_secs(15)) };
+const BATCH_CONFIG: BatchConfig = BatchConfig { batch_max: 1024, ..BatchConfig::with_timeout(Duration::from_secs(15)) };
 
 impl SeatMaps {
     /// Starts the batch workers. They end when the last `SeatMaps` is dropped.
@@ -191,7 +191,7 @@ impl SeatMaps {
             .time_to_idle(IDLE_TIMEOUT)
             .build();
         let answer = move |requests| answer_all(db.clone(), cache.clone(), requests);
-        Self { requests: Coalescer::start(lifecycle, BATCH_CONFIG, answer) }
+        Self { requests: Batcher::start(lifecycle, BATCH_CONFIG, answer) }
     }
 
     async fn get(&self, session_id: SessionId, form: Form, request: &HeaderMap) -> Result<Answer> {

@@ -1,9 +1,18 @@
-//! Calls that come at the same time, done together: one statement and one commit for many.
+//! Group commit: calls that come at the same time are done together, by one statement and one commit.
 //!
-//! A lane that is free takes what is there, be it one call; while it works, the next ones gather. So a quiet service answers as fast as
-//! ever, and a busy one does the less for each call the more of them there are. Where there are many steps one after the other, as on the way
-//! of a payment, the calls spread over them and batches stay small: there a batch waits a moment for company before it begins.
-//! A second lane is for batches that take long: for the wait for a slow disk, or for somebody's lock, there is another beside it.
+//! - A call joins the queue. A free worker takes what is queued, up to `batch_max` calls, and does it as one batch.
+//! - While a batch is under way, later calls queue for the next one. So a quiet service answers at once, and a busy one does less
+//!   work for each call the more calls there are.
+//! - With `linger`, a batch that is not full waits that long for more calls before it starts. That is for a way of many steps, such
+//!   as a payment's, over which calls spread out so that batches stay small.
+//! - A second worker starts a batch beside the first only when the first has taken longer than `overlap_after`: on a slow disk, or
+//!   while it waits for a lock.
+//!
+//! These invariants hold:
+//!
+//! - Each call gets exactly one answer, its own, or an error.
+//! - A call whose caller has gone before its batch starts is not done.
+//! - A batch that panics or takes longer than `timeout` costs its own calls an error, and the worker goes on.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -20,79 +29,83 @@ use crate::process::lifecycle::Lifecycle;
 /// A call on its way, and who waits for its answer.
 type Waiting<T, R> = (T, oneshot::Sender<Result<R>>);
 
-/// The way to lanes that do calls of `T` together; each call gets its own `R`.
+/// Does calls of `T` in batches; each call gets its own `R`.
 #[derive(Debug)]
-pub struct Coalescer<T, R> {
+pub struct Batcher<T, R> {
     line: mpsc::Sender<Waiting<T, R>>,
 }
 
-/// How calls are done together.
+/// How calls are batched.
 #[derive(Debug, Clone, Copy)]
-pub struct Lanes {
-    /// Batches under way at a time.
-    pub count: usize,
-    /// How long a batch waits for more calls, unless it has enough, when it is its turn.
-    pub gather: Duration,
-    /// How long a batch waits for the one before it before it is begun beside it.
-    pub patience: Duration,
-    /// Calls of a batch.
+pub struct BatchConfig {
+    /// Batches under way at a time, at most.
+    pub workers: usize,
+    /// How long a batch that is not full waits for more calls before it starts.
+    pub linger: Duration,
+    /// How long a batch waits for the one before it, before it starts beside it.
+    pub overlap_after: Duration,
+    /// Calls in a batch, at most.
     pub batch_max: usize,
-    /// Calls that wait for a lane; those beyond them wait to get in line.
-    pub waiting_max: usize,
-    /// The longest a batch may take, so that what never answers costs a lane no more than this.
-    pub time_max: Duration,
+    /// Calls that can queue; further callers wait until there is room.
+    pub queue_capacity: usize,
+    /// The time limit of a batch: work that never answers costs a worker no more than this.
+    pub timeout: Duration,
 }
 
 /// Until the next tick of the runtime's timer, which has one a millisecond: the shortest wait that is one.
-const MOMENT: Duration = Duration::from_nanos(1);
+const LINGER_MIN: Duration = Duration::from_nanos(1);
 
-impl Lanes {
-    /// Two: more would make the batches smaller and the work more, and so would a second one that did not wait its turn (measured: a
-    /// fifth). A commit to a slow disk takes less than the patience, so 64 calls every 20 ms is the least that a lane does. A batch of
-    /// 64 has most of what there is to save; a longer line than this is shed by the limit on requests in flight.
+impl BatchConfig {
+    /// The usual configuration, with this time limit for a batch.
+    ///
+    /// Two workers: more would shrink batches and raise total work. A second worker that starts at once costs 20 % (measured). A
+    /// commit to a slow disk takes less than `overlap_after`, so a worker does at least 64 calls every 20 ms. A batch of 64 saves most
+    /// of what there is to save. The limit on requests in flight sheds a longer queue.
     #[must_use]
-    pub const fn usual(time_max: Duration) -> Self {
+    pub const fn with_timeout(timeout: Duration) -> Self {
         Self {
-            count: 2,
-            gather: Duration::ZERO,
-            patience: Duration::from_millis(20),
+            workers: 2,
+            linger: Duration::ZERO,
+            overlap_after: Duration::from_millis(20),
             batch_max: 64,
-            waiting_max: 1024,
-            time_max,
+            queue_capacity: 1024,
+            timeout,
         }
     }
 
-    /// These, but each batch waits a moment for company: half a millisecond on average, and one at most. Not where seats are held or looked at: with it
-    /// everywhere, a reservation at half of the highest rate took 8 ms instead of 4.5, measured.
+    /// The same, but each batch waits for the next tick of the timer: half a millisecond on average, and one at most.
+    ///
+    /// Not for holds and reads of availability: with it everywhere, a reservation at half of the highest rate took 8 ms instead of
+    /// 4.5 (measured).
     #[must_use]
-    pub const fn with_company(self) -> Self {
-        Self { gather: MOMENT, ..self }
+    pub const fn with_linger(self) -> Self {
+        Self { linger: LINGER_MIN, ..self }
     }
 }
 
-impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
-    /// Starts the lanes; they end when nobody can call any more. `work` gives one answer a call, in their order.
+impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
+    /// Starts the workers; they end when the batcher is dropped. `work` returns one answer for each call, in their order.
     pub fn start<F: Future<Output = Vec<Result<R>>> + Send>(
         lifecycle: &Lifecycle,
-        lanes: Lanes,
+        config: BatchConfig,
         work: impl Fn(Vec<T>) -> F + Send + Sync + 'static,
     ) -> Self {
-        let (sender, line) = mpsc::channel(lanes.waiting_max);
+        let (sender, line) = mpsc::channel(config.queue_capacity);
         let (line, turn, work) = (Arc::new(Mutex::new(line)), Arc::new(Mutex::new(())), Arc::new(work));
-        for _ in 0..lanes.count {
+        for _ in 0..config.workers {
             let (line, turn, work) = (Arc::clone(&line), Arc::clone(&turn), Arc::clone(&work));
             drop(lifecycle.spawn_work(async move {
                 loop {
                     let mut batch: Vec<Waiting<T, R>> = Vec::new();
                     let mut next = line.lock().await;
-                    if next.recv_many(&mut batch, lanes.batch_max).await == 0 {
+                    if next.recv_many(&mut batch, config.batch_max).await == 0 {
                         return;
                     }
-                    let _turn = tokio::time::timeout(lanes.patience, turn.lock()).await;
-                    if batch.len() < lanes.batch_max && !lanes.gather.is_zero() {
-                        tokio::time::sleep(lanes.gather).await;
+                    let _turn = tokio::time::timeout(config.overlap_after, turn.lock()).await;
+                    if batch.len() < config.batch_max && !config.linger.is_zero() {
+                        tokio::time::sleep(config.linger).await;
                     }
-                    while batch.len() < lanes.batch_max
+                    while batch.len() < config.batch_max
                         && let Ok(waiting) = next.try_recv()
                     {
                         batch.push(waiting);
@@ -104,7 +117,7 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
                         continue;
                     }
                     let (calls, callers): (Vec<T>, Vec<_>) = batch.into_iter().unzip();
-                    let done = tokio::time::timeout(lanes.time_max, AssertUnwindSafe(work(calls)).catch_unwind());
+                    let done = tokio::time::timeout(config.timeout, AssertUnwindSafe(work(calls)).catch_unwind());
                     match done.await {
                         Ok(Ok(answers)) => {
                             callers.into_iter().zip(answers).for_each(|(caller, answer)| drop(caller.send(answer)))
@@ -119,7 +132,7 @@ impl<T: Send + 'static, R: Send + 'static> Coalescer<T, R> {
         Self { line: sender }
     }
 
-    /// Does a call together with those that wait.
+    /// Does a call in the next batch.
     ///
     /// # Errors
     /// What became of this call. When its batch was given up, or the process stops, that is a database that does not answer: the call
@@ -138,7 +151,7 @@ pub fn no_answer() -> Error {
 }
 
 /// Each call's own part of what was looked up for all of them, or the error for each.
-pub fn own_parts<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T) -> R) -> Vec<Result<R>> {
+pub fn split_result<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T) -> R) -> Vec<Result<R>> {
     match looked {
         Ok(looked) => calls.iter().map(|call| Ok(own(&looked, call))).collect(),
         Err(mut error) => calls.iter().map(|_| Err(error.for_another())).collect(),
@@ -148,7 +161,7 @@ pub fn own_parts<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T) -
 /// Does calls together by `work`, which gives one answer a call in their order, or `None` if they can't be done together. Then, or when
 /// the database refuses one of them, each is done by itself: nothing of the batch has had an effect, and none may spoil it for the others.
 /// After any other error nobody knows whether they had their effects, and all hear of it.
-pub async fn together_or_alone<T: Clone, R, F: Future<Output = Result<Option<Vec<Result<R>>>>>>(
+pub async fn batch_or_each<T: Clone, R, F: Future<Output = Result<Option<Vec<Result<R>>>>>>(
     calls: Vec<T>,
     work: impl Fn(Arc<[T]>) -> F,
 ) -> Vec<Result<R>> {
@@ -178,20 +191,20 @@ mod tests {
 
     use super::*;
 
-    const LANES: Lanes = Lanes {
-        count: 1,
-        gather: Duration::ZERO,
-        patience: Duration::from_secs(60),
+    const CONFIG: BatchConfig = BatchConfig {
+        workers: 1,
+        linger: Duration::ZERO,
+        overlap_after: Duration::from_secs(60),
         batch_max: 8,
-        waiting_max: 64,
-        time_max: Duration::from_secs(5),
+        queue_capacity: 64,
+        timeout: Duration::from_secs(5),
     };
 
     /// Doubles numbers, once `gate` lets it; counts its batches.
-    fn doubling(lanes: Lanes) -> (Coalescer<u32, u32>, Arc<Notify>, Arc<AtomicUsize>) {
+    fn doubling(config: BatchConfig) -> (Batcher<u32, u32>, Arc<Notify>, Arc<AtomicUsize>) {
         let (gate, batches) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
         let (opened, counted) = (Arc::clone(&gate), Arc::clone(&batches));
-        let doubling = Coalescer::start(&Lifecycle::new(), lanes, move |calls: Vec<u32>| {
+        let doubling = Batcher::start(&Lifecycle::new(), config, move |calls: Vec<u32>| {
             let (opened, counted) = (Arc::clone(&opened), Arc::clone(&counted));
             async move {
                 counted.fetch_add(1, Ordering::Relaxed);
@@ -207,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_gathers_while_a_batch_is_at_work_is_done_together_and_each_gets_its_own_answer() {
-        let (doubling, gate, batches) = doubling(LANES);
+        let (doubling, gate, batches) = doubling(CONFIG);
         let calls = join_all((0..=8).map(|call| doubling.call(call)));
         let open = async {
             // The first is at work, the others are in line, as every call is polled once before this.
@@ -223,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_free_lane_waits_for_the_batch_at_work_and_overtakes_one_that_hangs() {
         for (patience, batches_max) in [(Duration::from_secs(60), 2), (Duration::from_millis(20), 3)] {
-            let (doubling, gate, batches) = doubling(Lanes { count: 2, patience, ..LANES });
+            let (doubling, gate, batches) = doubling(BatchConfig { workers: 2, overlap_after: patience, ..CONFIG });
             let is_at_work = async || {
                 while batches.load(Ordering::Relaxed) == 0 {
                     tokio::task::yield_now().await;
@@ -253,7 +266,7 @@ mod tests {
     #[tokio::test]
     async fn who_is_to_wait_for_company_leaves_with_those_who_come_meanwhile_and_at_once_when_there_are_enough() {
         const GATHER: Duration = Duration::from_secs(1);
-        let (doubling, _, batches) = doubling(Lanes { gather: GATHER, ..LANES });
+        let (doubling, _, batches) = doubling(BatchConfig { linger: GATHER, ..CONFIG });
         let begun = Instant::now();
         let enough = join_all((1..=8).map(|call| doubling.call(call))).await;
         assert!(enough.iter().all(Result::is_ok) && begun.elapsed() < GATHER);
@@ -268,21 +281,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_panics_is_given_up_and_the_lane_goes_on() {
-        let (doubling, ..) = doubling(LANES);
+        let (doubling, ..) = doubling(CONFIG);
         assert!(doubling.call(13).await.is_err());
         assert_eq!(doubling.call(4).await.unwrap(), 8);
     }
 
     #[tokio::test]
     async fn what_never_answers_costs_a_lane_no_more_than_its_time() {
-        let (doubling, ..) = doubling(Lanes { time_max: Duration::from_millis(50), ..LANES });
+        let (doubling, ..) = doubling(BatchConfig { timeout: Duration::from_millis(50), ..CONFIG });
         assert!(doubling.call(0).await.is_err());
         assert_eq!(doubling.call(4).await.unwrap(), 8);
     }
 
     #[tokio::test]
     async fn what_nobody_waits_for_any_more_is_not_done() {
-        let (doubling, gate, batches) = doubling(LANES);
+        let (doubling, gate, batches) = doubling(CONFIG);
         let hurried = async {
             while batches.load(Ordering::Relaxed) == 0 {
                 tokio::task::yield_now().await;
@@ -307,7 +320,7 @@ mod tests {
             _ => Ok(Some(calls.iter().map(|call| Ok(call * 2)).collect())),
         };
         let answers = async |calls: &[u32]| -> Vec<Option<u32>> {
-            together_or_alone(calls.to_vec(), work).await.into_iter().map(Result::ok).collect()
+            batch_or_each(calls.to_vec(), work).await.into_iter().map(Result::ok).collect()
         };
         assert_eq!(answers(&[1, 2]).await, [Some(2), Some(4)]);
         assert_eq!(answers(&[1, 13, 2]).await, [Some(2), None, Some(4)]);
