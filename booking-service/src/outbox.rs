@@ -5,7 +5,7 @@
 use chrono::{DateTime, Utc};
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::observe::traces;
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::crash::crash_point;
 use shared_contracts::booking_event::BookingEvent;
 use sqlx::{FromRow, PgConnection, PgPool};
@@ -89,7 +89,7 @@ pub enum Wanted {
 ///
 /// # Errors
 /// The database or the broker does not answer; nothing is lost.
-pub async fn relay_batch(db: &DeskPool, publisher: &Publisher, wanted: Wanted) -> anyhow::Result<Relayed> {
+pub async fn relay_batch(db: &BatchPool, publisher: &Publisher, wanted: Wanted) -> anyhow::Result<Relayed> {
     // Before the transaction: a broker that is away must not cost a connection and row locks.
     publisher.connect_if_needed().await?;
     let mut tx = db.begin().await?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use service_kit::http::error::Result;
 use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
@@ -58,7 +58,7 @@ impl PaymentProvider {
     /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own. Charges go by `desk_ledger`, as they
     /// come by the thousand, and the rest by `ledger`.
     #[must_use]
-    pub fn mock(ledger: PgPool, desk_ledger: DeskPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
+    pub fn mock(ledger: PgPool, desk_ledger: BatchPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
         let charges = Batcher::start(lifecycle, BATCHES, move |charges| remember_all(desk_ledger.clone(), charges));
         Self { ledger, charges, success_rate }
     }
@@ -160,14 +160,14 @@ impl PaymentProvider {
     }
 }
 
-async fn remember_all(ledger: DeskPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
+async fn remember_all(ledger: BatchPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
     let ledger = &ledger;
     // One key twice in a statement is refused by the database; then each is written by itself.
     batch_or_each(charges, |charges| async move { remember(ledger, &charges).await.map(Some) }).await
 }
 
-async fn remember(ledger: &DeskPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {
-    let mut connection = ledger.take().await?;
+async fn remember(ledger: &BatchPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {
+    let mut connection = ledger.acquire().await?;
     let known: Vec<(PaymentId, String)> = sqlx::query_as(
         "insert into mock_provider_charges (idempotency_key, amount, state)
          select * from unnest($1::uuid[], $2::numeric[], $3::text[])
@@ -178,7 +178,7 @@ async fn remember(ledger: &DeskPool, charges: &[Charge]) -> Result<Vec<Result<Ch
     .bind(charges.iter().map(|(.., state)| *state).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
     .await?;
-    ledger.keep(connection);
+    ledger.release(connection);
     let known: HashMap<PaymentId, ChargeOutcome> =
         known.into_iter().map(|(key, state)| (key, outcome_of(&state))).collect();
     let outcome = |(key, ..): &Charge| Ok(known.get(key).copied().unwrap_or(ChargeOutcome::Unknown));

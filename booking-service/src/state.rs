@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use service_kit::amqp::Publisher;
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use service_kit::process::settings::Secret;
 use sqlx::PgPool;
@@ -26,7 +26,7 @@ pub struct Shared {
     /// The own database.
     pub db: PgPool,
     /// The same, for what comes by the thousand.
-    pub desk_db: DeskPool,
+    pub desk_db: BatchPool,
     /// The way to the Event Service.
     pub event_service: EventClient,
     /// The gate in Redis.
@@ -92,7 +92,7 @@ impl Shared {
         name: &'static str,
         lifecycle: &Lifecycle,
     ) -> anyhow::Result<Self> {
-        let desk_db = DeskPool::new(&settings.database_url, name)?;
+        let desk_db = BatchPool::new(&settings.database_url, name)?;
         Ok(Self {
             tiers: Arc::default(),
             ended_reservations: EndedReservations::open(desk_db.clone(), lifecycle),

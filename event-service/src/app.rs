@@ -11,7 +11,7 @@ use service_kit::admit::bulkheads::Lane;
 use service_kit::admit::limits::Limits;
 use service_kit::amqp::{self, ConsumedQueue};
 use service_kit::http::{openapi, server};
-use service_kit::postgres::database::{self, DeskPool};
+use service_kit::postgres::database::{self, BatchPool};
 use service_kit::process::common::Common;
 use service_kit::process::health::{self, Health};
 use service_kit::process::lifecycle::Lifecycle;
@@ -121,7 +121,7 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let nowhere = Secret::from("postgres://localhost");
     let db = database::lazy_pool(&nowhere, "openapi", 1)?;
     let streams = SeatStreams::new(db.clone(), 0, CancellationToken::new());
-    let batch_db = DeskPool::new(&nowhere, "openapi")?;
+    let batch_db = BatchPool::new(&nowhere, "openapi")?;
     let state = AppState::new(db, &batch_db, streams, EventMetrics::new()?, &Lifecycle::new());
     let (routes, internal_routes, document) = api(state, Health::new("event-service", env!("CARGO_PKG_VERSION")));
     Ok((routes.merge(internal_routes), document))
@@ -134,7 +134,7 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
 pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
         .await?;
-    let batch_db = DeskPool::new(&settings.database_url, "event-service")?;
+    let batch_db = BatchPool::new(&settings.database_url, "event-service")?;
     let metrics = EventMetrics::new()?;
     metrics.watch(&db, &batch_db)?;
     let queue = ConsumedQueue {

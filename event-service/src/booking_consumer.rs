@@ -11,7 +11,7 @@ use service_kit::amqp::{Incoming, Verdict};
 use service_kit::http::error::{Error, Result};
 use service_kit::observe::traces;
 use service_kit::postgres::batch::{Batcher, BatchConfig};
-use service_kit::postgres::database::{self, DeskPool};
+use service_kit::postgres::database::{self, BatchPool};
 use service_kit::process::crash::crash_point;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType, SCHEMA_VERSION};
@@ -36,7 +36,7 @@ pub struct Applier {
 impl Applier {
     /// Starts the batch workers. They end when the applier is dropped.
     #[must_use]
-    pub fn start(batch_db: DeskPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
+    pub fn start(batch_db: BatchPool, db: PgPool, metrics: EventMetrics, lifecycle: &Lifecycle) -> Self {
         let work = move |events| apply_batch(batch_db.clone(), db.clone(), events);
         Self { events: Batcher::start(lifecycle, BATCH_CONFIG, work), metrics }
     }
@@ -96,7 +96,7 @@ pub enum Applied {
 }
 
 /// Applies a batch of events in one transaction, or one by one if any of them needs a decision of its own.
-async fn apply_batch(batch_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
+async fn apply_batch(batch_db: BatchPool, db: PgPool, events: Vec<BookingEvent>) -> Vec<Result<Applied>> {
     if let Ok(Some(applied)) = apply_in_one_transaction(&batch_db, &events).await {
         return applied.into_iter().map(Ok).collect();
     }
@@ -109,7 +109,7 @@ async fn apply_batch(batch_db: DeskPool, db: PgPool, events: Vec<BookingEvent>) 
 }
 
 /// `None`, with nothing changed, if a confirmation does not find its seats: only applying it alone tells why.
-async fn apply_in_one_transaction(db: &DeskPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
+async fn apply_in_one_transaction(db: &BatchPool, events: &[BookingEvent]) -> Result<Option<Vec<Applied>>> {
     let mut tx = db.begin().await?;
     let mut inserted = insert_inbox_rows(tx.connection()?, events).await?;
     // The batch may hold the same message twice; only the first counts as fresh.

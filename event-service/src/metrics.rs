@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use service_kit::amqp::ConsumerMetrics;
 use service_kit::http::error::{Error, Result};
 use service_kit::observe::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use shared_contracts::ids::SessionId;
 use sqlx::{FromRow, PgPool};
 
@@ -71,7 +71,7 @@ impl EventMetrics {
     ///
     /// # Errors
     /// It was called before in this process.
-    pub fn watch(&self, db: &PgPool, batch_db: &DeskPool) -> anyhow::Result<()> {
+    pub fn watch(&self, db: &PgPool, batch_db: &BatchPool) -> anyhow::Result<()> {
         self.common.watch_pools(db, batch_db)?;
         let (own_db, seats) = (db.clone(), self.seats.clone());
         self.common.ask("seats", &[&self.seats], move || {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::FromRef;
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
@@ -32,7 +32,7 @@ impl AppState {
     /// `batch_db` is for what comes by the thousand, `db` for the rest.
     pub(crate) fn new(
         db: PgPool,
-        batch_db: &DeskPool,
+        batch_db: &BatchPool,
         streams: Arc<SeatStreams>,
         metrics: EventMetrics,
         lifecycle: &Lifecycle,

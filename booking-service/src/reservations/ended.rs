@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::http::error::Result;
 use service_kit::postgres::batch::{Batcher, BatchConfig, split_result};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;
 
@@ -23,7 +23,7 @@ pub(crate) struct EndedReservations {
 
 impl EndedReservations {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         Self { asked: Batcher::start(lifecycle, BATCHES, move |asked| look_for_all(db.clone(), asked)) }
     }
 
@@ -37,15 +37,15 @@ impl EndedReservations {
     }
 }
 
-async fn look_for_all(db: DeskPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<HashSet<ReservationId>>> {
+async fn look_for_all(db: BatchPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<HashSet<ReservationId>>> {
     let owners: HashSet<ReservationId> = asked.iter().flatten().copied().collect();
     let ended = look(&db, owners.into_iter().collect()).await;
     split_result(&asked, ended, |ended, owners| owners.iter().filter(|owner| ended.contains(owner)).copied().collect())
 }
 
 /// Those that have ended.
-async fn look(db: &DeskPool, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
-    let mut connection = db.take().await?;
+async fn look(db: &BatchPool, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
+    let mut connection = db.acquire().await?;
     // When each was made, by its id: a clock of ours, which need not be the database's. Should it be wrong, a lock is taken down too
     // early or too late; who gets the seat is decided elsewhere.
     let made_at: Vec<Option<DateTime<Utc>>> = owners.iter().map(made_at).collect();
@@ -59,7 +59,7 @@ async fn look(db: &DeskPool, owners: Vec<ReservationId>) -> Result<HashSet<Reser
     .bind(TimeDelta::from_std(2 * BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
     .fetch_all(&mut *connection)
     .await?;
-    db.keep(connection);
+    db.release(connection);
     Ok(ended.into_iter().collect())
 }
 

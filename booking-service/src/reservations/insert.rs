@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::http::error::Result;
 use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
-use service_kit::postgres::database::{DeskPool, broken_constraint};
+use service_kit::postgres::database::{BatchPool, broken_constraint};
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::{Currency, Money};
@@ -52,7 +52,7 @@ pub(crate) struct ReservationInserter {
 
 impl ReservationInserter {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: DeskPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: BatchPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
         Self { orders: Batcher::start(lifecycle, BATCHES, move |orders| write_batch(db.clone(), rules, orders)) }
     }
 
@@ -65,18 +65,18 @@ impl ReservationInserter {
     }
 }
 
-async fn write_batch(db: DeskPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
+async fn write_batch(db: BatchPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
     // One that has lost its key is refused, and with it the whole batch.
     let db = &db;
     batch_or_each(orders, |orders| async move { write_together(db, rules, &orders).await.map(Some) }).await
 }
 
-async fn write_together(db: &DeskPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
+async fn write_together(db: &BatchPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
     if !orders.iter().any(|(_, claim)| claim.has_key()) {
         // One statement commits by itself.
-        let mut connection = db.take().await?;
+        let mut connection = db.acquire().await?;
         let written = insert(&mut connection, rules, orders).await?;
-        db.keep(connection);
+        db.release(connection);
         return Ok(written);
     }
     let mut tx = db.begin().await?;

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use service_kit::http::error::Result;
 use service_kit::observe::traces;
 use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
-use service_kit::postgres::database::{self, DeskPool};
+use service_kit::postgres::database::{self, BatchPool};
 use service_kit::process::crash::crash_point;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
@@ -72,7 +72,7 @@ pub(crate) struct PaymentBatcher {
 
 impl PaymentBatcher {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
             requests: Batcher::start(lifecycle, BATCHES, move |requests| lease_all(own.clone(), requests)),
@@ -98,7 +98,7 @@ impl PaymentBatcher {
     }
 }
 
-async fn lease_all(db: DeskPool, requests: Vec<LeaseRequest>) -> Vec<Result<Option<Reservation>>> {
+async fn lease_all(db: BatchPool, requests: Vec<LeaseRequest>) -> Vec<Result<Option<Reservation>>> {
     let db = &db;
     batch_or_each(requests, |requests| async move { lease(db, &requests).await.map(Some) }).await
 }
@@ -116,8 +116,8 @@ struct LeasedLine {
 /// The question whether a payment is `processing` is written so that the planner must use the index by reservation. `status || ''`
 /// keeps it from the partial index of `processing` payments. `offset 0` keeps the subquery from becoming a join that reads them all. A
 /// cached plan made while no payment was `processing` would scan all that are, for each batch.
-async fn lease(db: &DeskPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Option<Reservation>>>> {
-    let mut connection = db.take().await?;
+async fn lease(db: &BatchPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Option<Reservation>>>> {
+    let mut connection = db.acquire().await?;
     let sql = format!(
         "with given as materialized (
              select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) as given (id, owner, key, payment_id)
@@ -149,7 +149,7 @@ async fn lease(db: &DeskPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Op
         .bind(LEASE_SECONDS)
         .fetch_all(&mut *connection)
         .await?;
-    db.keep(connection);
+    db.release(connection);
     let owners: HashMap<PaymentId, ReservationId> =
         lines.iter().map(|leased| (leased.key, leased.line.reservation.id)).collect();
     let leased = gather(lines.into_iter().map(|leased| leased.line).collect()).into_iter();
@@ -157,7 +157,7 @@ async fn lease(db: &DeskPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Op
     Ok(requests.iter().map(|request| Ok(owners.get(&request.key).and_then(|id| leased.remove(id)))).collect())
 }
 
-async fn complete_all(db: DeskPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
+async fn complete_all(db: BatchPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
     let db = &db;
     batch_or_each(captured, |captured| async move { complete(db, &captured).await }).await
 }
@@ -172,7 +172,7 @@ struct PaidRow {
     payments: i64,
 }
 
-async fn complete(db: &DeskPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
+async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
     let mut tx = db.begin().await?;
     let paid: Vec<PaidRow> = sqlx::query_as(
         "with given as materialized (select * from unnest($1::uuid[], $2::uuid[]) as given (id, key)),
@@ -267,7 +267,7 @@ mod tests {
     #[tokio::test]
     async fn a_lease_is_its_owners_whoever_else_asks_for_it() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
-        let db = DeskPool::new(&url, "test").unwrap();
+        let db = BatchPool::new(&url, "test").unwrap();
         let (id, owner) = (ReservationId::new(), UserId::new());
         reservation(&db, id, owner, "active").await;
         let request = |owner| LeaseRequest { id, owner: Some(owner), key: PaymentId::new(), payment_id: None };
@@ -284,7 +284,7 @@ mod tests {
     #[tokio::test]
     async fn a_lease_reads_no_payments_of_others_even_by_a_plan_from_before_there_were_any() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
-        let db = DeskPool::new(&url, "test").unwrap();
+        let db = BatchPool::new(&url, "test").unwrap();
         for is_waited_for in [false, true] {
             let id = ReservationId::new();
             reservation(&db, id, UserId::new(), "active").await;
@@ -301,7 +301,7 @@ mod tests {
             assert!(matches!(&leased[..], [Ok(Some(_))]), "{leased:?}");
         }
         // The connection that counted it is the one that is taken first.
-        let mut connection = db.take().await.unwrap();
+        let mut connection = db.acquire().await.unwrap();
         sqlx::query("select pg_stat_force_next_flush()").execute(&mut *connection).await.unwrap();
         let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'payments_processing'";
         let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *connection).await.unwrap();
@@ -312,7 +312,7 @@ mod tests {
     #[tokio::test]
     async fn a_payment_whose_reservation_has_ended_is_left_as_it_is_and_spoils_no_other() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
-        let db = DeskPool::new(&url, "test").unwrap();
+        let db = BatchPool::new(&url, "test").unwrap();
         let [alive, ended] = [(); 2].map(|()| (ReservationId::new(), PaymentId::new()));
         for ((id, key), reservation, payment) in [(alive, "confirming", "pending"), (ended, "expired", "processing")] {
             testing::reservation(&db, id, UserId::new(), reservation).await;

@@ -1,10 +1,10 @@
 //! Rows for the tests of this folder.
 
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use shared_contracts::ids::{ReservationId, UserId};
 
 /// A reservation of this state and of one seat.
-pub(crate) async fn reservation(db: &DeskPool, id: ReservationId, user: UserId, status: &str) {
+pub(crate) async fn reservation(db: &BatchPool, id: ReservationId, user: UserId, status: &str) {
     sqlx::query(
         "with made as (
              insert into reservations (id, user_id, session_id, status, confirming_until, booking_time, expiry_time, seats_count, total_amount, currency)

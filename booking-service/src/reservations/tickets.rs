@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::http::error::{Error, Result};
 use service_kit::postgres::batch::{Batcher, BatchConfig, split_result};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};
 use shared_contracts::label::Label;
@@ -88,7 +88,7 @@ const OWNER_BATCHES: BatchConfig = BatchConfig { batch_max: 16, ..BATCHES.with_l
 
 impl TicketLoader {
     /// Opens it. It closes when nobody can ask any more.
-    pub(crate) fn open(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
             by_id: Batcher::start(lifecycle, BATCHES, move |ids| look_for_all(own.clone(), ids)),
@@ -114,20 +114,20 @@ impl TicketLoader {
     }
 }
 
-async fn look_for_all(db: DeskPool, asked: Vec<TicketId>) -> Vec<Result<Option<Ticket>>> {
+async fn look_for_all(db: BatchPool, asked: Vec<TicketId>) -> Vec<Result<Option<Ticket>>> {
     let looked = async {
-        let mut connection = db.take().await?;
+        let mut connection = db.acquire().await?;
         let sql = concat!("select ", columns!(), " from tickets where id = any($1)");
         let found: Vec<Ticket> = sqlx::query_as(sql).bind(&asked).fetch_all(&mut *connection).await?;
-        db.keep(connection);
+        db.release(connection);
         Ok(found)
     };
     split_result(&asked, looked.await, |found, id| found.iter().find(|ticket| ticket.id == *id).cloned())
 }
 
-async fn look_for_owners(db: DeskPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ticket>>> {
+async fn look_for_owners(db: BatchPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ticket>>> {
     let looked = async {
-        let mut connection = db.take().await?;
+        let mut connection = db.acquire().await?;
         let sql = concat!(
             "select found.* from (select distinct owner from unnest($1::uuid[]) as asked (owner)) asked
              cross join lateral (select ",
@@ -135,7 +135,7 @@ async fn look_for_owners(db: DeskPool, owners: Vec<UserId>) -> Vec<Result<Vec<Ti
             " from tickets where user_id = owner order by id desc limit $2) found order by id desc"
         );
         let found: Vec<Ticket> = sqlx::query_as(sql).bind(&owners).bind(LIST_MAX).fetch_all(&mut *connection).await?;
-        db.keep(connection);
+        db.release(connection);
         let mut of_owner: HashMap<UserId, Vec<Ticket>> = HashMap::new();
         for ticket in found {
             of_owner.entry(ticket.user_id).or_default().push(ticket);
@@ -247,7 +247,7 @@ mod tests {
     use crate::schema::MIGRATIONS;
 
     /// A confirmed reservation with that many tickets.
-    async fn bought(db: &DeskPool, user: UserId, seats: i32) {
+    async fn bought(db: &BatchPool, user: UserId, seats: i32) {
         let id = ReservationId::new();
         reservation(db, id, user, "confirmed").await;
         sqlx::query(
@@ -265,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn owners_who_ask_together_get_their_own_newest_first_and_no_more_than_a_list_shows() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
-        let db = DeskPool::new(&url, "test").unwrap();
+        let db = BatchPool::new(&url, "test").unwrap();
         let [many, few, none] = [(); 3].map(|()| UserId::new());
         bought(&db, many, LIST_MAX as i32 + 1).await;
         bought(&db, few, 3).await;

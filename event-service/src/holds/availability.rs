@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use service_kit::http::error::Result;
 use service_kit::postgres::batch::{Batcher, BatchConfig, no_answer};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
@@ -72,7 +72,7 @@ const BATCH_CONFIG: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(
 
 impl AvailabilityLoader {
     /// Starts the batch workers. They end when the last loader is dropped.
-    pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn start(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         Self { queries: Batcher::start(lifecycle, BATCH_CONFIG, move |queries| load_all(db.clone(), queries)) }
     }
 
@@ -90,7 +90,7 @@ impl AvailabilityLoader {
 }
 
 async fn load_all(
-    db: DeskPool,
+    db: BatchPool,
     queries: Vec<(SessionId, Vec<SessionSeatId>)>,
 ) -> Vec<Result<Option<SessionAvailability>>> {
     let mut by_session: HashMap<SessionId, Vec<SessionSeatId>> = HashMap::new();
@@ -99,9 +99,9 @@ async fn load_all(
     }
     let loads = by_session.into_iter().map(async |(session_id, seats)| {
         let load = async {
-            let mut connection = db.take().await?;
+            let mut connection = db.acquire().await?;
             let loaded = load(&mut connection, session_id, &seats).await?;
-            db.keep(connection);
+            db.release(connection);
             Ok(loaded)
         };
         (session_id, load.await)

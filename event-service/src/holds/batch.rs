@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use service_kit::http::error::Result;
 use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;
 
@@ -25,7 +25,7 @@ pub struct HoldBatcher {
 impl HoldBatcher {
     /// Opens it. It closes when nobody can ask any more.
     #[must_use]
-    pub fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub fn start(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let work = move |requests| reserve_all(db.clone(), requests);
         Self { requests: Batcher::start(lifecycle, BATCH_CONFIG, work) }
     }
@@ -39,7 +39,7 @@ impl HoldBatcher {
     }
 }
 
-async fn reserve_all(db: DeskPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
+async fn reserve_all(db: BatchPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
     let mut outcomes: Vec<Option<Result<ChangeOutcome>>> = requests.iter().map(|_| None).collect();
     let mut waiting: Vec<(usize, HoldRequest)> = requests.into_iter().enumerate().collect();
     while !waiting.is_empty() {
@@ -65,11 +65,11 @@ fn take_disjoint(waiting: &mut Vec<(usize, HoldRequest)>) -> Vec<(usize, HoldReq
     batch
 }
 
-async fn reserve_batch(db: &DeskPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
+async fn reserve_batch(db: &BatchPool, requests: Vec<HoldRequest>) -> Vec<Result<ChangeOutcome>> {
     batch_or_each(requests, |requests| async move {
-        let mut connection = db.take().await?;
+        let mut connection = db.acquire().await?;
         let outcomes = session_seats::reserve(&mut connection, &requests).await?;
-        db.keep(connection);
+        db.release(connection);
         Ok(Some(outcomes.into_iter().map(Ok).collect()))
     })
     .await

@@ -21,7 +21,7 @@ use service_kit::http::etag;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
 use service_kit::postgres::batch::{Batcher, BatchConfig, no_answer};
-use service_kit::postgres::database::DeskPool;
+use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
@@ -183,7 +183,7 @@ const BATCH_CONFIG: BatchConfig = BatchConfig { batch_max: 1024, ..BatchConfig::
 
 impl SeatMaps {
     /// Starts the batch workers. They end when the last `SeatMaps` is dropped.
-    pub(crate) fn start(db: DeskPool, lifecycle: &Lifecycle) -> Self {
+    pub(crate) fn start(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let cache = MapCache::builder()
             .max_capacity(CACHED_SEATS_MAX)
             .eviction_policy(EvictionPolicy::lru())
@@ -202,7 +202,7 @@ impl SeatMaps {
 /// Maps by session, each with its number of seats.
 type MapCache = moka::sync::Cache<SessionId, (u32, Arc<Mutex<CachedMap>>)>;
 
-async fn answer_all(db: DeskPool, cache: MapCache, requests: Vec<MapRequest>) -> Vec<Result<Answer>> {
+async fn answer_all(db: BatchPool, cache: MapCache, requests: Vec<MapRequest>) -> Vec<Result<Answer>> {
     let mut by_session: HashMap<SessionId, HashSet<(Form, Coding)>> = HashMap::new();
     for MapRequest { session_id, form, coding } in &requests {
         by_session.entry(*session_id).or_default().insert((*form, *coding));
@@ -222,7 +222,7 @@ async fn answer_all(db: DeskPool, cache: MapCache, requests: Vec<MapRequest>) ->
 
 /// The answers for one session, all as of one moment.
 async fn answer_session(
-    db: &DeskPool,
+    db: &BatchPool,
     cache: &MapCache,
     session_id: SessionId,
     forms: impl Iterator<Item = (Form, Coding)>,
@@ -233,10 +233,10 @@ async fn answer_session(
             return map.answers(forms).await;
         }
     }
-    let mut connection = db.take().await?;
+    let mut connection = db.acquire().await?;
     let at = ReadPoint::read(&mut connection, session_id).await?;
     let mut map = CachedMap::read(&mut connection, at).await?;
-    db.keep(connection);
+    db.release(connection);
     let answers = map.answers(forms).await;
     let seats = u32::try_from(map.seats.len()).unwrap_or(u32::MAX);
     cache.insert(session_id, (seats, Arc::new(Mutex::new(map))));
@@ -353,13 +353,13 @@ impl CachedMap {
     }
 
     /// Brings the map up to date; `false` if it must be read as a whole.
-    async fn refresh(&mut self, db: &DeskPool) -> Result<bool> {
+    async fn refresh(&mut self, db: &BatchPool) -> Result<bool> {
         if self.read_at.elapsed() > REREAD_AFTER {
             return Ok(false);
         }
-        let mut connection = db.take().await?;
+        let mut connection = db.acquire().await?;
         let (now, changed) = self.at.changes_since(&mut connection).await?;
-        db.keep(connection);
+        db.release(connection);
         if self.at.session_version != now.session_version || !self.at.seen.is_before(&now.seen) {
             return Ok(false);
         }

@@ -25,7 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::http::error::{Error, Result};
-use crate::postgres::database::DeskPool;
+use crate::postgres::database::BatchPool;
 
 /// Where the metrics are.
 pub const METRICS_PATH: &str = "/metrics";
@@ -166,7 +166,7 @@ impl Metrics {
     ///
     /// # Errors
     /// As [`Self::counter`]; call it once.
-    pub fn watch_pools(&self, requests: &PgPool, desks: &DeskPool) -> anyhow::Result<()> {
+    pub fn watch_pools(&self, requests: &PgPool, desks: &BatchPool) -> anyhow::Result<()> {
         let connections = self.gauges("db_pool_connections", "Open connections to PostgreSQL.", &["pool", "state"])?;
         let max = self.gauges("db_pool_connections_max", "Connections that a pool may open.", &["pool"])?;
         let (requests, desks) = (requests.clone(), desks.clone());

@@ -17,7 +17,7 @@ use crate::process::settings::Secret;
 
 /// How long a request waits for a connection before it is answered with `503`: a full pool is a fast no.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
-/// How long a connection that a desk gives back may take to say that it is well.
+/// How long the health check of a released connection may take.
 const RELEASE_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long start-up waits for a database that is still starting itself.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -32,8 +32,8 @@ const SERVER_LIMITS: [(&str, &str); 3] =
 
 /// How long a connection may have been idle and is used without a ping.
 pub const TRUSTED_IDLE_MAX: Duration = Duration::from_millis(100);
-/// How often a [`DeskPool`] gives a connection back to the pool behind it.
-const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a [`BatchPool`] gives a connection back to the pool behind it.
+const RETURN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The pool of a service that starts: waits for the server to answer, then brings the schema up to date.
 ///
@@ -105,10 +105,10 @@ pub fn lazy_pool(url: &Secret, application: &'static str, connections_max: u32) 
     Ok(pool_options(connections_max).connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS)))
 }
 
-/// What keeps the plans of [`DeskPool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
+/// What keeps the plans of [`BatchPool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
 /// of the statement's cost; and for tables that have grown faster than their statistics it would read all of a table to find ten rows.
 /// No machine code for them either: forbidden ways count as dear, and dear plans would be compiled.
-const FIXED_PLANS: [(&str, &str); 5] = [
+const GENERIC_PLAN_SETTINGS: [(&str, &str); 5] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),
@@ -116,8 +116,8 @@ const FIXED_PLANS: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
-/// Connections of a [`DeskPool`]: two for each of the seven desks of the Booking Service, and one for the relay.
-pub const DESK_CONNECTIONS_MAX: u32 = 15;
+/// Connections of a [`BatchPool`]: two for each of the seven batchers of the Booking Service, and one for the relay.
+pub const BATCH_CONNECTIONS_MAX: u32 = 15;
 
 /// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up by its key. They
 /// do not queue with others for connections, either.
@@ -125,11 +125,11 @@ pub const DESK_CONNECTIONS_MAX: u32 = 15;
 /// The library's pool asks a connection how it is each time that one is given back: a round trip beside each statement. Those that are
 /// kept here between two uses are not asked.
 #[derive(Debug, Clone)]
-pub struct DeskPool {
+pub struct BatchPool {
     pool: PgPool,
-    /// One for each connection that is in use. Who waits, waits for one of these and not for the pool, which would not hear of a connection
-    /// that is only kept.
-    places: Arc<Semaphore>,
+    /// One permit for each connection in use. An acquire waits for a permit and not for the library's pool, which does not see that a
+    /// kept connection is free.
+    permits: Arc<Semaphore>,
     kept: Arc<Mutex<Kept>>,
 }
 
@@ -139,20 +139,20 @@ struct Kept {
     /// Each with the time of its last use; the last one used is taken first.
     connections: Vec<(PoolConnection<Postgres>, Instant)>,
     /// When the pool last got one back.
-    gave_back_at: Instant,
+    returned_at: Instant,
 }
 
-impl DeskPool {
+impl BatchPool {
     /// A pool that connects when it is first used.
     ///
     /// # Errors
     /// The URL is not one.
     pub fn new(url: &Secret, application: &'static str) -> anyhow::Result<Self> {
-        let options = base_options(url, application)?.options(SERVER_LIMITS).options(FIXED_PLANS);
-        let kept = Kept { connections: Vec::new(), gave_back_at: Instant::now() };
-        let pool = pool_options(DESK_CONNECTIONS_MAX).after_release(|connection, _| {
+        let options = base_options(url, application)?.options(SERVER_LIMITS).options(GENERIC_PLAN_SETTINGS);
+        let kept = Kept { connections: Vec::new(), returned_at: Instant::now() };
+        let pool = pool_options(BATCH_CONNECTIONS_MAX).after_release(|connection, _| {
             // The library asks it without a limit, and until the answer its place is taken: a server that has vanished without a word would
-            // cost every desk its connections for a quarter of an hour.
+            // cost every batcher its connections for a quarter of an hour.
             Box::pin(async move {
                 let answer = tokio::time::timeout(RELEASE_TIME_MAX, connection.ping()).await;
                 answer.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|()| true)
@@ -160,12 +160,12 @@ impl DeskPool {
         });
         Ok(Self {
             pool: pool.connect_lazy_with(options),
-            places: Arc::new(Semaphore::new(DESK_CONNECTIONS_MAX as usize)),
+            permits: Arc::new(Semaphore::new(BATCH_CONNECTIONS_MAX as usize)),
             kept: Arc::new(Mutex::new(kept)),
         })
     }
 
-    /// The library's pool behind it, to be looked at: who takes connections from there would wait for what is only kept.
+    /// The library's pool behind it, for its metrics alone: an acquire there does not see the connections that are kept here.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
@@ -174,40 +174,40 @@ impl DeskPool {
     /// Begins a transaction on a connection that is kept again after its commit.
     ///
     /// # Errors
-    /// As [`Self::take`], or the server does not answer.
-    pub async fn begin(&self) -> Result<DeskTransaction, sqlx::Error> {
-        let mut transaction = DeskTransaction { desks: self.clone(), connection: Some(self.take().await?) };
+    /// As [`Self::acquire`], or the server does not answer.
+    pub async fn begin(&self) -> Result<BatchTransaction, sqlx::Error> {
+        let mut transaction = BatchTransaction { pool: self.clone(), connection: Some(self.acquire().await?) };
         transaction.execute("BEGIN").await?;
         Ok(transaction)
     }
 
-    /// A connection. Who has its answer gives it to [`Self::keep`]; dropped, it goes back to the pool, which has a look at it.
+    /// Acquires a connection. Return it with [`Self::release`]; the pool checks a dropped one by a round trip.
     ///
     /// # Errors
     /// None can be had in time.
-    pub async fn take(&self) -> Result<DeskConnection, sqlx::Error> {
-        let place = tokio::time::timeout(ACQUIRE_TIME_MAX, Arc::clone(&self.places).acquire_owned()).await;
-        let place = place.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
+    pub async fn acquire(&self) -> Result<BatchConnection, sqlx::Error> {
+        let permit = tokio::time::timeout(ACQUIRE_TIME_MAX, Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
         // What has rested too long is looked at by the pool.
         while let Some((connection, used_at)) = self.kept().connections.pop() {
             if used_at.elapsed() <= TRUSTED_IDLE_MAX {
-                return Ok(DeskConnection { connection, place });
+                return Ok(BatchConnection { connection, permit });
             }
         }
-        Ok(DeskConnection { connection: self.pool.acquire().await?, place })
+        Ok(BatchConnection { connection: self.pool.acquire().await?, permit })
     }
 
     /// Keeps a connection, outside of any transaction, for the next use.
-    pub fn keep(&self, used: DeskConnection) {
-        let DeskConnection { connection, place } = used;
+    pub fn release(&self, used: BatchConnection) {
+        let BatchConnection { connection, permit } = used;
         let mut kept = self.kept();
         // Now and then the pool gets one, as it knows when one has become too old.
-        if kept.gave_back_at.elapsed() > GIVE_BACK_INTERVAL {
-            kept.gave_back_at = Instant::now();
+        if kept.returned_at.elapsed() > RETURN_INTERVAL {
+            kept.returned_at = Instant::now();
         } else {
             kept.connections.push((connection, Instant::now()));
         }
-        drop((kept, place));
+        drop((kept, permit));
     }
 
     /// How many are kept.
@@ -221,14 +221,14 @@ impl DeskPool {
     }
 }
 
-/// A connection of a [`DeskPool`] in use.
+/// A connection of a [`BatchPool`] in use.
 #[derive(Debug)]
-pub struct DeskConnection {
+pub struct BatchConnection {
     connection: PoolConnection<Postgres>,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
-impl Deref for DeskConnection {
+impl Deref for BatchConnection {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -236,22 +236,22 @@ impl Deref for DeskConnection {
     }
 }
 
-impl DerefMut for DeskConnection {
+impl DerefMut for BatchConnection {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
 }
 
-/// A transaction of a desk. Dropped, its connection is closed, and the server rolls it back: so whoever stops waiting, even for its
+/// A transaction of a batch. Dropped, its connection is closed, and the server rolls it back: so whoever stops waiting, even for its
 /// beginning, leaves nothing open for others.
 #[derive(Debug)]
-pub struct DeskTransaction {
-    desks: DeskPool,
+pub struct BatchTransaction {
+    pool: BatchPool,
     /// There until the end.
-    connection: Option<DeskConnection>,
+    connection: Option<BatchConnection>,
 }
 
-impl DeskTransaction {
+impl BatchTransaction {
     /// The connection, for statements.
     ///
     /// # Errors
@@ -283,13 +283,13 @@ impl DeskTransaction {
     async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
         self.execute(statement).await?;
         if let Some(connection) = self.connection.take() {
-            self.desks.keep(connection);
+            self.pool.release(connection);
         }
         Ok(())
     }
 }
 
-impl Drop for DeskTransaction {
+impl Drop for BatchTransaction {
     fn drop(&mut self) {
         if let Some(open) = &mut self.connection {
             open.connection.close_on_drop();
