@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::Method;
-use service_kit::admit::bulkheads::Lane;
+use service_kit::admit::bulkheads::RequestClass;
 use service_kit::auth::AuthSettings;
 use service_kit::http::{openapi, server};
 use service_kit::postgres::database;
@@ -74,21 +74,21 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
     (routes, document)
 }
 
-/// By which lane a route goes.
+/// The class of requests that a route belongs to.
 #[must_use]
-pub fn lane_of(method: &Method, path: &str) -> Option<Lane> {
+pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     let changes = !method.is_safe();
     Some(match path {
-        "/api/v1/reservations" if changes => Lane::Hold,
-        "/api/v1/reservations" => Lane::Read,
+        "/api/v1/reservations" if changes => RequestClass::Hold,
+        "/api/v1/reservations" => RequestClass::Read,
         // Whoever pays looks at this reservation and then at the ticket.
-        _ if path.starts_with("/api/v1/reservations/") || path.starts_with("/api/v1/tickets/") => Lane::Confirm,
-        "/api/v1/payments/webhook" => Lane::Notice,
+        _ if path.starts_with("/api/v1/reservations/") || path.starts_with("/api/v1/tickets/") => RequestClass::Confirm,
+        "/api/v1/payments/webhook" => RequestClass::Notice,
         _ if path.starts_with("/api/v1/admin/") || path.starts_with("/api/v1/price-tiers") => {
             if changes {
-                Lane::Admin
+                RequestClass::Admin
             } else {
-                Lane::Read
+                RequestClass::Read
             }
         }
         _ => return None,
@@ -151,7 +151,7 @@ pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &
     let (routes, mut document) = api(app, health(app, "booking-service"));
     openapi::narrow_security(&mut document, &settings.common.auth);
     let router = routes.merge(openapi::pages(document));
-    server::serve(lifecycle, listener, router, &settings.common, &app.metrics.common, lane_of);
+    server::serve(lifecycle, listener, router, &settings.common, &app.metrics.common, request_class);
 }
 
 /// Runs the worker until `lifecycle` stops; its listener answers health checks, and gives its metrics.
@@ -174,7 +174,7 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
     let router = health::routes(health(app, "booking-worker")).merge(app.metrics.common.routes()).into();
     // Nobody says there who they are, so it has no use for the keys of tokens.
     let limits = Common { auth: AuthSettings::default(), ..settings.common.clone() };
-    server::serve(lifecycle, listener, router, &limits, &app.metrics.common, lane_of);
+    server::serve(lifecycle, listener, router, &limits, &app.metrics.common, request_class);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Method;
-use service_kit::admit::bulkheads::Lane;
+use service_kit::admit::bulkheads::RequestClass;
 use service_kit::admit::limits::Limits;
 use service_kit::amqp::{self, ConsumedQueue};
 use service_kit::http::{openapi, server};
@@ -99,16 +99,16 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
     (routes, internal_routes, document)
 }
 
-/// By which lane a route goes; the internal ones have theirs already.
+/// The class of requests that a route belongs to; the internal ones have theirs already.
 #[must_use]
-pub fn lane_of(method: &Method, path: &str) -> Option<Lane> {
+pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     let is_map = path.ends_with("/seat-map")
         || path.ends_with("/seat-map/stream")
         || path == "/api/v1/sessions/{session_id}/seats";
     match (path.starts_with("/api/v1/"), method.is_safe()) {
-        (true, true) if is_map => Some(Lane::Map),
-        (true, true) => Some(Lane::Read),
-        (true, false) => Some(Lane::Admin),
+        (true, true) if is_map => Some(RequestClass::Map),
+        (true, true) => Some(RequestClass::Read),
+        (true, false) => Some(RequestClass::Admin),
         (false, _) => None,
     }
 }
@@ -179,11 +179,11 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
                 internal_routes,
                 &internal,
                 &metrics.common,
-                lane_of,
+                request_class,
             );
         }
     }
     let router = routes.merge(openapi::pages(document));
-    server::serve(lifecycle, listener, router, &settings.common, &metrics.common, lane_of);
+    server::serve(lifecycle, listener, router, &settings.common, &metrics.common, request_class);
     Ok(())
 }

@@ -3,8 +3,8 @@
 
 use booking_service::app;
 use insta::{assert_json_snapshot, with_settings};
-use service_kit::admit::bulkheads::Lane;
-use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, lanes_of};
+use service_kit::admit::bulkheads::RequestClass;
+use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, request_classes_of};
 
 /// After an intended change, `INSTA_UPDATE=always` writes the snapshot anew.
 #[tokio::test]
@@ -23,11 +23,11 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
 
 #[tokio::test]
 async fn every_route_has_a_request_class_and_payments_have_their_own() {
-    let lanes = lanes_of(&app::skeleton().unwrap().1, app::lane_of);
+    let lanes = request_classes_of(&app::skeleton().unwrap().1, app::request_class);
     let in_lane = |wanted| lanes.iter().filter(|(_, lane)| **lane == wanted).map(|(route, _)| route.as_str()).collect();
-    let holds: Vec<&str> = in_lane(Lane::Hold);
+    let holds: Vec<&str> = in_lane(RequestClass::Hold);
     assert_eq!(holds, ["POST /api/v1/reservations"]);
-    let payers: Vec<&str> = in_lane(Lane::Confirm);
+    let payers: Vec<&str> = in_lane(RequestClass::Confirm);
     assert_eq!(
         payers,
         [
@@ -40,9 +40,9 @@ async fn every_route_has_a_request_class_and_payments_have_their_own() {
             "POST /api/v1/tickets/{id}/refund",
         ]
     );
-    assert_eq!(lanes["POST /api/v1/payments/webhook"], Lane::Notice);
-    assert_eq!(lanes["GET /api/v1/reservations"], Lane::Read);
-    assert_eq!(lanes["POST /api/v1/price-tiers"], Lane::Admin);
+    assert_eq!(lanes["POST /api/v1/payments/webhook"], RequestClass::Notice);
+    assert_eq!(lanes["GET /api/v1/reservations"], RequestClass::Read);
+    assert_eq!(lanes["POST /api/v1/price-tiers"], RequestClass::Admin);
 }
 
 #[tokio::test]

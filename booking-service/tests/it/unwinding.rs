@@ -288,7 +288,7 @@ async fn every_step_and_every_undo_may_be_repeated() {
     let target = (Client::builder().build().unwrap(), system.event_base.clone());
     let routes = Router::new().route("/{*path}", any(twice)).with_state(target);
     let (common, metrics) = (&system.settings.common, &system.app.metrics.common);
-    service_kit::http::server::serve(&front, listener, routes, common, metrics, app::lane_of);
+    service_kit::http::server::serve(&front, listener, routes, common, metrics, app::request_class);
     let (base, app, lifecycle) = serve(&settings).await;
 
     // Each call to the Event Service is sent twice: the hold with its check and prices, and the release of a cancelled

@@ -4,8 +4,8 @@
 use event_service::app;
 use event_service::state::MIGRATIONS;
 use insta::{assert_json_snapshot, with_settings};
-use service_kit::admit::bulkheads::Lane;
-use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, lanes_of};
+use service_kit::admit::bulkheads::RequestClass;
+use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, request_classes_of};
 
 /// After an intended change, `INSTA_UPDATE=always` writes the snapshot anew.
 #[tokio::test]
@@ -24,14 +24,14 @@ async fn every_route_is_in_the_document_and_every_operation_has_a_route() {
 
 #[tokio::test]
 async fn every_route_has_a_request_class() {
-    let lanes = lanes_of(&app::skeleton().unwrap().1, app::lane_of);
+    let lanes = request_classes_of(&app::skeleton().unwrap().1, app::request_class);
     for (route, lane) in &lanes {
         let expected = match route.as_str() {
             "GET /api/v1/sessions/{session_id}/seats"
             | "GET /api/v1/sessions/{session_id}/seat-map"
-            | "GET /api/v1/sessions/{session_id}/seat-map/stream" => Lane::Map,
-            _ if route.starts_with("GET ") => Lane::Read,
-            _ => Lane::Admin,
+            | "GET /api/v1/sessions/{session_id}/seat-map/stream" => RequestClass::Map,
+            _ if route.starts_with("GET ") => RequestClass::Read,
+            _ => RequestClass::Admin,
         };
         assert_eq!(*lane, expected, "{route}");
     }

@@ -49,7 +49,7 @@ impl Server {
         let listener = server::listen(common.listen).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let metrics = Metrics::new("event-service", "test").unwrap();
-        server::serve(&lifecycle, listener, router, &common, &metrics, app::lane_of);
+        server::serve(&lifecycle, listener, router, &common, &metrics, app::request_class);
         Self { port, lifecycle, begun, word }
     }
 

@@ -25,7 +25,7 @@ use shared_contracts::problem::{Code, Problem};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::admit::bulkheads::Lane;
+use crate::admit::bulkheads::RequestClass;
 use crate::admit::limits::{Rate, Rates};
 use crate::http::error::Error;
 use crate::http::tls::Trust;
@@ -136,18 +136,18 @@ impl Limiter {
         }
     }
 
-    /// Whether there is a limit on this lane.
-    pub fn limits(&self, lane: Lane) -> bool {
-        self.of_lane(lane).is_some()
+    /// Whether there is a limit on this class.
+    pub fn limits(&self, class: RequestClass) -> bool {
+        self.of_class(class).is_some()
     }
 
-    fn of_lane(&self, lane: Lane) -> Option<(Kind, Rate)> {
-        let (kind, rate) = match lane {
-            Lane::Map | Lane::Read => (Kind::Read, self.rates.read),
-            Lane::Hold => (Kind::Hold, self.rates.hold),
-            Lane::Confirm => (Kind::Confirm, self.rates.confirm),
-            Lane::Admin => (Kind::Admin, self.rates.admin),
-            Lane::Notice | Lane::Internal | Lane::Open => return None,
+    fn of_class(&self, class: RequestClass) -> Option<(Kind, Rate)> {
+        let (kind, rate) = match class {
+            RequestClass::Map | RequestClass::Read => (Kind::Read, self.rates.read),
+            RequestClass::Hold => (Kind::Hold, self.rates.hold),
+            RequestClass::Confirm => (Kind::Confirm, self.rates.confirm),
+            RequestClass::Admin => (Kind::Admin, self.rates.admin),
+            RequestClass::Notice | RequestClass::Internal | RequestClass::Open => return None,
         };
         (rate.per_second > 0.0).then_some((kind, rate))
     }
@@ -156,8 +156,8 @@ impl Limiter {
     ///
     /// # Errors
     /// It is one too many.
-    pub fn check(&self, lane: Lane, user: Option<UserId>, address: IpAddr) -> Result<(), Box<Refused>> {
-        let Some((kind, rate)) = self.of_lane(lane) else { return Ok(()) };
+    pub fn check(&self, class: RequestClass, user: Option<UserId>, address: IpAddr) -> Result<(), Box<Refused>> {
+        let Some((kind, rate)) = self.of_class(class) else { return Ok(()) };
         // The user first: what they are refused is not to be paid by all others behind their address.
         if let Some(user) = user {
             self.spend((kind, Who::User(user)), rate)?;
@@ -380,43 +380,43 @@ mod tests {
         [192, 0, 2, last].into()
     }
 
-    fn passed(limiter: &Limiter, lane: Lane, user: Option<UserId>, from: u8, calls: u32) -> usize {
-        (0..calls).filter(|_| limiter.check(lane, user, address(from)).is_ok()).count()
+    fn passed(limiter: &Limiter, class: RequestClass, user: Option<UserId>, from: u8, calls: u32) -> usize {
+        (0..calls).filter(|_| limiter.check(class, user, address(from)).is_ok()).count()
     }
 
     #[test]
     fn a_user_gets_a_burst_and_then_what_is_earned() {
         let limiter = limiter(20.0, 5);
         let (one, other) = (user(), user());
-        assert_eq!(passed(&limiter, Lane::Hold, one, 1, 50), 5);
-        let refused = limiter.check(Lane::Hold, one, address(1)).unwrap_err();
+        assert_eq!(passed(&limiter, RequestClass::Hold, one, 1, 50), 5);
+        let refused = limiter.check(RequestClass::Hold, one, address(1)).unwrap_err();
         assert!(refused.again_in <= Duration::from_millis(50), "{refused:?}");
         std::thread::sleep(refused.again_in);
-        assert!(limiter.check(Lane::Hold, one, address(1)).is_ok(), "what is earned can be spent");
-        assert_eq!(passed(&limiter, Lane::Hold, other, 1, 50), 5, "another user has their own");
-        assert_eq!(passed(&limiter, Lane::Confirm, one, 1, 50), 5, "so has another kind of call");
+        assert!(limiter.check(RequestClass::Hold, one, address(1)).is_ok(), "what is earned can be spent");
+        assert_eq!(passed(&limiter, RequestClass::Hold, other, 1, 50), 5, "another user has their own");
+        assert_eq!(passed(&limiter, RequestClass::Confirm, one, 1, 50), 5, "so has another kind of call");
     }
 
     #[test]
     fn made_up_users_share_what_their_address_gets() {
         let limiter = limiter(0.001, 5);
-        let flood = (0..1000).filter(|_| limiter.check(Lane::Hold, user(), address(1)).is_ok()).count();
+        let flood = (0..1000).filter(|_| limiter.check(RequestClass::Hold, user(), address(1)).is_ok()).count();
         assert_eq!(flood, 15);
-        assert_eq!(passed(&limiter, Lane::Hold, None, 2, 50), 15, "another address has its own");
+        assert_eq!(passed(&limiter, RequestClass::Hold, None, 2, 50), 15, "another address has its own");
     }
 
     #[test]
     fn what_a_user_is_refused_is_not_paid_by_the_others_behind_their_address() {
         let limiter = limiter(0.001, 5);
-        assert_eq!(passed(&limiter, Lane::Hold, user(), 1, 1000), 5);
-        assert_eq!(passed(&limiter, Lane::Hold, user(), 1, 1000), 5);
+        assert_eq!(passed(&limiter, RequestClass::Hold, user(), 1, 1000), 5);
+        assert_eq!(passed(&limiter, RequestClass::Hold, user(), 1, 1000), 5);
     }
 
     #[test]
     fn other_services_the_provider_and_health_checks_are_not_limited() {
         let limiter = limiter(0.001, 1);
-        for lane in [Lane::Internal, Lane::Notice, Lane::Open] {
-            assert_eq!(passed(&limiter, lane, None, 1, 100), 100);
+        for class in [RequestClass::Internal, RequestClass::Notice, RequestClass::Open] {
+            assert_eq!(passed(&limiter, class, None, 1, 100), 100);
         }
     }
 
@@ -424,11 +424,15 @@ mod tests {
     fn a_million_made_up_callers_take_bounded_memory_and_free_nobody_of_a_limit() {
         let limiter = limiter(0.001, 5);
         let address_of = |n: u32| IpAddr::from(n.to_be_bytes());
-        assert_eq!(passed(&limiter, Lane::Hold, None, 1, 100), 15);
+        assert_eq!(passed(&limiter, RequestClass::Hold, None, 1, 100), 15);
         for n in 0..300_000 {
-            let _ = limiter.check(Lane::Hold, user(), address_of(n));
+            let _ = limiter.check(RequestClass::Hold, user(), address_of(n));
             if n % 1000 == 0 {
-                assert_eq!(passed(&limiter, Lane::Hold, None, 1, 1), 0, "the limit of a busy address was forgotten");
+                assert_eq!(
+                    passed(&limiter, RequestClass::Hold, None, 1, 1),
+                    0,
+                    "the limit of a busy address was forgotten"
+                );
             }
         }
         limiter.users.run_pending_tasks();
@@ -441,9 +445,9 @@ mod tests {
     fn an_ordinary_buyer_is_not_told_of() {
         let limiter = limiter(2.0, 20);
         let buyer = user();
-        assert_eq!(passed(&limiter, Lane::Hold, buyer, 1, 4), 4);
+        assert_eq!(passed(&limiter, RequestClass::Hold, buyer, 1, 4), 4);
         assert_eq!(limiter.waiting.lock().unwrap().len(), 0);
-        assert!(limiter.check(Lane::Hold, buyer, address(1)).is_ok());
+        assert!(limiter.check(RequestClass::Hold, buyer, address(1)).is_ok());
         assert_eq!(limiter.waiting.lock().unwrap().len(), 1);
     }
 }

@@ -22,7 +22,7 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::admit::bulkheads::{self, LaneOf, Lanes, Place};
+use crate::admit::bulkheads::{self, Bulkheads, Classify, Permit};
 use crate::admit::limits::{BODY_BYTES_MAX, Limits};
 use crate::admit::rate_limit::{Limiter, Refused};
 use crate::auth::{self, Gate};
@@ -54,8 +54,8 @@ const COMPRESSED_BYTES_MIN: u64 = 1400;
 #[derive(Clone)]
 struct Guard {
     lifecycle: Lifecycle,
-    lane_of: LaneOf,
-    lanes: Arc<Lanes>,
+    classify: Classify,
+    bulkheads: Arc<Bulkheads>,
     limiter: Option<Arc<Limiter>>,
     limits: Arc<Limits>,
     large_bodies: Arc<Semaphore>,
@@ -68,13 +68,13 @@ pub fn wrap(
     router: Router,
     lifecycle: &Lifecycle,
     settings: &Common,
-    lane_of: LaneOf,
+    classify: Classify,
     limiter: Option<Arc<Limiter>>,
 ) -> Router {
     let guard = Guard {
         lifecycle: lifecycle.clone(),
-        lane_of,
-        lanes: Arc::new(Lanes::new(settings.requests_in_flight_max)),
+        classify,
+        bulkheads: Arc::new(Bulkheads::new(settings.requests_in_flight_max)),
         limiter,
         limits: Arc::new(settings.limits.clone()),
         large_bodies: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
@@ -203,7 +203,7 @@ fn finish(mut response: Response, request_id: &str, audience: Audience) -> Respo
 }
 
 /// What a request has while it is worked on.
-type Places = (Place, Option<OwnedSemaphorePermit>);
+type Permits = (Permit, Option<OwnedSemaphorePermit>);
 
 /// A request that was not begun.
 enum Turned {
@@ -223,22 +223,22 @@ impl Turned {
 impl Guard {
     /// Lets a request in, if it is not one too many and there is a place. Its body comes first: a client that sends slowly must not have
     /// a place meanwhile.
-    async fn admit(&self, mut request: Request) -> Result<(Request, Places), Turned> {
+    async fn admit(&self, mut request: Request) -> Result<(Request, Permits), Turned> {
         let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let lane = bulkheads::lane_of(self.lane_of, request.method(), path);
+        let class = bulkheads::request_class(self.classify, request.method(), path);
         if head_bytes(&request) > HEAD_BYTES_MAX {
             let detail = format!("Path and header fields take more than {HEAD_BYTES_MAX} bytes together; send less.");
             return Err(Turned::Away(Error::refused(Code::HeadersTooLarge, detail)));
         }
-        if let Some(limiter) = self.limiter.as_ref().filter(|limiter| limiter.limits(lane)) {
+        if let Some(limiter) = self.limiter.as_ref().filter(|limiter| limiter.limits(class)) {
             let peer = request.extensions().get().map_or(IpAddr::from([0, 0, 0, 0]), |Peer(peer)| *peer);
             let address = self.limits.proxies.client(peer, request.headers());
             let user = auth::user_of(&mut request).await;
-            limiter.check(lane, user, address).map_err(Turned::TooOften)?;
+            limiter.check(class, user, address).map_err(Turned::TooOften)?;
         }
         let (request, is_whole) = read_ordinary_body(request, self.limits.body_time_max).await.map_err(Turned::Away)?;
         let large = if is_whole { None } else { Some(Arc::clone(&self.large_bodies).try_acquire_owned()) };
-        match (self.lanes.enter(lane).await, large.transpose()) {
+        match (self.bulkheads.enter(class).await, large.transpose()) {
             (Ok(place), Ok(large)) => Ok((request, (place, large))),
             _ => {
                 let detail = "More requests are being worked on than the service can keep up with. Nothing was done; come again.";

@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admit::bulkheads::LaneOf;
+use crate::admit::bulkheads::Classify;
 use crate::admit::limits::Limits;
 use crate::admit::rate_limit::Limiter;
 use crate::http::{connections, layers, tls};
@@ -50,7 +50,7 @@ pub fn serve(
     router: Router,
     settings: &Common,
     metrics: &Metrics,
-    lane_of: LaneOf,
+    classify: Classify,
 ) {
     let limits = Arc::new(settings.limits.clone());
     let limiter = limits.rates.map(|rates| Arc::new(Limiter::new(rates)));
@@ -59,7 +59,7 @@ pub fn serve(
         let stopping = lifecycle.token().clone();
         lifecycle.spawn("rate limits", async move { limiter.share(&redis_url, &trust, stopping).await });
     }
-    let router = metrics.measure(layers::wrap(router, lifecycle, settings, lane_of, limiter)).with_state(());
+    let router = metrics.measure(layers::wrap(router, lifecycle, settings, classify, limiter)).with_state(());
     let certificate = settings.certificate.clone();
     if let Some(certificate) = certificate.clone() {
         lifecycle.spawn("certificate", certificate.follow(lifecycle.token().clone()));

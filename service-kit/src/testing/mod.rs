@@ -26,7 +26,7 @@ use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
-use crate::admit::bulkheads::{Lane, LaneOf};
+use crate::admit::bulkheads::{Classify, RequestClass};
 use crate::process::settings::Secret;
 
 pub mod login;
@@ -167,17 +167,17 @@ pub fn operations_of(document: &OpenApi) -> BTreeMap<String, Value> {
     operations
 }
 
-/// The lane of every operation that clients call; each must have one that was chosen for it.
-pub fn lanes_of(document: &OpenApi, lane_of: LaneOf) -> BTreeMap<String, Lane> {
+/// The class of every operation that clients call; each must have one that was chosen for it.
+pub fn request_classes_of(document: &OpenApi, classify: Classify) -> BTreeMap<String, RequestClass> {
     let public = operations_of(document).into_keys().filter(|operation| operation.contains(" /api/v1/"));
-    let lane = |operation: &str| {
+    let class = |operation: &str| {
         let (method, path) = operation.split_once(' ')?;
-        lane_of(&method.parse().ok()?, path)
+        classify(&method.parse().ok()?, path)
     };
     public
         .map(|operation| {
-            let lane = lane(&operation).unwrap_or_else(|| panic!("{operation} has no lane"));
-            (operation, lane)
+            let class = class(&operation).unwrap_or_else(|| panic!("{operation} has no class"));
+            (operation, class)
         })
         .collect()
 }
