@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -68,11 +68,11 @@ pub(crate) struct TierFilter {
     session_id: Option<SessionId>,
 }
 
-refusals!(CreateRefusals: openapi::BODY);
-refusals!(GetRefusals: &[Code::PriceTierNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[Code::PriceTierNotFound]);
-refusals!(DeleteRefusals: &[Code::PriceTierNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::ValidationFailed]);
+problems!(CreateRefusals: openapi::BODY);
+problems!(GetRefusals: &[Code::PriceTierNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[Code::PriceTierNotFound]);
+problems!(DeleteRefusals: &[Code::PriceTierNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a price tier
 #[utoipa::path(post, path = "/api/v1/admin/price-tiers", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])), request_body = CreatePriceTier,

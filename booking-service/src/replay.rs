@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::amqp::{Outgoing, Published, Publisher};
 use service_kit::auth::AdminCaller;
 use service_kit::http::openapi;
@@ -60,7 +60,7 @@ pub struct Replayed {
     pub next_cursor: Option<Uuid>,
 }
 
-refusals!(Refusals: openapi::BODY, &[Code::BrokerUnavailable]);
+problems!(Refusals: openapi::BODY, &[Code::BrokerUnavailable]);
 
 /// Publish stored events again
 ///

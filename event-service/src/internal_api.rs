@@ -8,7 +8,7 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::auth::InternalCaller;
 use service_kit::http::{layers, openapi};
 use service_kit::http::error::{Error, Result};
@@ -41,12 +41,12 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(700);
 /// Rows of a page of holds or cancelled sessions, unless the caller asks for another number.
 const WALK_ROWS_DEFAULT: u16 = 500;
 
-refusals!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
-refusals!(ChangeRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable]);
-refusals!(ReserveRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable, Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
-refusals!(ReleaseRefusals: openapi::BODY);
-refusals!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::ValidationFailed]);
+problems!(CheckRefusals: openapi::BODY, &[Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
+problems!(ChangeRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable]);
+problems!(ReserveRefusals: openapi::BODY, &[Code::SeatNotFound, Code::SeatUnavailable, Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded]);
+problems!(ReleaseRefusals: openapi::BODY);
+problems!(PricingRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Check seat availability
 ///
@@ -473,7 +473,7 @@ pub(crate) struct InternalHealth {
     service: &'static str,
 }
 
-refusals!(HealthRefusals: &[]);
+problems!(HealthRefusals: &[]);
 
 /// Check the health of the seat API
 #[utoipa::path(get, path = "/api/internal/health", tag = "6 Internal seat API", security((), ("internal_key" = [])),

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
@@ -46,8 +46,8 @@ enum QrFormat {
 #[expect(dead_code, reason = "only its description is of interest")]
 struct Image(Vec<u8>);
 
-refusals!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
+problems!(GetRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::ValidationFailed]);
 
 /// List a user's tickets, newest first
 ///

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::openapi;
 use service_kit::http::error::{Error, Result};
@@ -65,7 +65,7 @@ pub struct ConfirmedReservation {
     pub tickets: Vec<Ticket>,
 }
 
-refusals!(ConfirmRefusals: openapi::BODY, &[
+problems!(ConfirmRefusals: openapi::BODY, &[
     Code::Unauthenticated, Code::PaymentDeclined, Code::ReservationNotFound, Code::ReservationCancelled, Code::ReservationRefunded,
     Code::ConfirmationInProgress, Code::SeatUnavailable, Code::ReservationExpired, Code::PaymentUnavailable, Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
 ]);

@@ -19,7 +19,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -64,7 +64,7 @@ pub struct WantedSeat {
     seat_number: Label,
 }
 
-refusals!(Refusals: openapi::BODY, &[
+problems!(Refusals: openapi::BODY, &[
     Code::Unauthenticated, Code::SessionNotFound, Code::SessionCancelled, Code::SalesNotStarted, Code::SalesEnded, Code::SeatNotFound, Code::PriceTierNotFound, Code::SeatUnavailable, Code::EventServiceUnavailable,
     Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused, Code::TooManyReservations, Code::TooManySeats,
 ]);

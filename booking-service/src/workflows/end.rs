@@ -10,7 +10,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
@@ -28,11 +28,11 @@ use crate::reservations::model::{self, Reservation, Standing, find, refusal};
 use crate::reservations::tickets::{self, Ticket};
 use crate::state::App;
 
-refusals!(CancelRefusals: &[
+problems!(CancelRefusals: &[
     Code::Unauthenticated, Code::ReservationNotFound, Code::ReservationConfirmed, Code::ReservationCancelled, Code::ReservationRefunded,
     Code::ConfirmationInProgress, Code::ReservationExpired, Code::ValidationFailed,
 ]);
-refusals!(RefundRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::TicketUsed, Code::ValidationFailed]);
+problems!(RefundRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::TicketUsed, Code::ValidationFailed]);
 
 /// Cancel an active reservation
 ///

@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use chrono::{DateTime, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::http::openapi;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::{RawJson, parse};
@@ -72,7 +72,7 @@ pub struct NoticeTaken {
     pub duplicate: bool,
 }
 
-refusals!(Refusals: openapi::BODY, &[Code::Unauthenticated, Code::PaymentNotFound]);
+problems!(Refusals: openapi::BODY, &[Code::Unauthenticated, Code::PaymentNotFound]);
 
 /// Tell how a charge has ended
 ///

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::error::Result;
 use service_kit::http::extract::ApiPath;
@@ -26,8 +26,8 @@ pub(crate) struct ReservationFilter {
     status: Option<ReservationStatus>,
 }
 
-refusals!(GetRefusals: &[Code::Unauthenticated, Code::ReservationNotFound, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
+problems!(GetRefusals: &[Code::Unauthenticated, Code::ReservationNotFound, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::Unauthenticated, Code::ValidationFailed]);
 
 /// Get a reservation
 #[utoipa::path(get, path = "/api/v1/reservations/{id}", tag = "2 Reservations", params(("id" = ReservationId, Path)), security(("user_id" = []), ("bearer" = [])),

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -79,11 +79,11 @@ pub(crate) struct EventFilter {
     q: Option<String>,
 }
 
-refusals!(CreateRefusals: openapi::BODY, &[Code::OrganizerNotFound]);
-refusals!(GetRefusals: &[Code::EventNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[Code::EventNotFound, Code::OrganizerNotFound]);
-refusals!(DeleteRefusals: &[Code::EventNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::ValidationFailed]);
+problems!(CreateRefusals: openapi::BODY, &[Code::OrganizerNotFound]);
+problems!(GetRefusals: &[Code::EventNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[Code::EventNotFound, Code::OrganizerNotFound]);
+problems!(DeleteRefusals: &[Code::EventNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an event
 #[utoipa::path(post, path = "/api/v1/events", tag = "2 Events", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateEvent,

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -49,11 +49,11 @@ pub struct CreateHall {
 
 patch_body!(UpdateHall: CreateHall, { "capacity": 2500 });
 
-refusals!(CreateRefusals: openapi::BODY, &[Code::LocationNotFound]);
-refusals!(ListRefusals: &[Code::LocationNotFound, Code::ValidationFailed]);
-refusals!(GetRefusals: &[Code::HallNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[Code::HallNotFound, Code::HallFull]);
-refusals!(DeleteRefusals: &[Code::HallNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(CreateRefusals: openapi::BODY, &[Code::LocationNotFound]);
+problems!(ListRefusals: &[Code::LocationNotFound, Code::ValidationFailed]);
+problems!(GetRefusals: &[Code::HallNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[Code::HallNotFound, Code::HallFull]);
+problems!(DeleteRefusals: &[Code::HallNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 
 /// Create a hall
 #[utoipa::path(post, path = "/api/v1/locations/{location_id}/halls", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateHall,

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -57,11 +57,11 @@ pub struct CreateLocation {
 
 patch_body!(UpdateLocation: CreateLocation, { "address": "2 Mill Lane" });
 
-refusals!(CreateRefusals: openapi::BODY);
-refusals!(GetRefusals: &[Code::LocationNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[Code::LocationNotFound]);
-refusals!(DeleteRefusals: &[Code::LocationNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::ValidationFailed]);
+problems!(CreateRefusals: openapi::BODY);
+problems!(GetRefusals: &[Code::LocationNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[Code::LocationNotFound]);
+problems!(DeleteRefusals: &[Code::LocationNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a location
 #[utoipa::path(post, path = "/api/v1/locations", tag = "3 Locations", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateLocation,

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -52,11 +52,11 @@ pub struct CreateOrganizer {
 
 patch_body!(UpdateOrganizer: CreateOrganizer, { "contact_phone": "+49 30 7654321" });
 
-refusals!(CreateRefusals: openapi::BODY);
-refusals!(GetRefusals: &[Code::OrganizerNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[Code::OrganizerNotFound]);
-refusals!(DeleteRefusals: &[Code::OrganizerNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::ValidationFailed]);
+problems!(CreateRefusals: openapi::BODY);
+problems!(GetRefusals: &[Code::OrganizerNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[Code::OrganizerNotFound]);
+problems!(DeleteRefusals: &[Code::OrganizerNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create an organizer
 #[utoipa::path(post, path = "/api/v1/organizers", tag = "1 Organizers", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateOrganizer,

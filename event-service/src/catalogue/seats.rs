@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -104,11 +104,11 @@ pub struct SeatsCreated {
 
 patch_body!(UpdateSeat: CreateSeat, { "seat_type": "vip" });
 
-refusals!(CreateRefusals: openapi::BODY, &[Code::HallNotFound, Code::SeatExists, Code::HallFull]);
-refusals!(ListRefusals: &[Code::HallNotFound, Code::ValidationFailed]);
-refusals!(GetRefusals: &[Code::SeatNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[Code::SeatNotFound, Code::SeatExists, Code::ResourceInUse]);
-refusals!(DeleteRefusals: &[Code::SeatNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(CreateRefusals: openapi::BODY, &[Code::HallNotFound, Code::SeatExists, Code::HallFull]);
+problems!(ListRefusals: &[Code::HallNotFound, Code::ValidationFailed]);
+problems!(GetRefusals: &[Code::SeatNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[Code::SeatNotFound, Code::SeatExists, Code::ResourceInUse]);
+problems!(DeleteRefusals: &[Code::SeatNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 
 /// Create one seat
 ///

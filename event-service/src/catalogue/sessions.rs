@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use service_kit::{patch_body, refusals};
+use service_kit::{patch_body, problems};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::openapi;
 use service_kit::http::answer::Created;
@@ -97,14 +97,14 @@ pub(crate) struct SessionFilter {
     to: Option<DateTime<Utc>>,
 }
 
-refusals!(CreateRefusals: openapi::BODY, &[Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats]);
-refusals!(GetRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
-refusals!(UpdateRefusals: openapi::EDIT, &[
+problems!(CreateRefusals: openapi::BODY, &[Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats]);
+problems!(GetRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+problems!(UpdateRefusals: openapi::EDIT, &[
     Code::SessionNotFound, Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats, Code::ResourceInUse, Code::SessionCancelled,
 ]);
-refusals!(CancelRefusals: &[Code::SessionNotFound, Code::PreconditionFailed, Code::ValidationFailed]);
-refusals!(DeleteRefusals: &[Code::SessionNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
-refusals!(ListRefusals: &[Code::ValidationFailed]);
+problems!(CancelRefusals: &[Code::SessionNotFound, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(DeleteRefusals: &[Code::SessionNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a session and its session seats
 ///

@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
 use moka::policy::EvictionPolicy;
 use serde::Serialize;
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::http::etag;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
@@ -74,7 +74,7 @@ pub struct SeatMap {
     seats: Vec<SessionSeat>,
 }
 
-refusals!(Refusals: &[Code::SessionNotFound, Code::ValidationFailed]);
+problems!(Refusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 
 /// List a session's seats
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seats", tag = "5 Sessions", params(("session_id" = SessionId, Path)),

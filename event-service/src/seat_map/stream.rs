@@ -26,7 +26,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, stream};
-use service_kit::refusals;
+use service_kit::problems;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
 use shared_contracts::ids::SessionId;
@@ -103,7 +103,7 @@ struct Watcher {
     _permit: OwnedSemaphorePermit,
 }
 
-refusals!(Refusals: &[Code::SessionNotFound, Code::TooManyWatchers, Code::ValidationFailed]);
+problems!(Refusals: &[Code::SessionNotFound, Code::TooManyWatchers, Code::ValidationFailed]);
 
 /// One event of the stream. The members are the lines of a Server-Sent Event.
 #[derive(ToSchema)]

@@ -51,7 +51,7 @@ const ALWAYS: &[Code] = &[
 
 /// Declares a type that stands for a set of problems in `#[utoipa::path(responses(...))]`.
 #[macro_export]
-macro_rules! refusals {
+macro_rules! problems {
     ($name:ident: $($codes:expr),+ $(,)?) => {
         pub(crate) struct $name;
 
