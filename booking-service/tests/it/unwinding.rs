@@ -23,7 +23,7 @@ use serde_json::Value;
 use service_kit::process::lifecycle::Lifecycle;
 use service_kit::process::settings::Secret;
 use service_kit::testing::server;
-use service_kit::testing::wires::{FaultyWire, Strike};
+use service_kit::testing::wires::{FaultProxy, Fault};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
@@ -38,7 +38,7 @@ enum Link {
 }
 use Link::{Database, EventService, Redis};
 
-const EVERY_WAY: [Strike; 3] = [Strike::Before, Strike::After, Strike::Silence];
+const EVERY_WAY: [Fault; 3] = [Fault::Before, Fault::After, Fault::Silence];
 
 /// What a booking with an Idempotency-Key sends, in this order.
 const BOOKING: [(Link, &str); 7] = [
@@ -66,7 +66,7 @@ const PAYMENT: [(Link, &str); 7] = [
 struct Broken {
     base: String,
     app: App,
-    wire: FaultyWire,
+    wire: FaultProxy,
     lifecycle: Lifecycle,
 }
 
@@ -79,7 +79,7 @@ async fn serve(settings: &Settings) -> (String, App, Lifecycle) {
     (base, app, lifecycle)
 }
 
-async fn broken(system: &System, link: Link, word: &'static str, strike: Strike, hits_max: usize) -> Broken {
+async fn broken(system: &System, link: Link, word: &'static str, strike: Fault, hits_max: usize) -> Broken {
     let mut settings = system.settings.clone();
     settings.event_service_url = system.event_base.clone();
     settings.redis_url = Secret::from(server("TEST_REDIS_URL").as_str());
@@ -87,20 +87,20 @@ async fn broken(system: &System, link: Link, word: &'static str, strike: Strike,
     settings.common.request_time_max = Duration::from_secs(12);
     let wire = match link {
         Database => {
-            let (wire, url) = FaultyWire::to_statements(settings.database_url.reveal(), word, strike, hits_max).await;
+            let (wire, url) = FaultProxy::to_statements(settings.database_url.reveal(), word, strike, hits_max).await;
             settings.database_url = Secret::from(url.as_str());
             wire
         }
         EventService => {
             let target = system.event_base.trim_start_matches("http://");
-            let wire = FaultyWire::to(target, word, strike, hits_max).await;
+            let wire = FaultProxy::to(target, word, strike, hits_max).await;
             settings.event_service_url = format!("http://{}", wire.address());
             wire
         }
         Redis => {
             let url = settings.redis_url.reveal().to_owned();
             let target = url.split("://").nth(1).unwrap().split('/').next().unwrap();
-            let wire = FaultyWire::to(target, word, strike, hits_max).await;
+            let wire = FaultProxy::to(target, word, strike, hits_max).await;
             settings.redis_url = Secret::from(url.replace(target, &wire.address().to_string()).as_str());
             wire
         }
@@ -131,7 +131,7 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
         }
     }
     // Those that wait for a silent database wait together.
-    faults.sort_by_key(|(link, _, strike, _)| (*link != Database, *strike != Strike::Silence));
+    faults.sort_by_key(|(link, _, strike, _)| (*link != Database, *strike != Fault::Silence));
     let sale = system.sale(2 * faults.len() as u32).await;
     let attempts = faults.into_iter().enumerate().map(async |(index, fault)| {
         let (link, word, strike, hits_max) = fault;
@@ -185,7 +185,7 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
 async fn reconciliation_frees_a_refused_order_whose_release_failed() {
     let system = System::start().await;
     let sale = system.sale(1).await;
-    let broken = broken(&system, EventService, "seats/release", Strike::Before, 9).await;
+    let broken = broken(&system, EventService, "seats/release", Fault::Before, 9).await;
     let mut order = sale.order(&[0]);
     order["seats"][0]["row_number"] = "9".into();
     let request = system.http.post(format!("{}/api/v1/reservations", broken.base)).json(&order);
@@ -213,8 +213,8 @@ async fn a_booking_repeated_after_an_outage_is_not_refused_for_its_own_old_hold(
     let system = System::start().await;
     let (sale, user) = (system.sale(1).await, Uuid::now_v7());
     let target = system.event_base.trim_start_matches("http://");
-    let no_release = FaultyWire::to(target, "seats/release", Strike::Before, 9).await;
-    let no_answer = FaultyWire::to(&no_release.address().to_string(), "seats/reserve", Strike::After, 9).await;
+    let no_release = FaultProxy::to(target, "seats/release", Fault::Before, 9).await;
+    let no_answer = FaultProxy::to(&no_release.address().to_string(), "seats/reserve", Fault::After, 9).await;
     let mut settings = system.settings.clone();
     settings.event_service_url = format!("http://{}", no_answer.address());
     let (base, _, lifecycle) = serve(&settings).await;
@@ -232,7 +232,7 @@ async fn whichever_step_of_a_payment_fails_it_is_charged_once_or_not_at_all() {
     let system = System::start().await;
     let mut faults: Vec<_> =
         PAYMENT.iter().flat_map(|(link, word)| EVERY_WAY.map(|strike| (*link, *word, strike))).collect();
-    faults.sort_by_key(|(.., strike)| *strike != Strike::Silence);
+    faults.sort_by_key(|(.., strike)| *strike != Fault::Silence);
     let sale = system.sale(faults.len() as u32).await;
     let attempts = faults.into_iter().enumerate().map(async |(seat, fault)| {
         let (link, word, strike) = fault;
@@ -358,7 +358,7 @@ async fn a_client_that_disconnects_at_any_step_leaves_nothing_half_done() {
     let sale = system.sale(2 * steps.len() as u32).await;
     let attempts = steps.into_iter().enumerate().map(async |(index, (link, word))| {
         let seats = [2 * index, 2 * index + 1];
-        let broken = broken(&system, link, word, Strike::Pause, 1).await;
+        let broken = broken(&system, link, word, Fault::Pause, 1).await;
         let user = Uuid::now_v7();
         let request = booking(&system, &broken.base, &sale, user, &seats).send();
         tokio::select! {

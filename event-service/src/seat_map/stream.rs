@@ -365,7 +365,7 @@ mod tests {
     use service_kit::postgres::database::lazy_pool;
     use service_kit::process::settings::Secret;
     use service_kit::testing::database;
-    use service_kit::testing::wires::{FaultyWire, Strike};
+    use service_kit::testing::wires::{FaultProxy, Fault};
     use sqlx::postgres::PgConnectOptions;
 
     use super::*;
@@ -397,7 +397,7 @@ mod tests {
     #[tokio::test]
     async fn a_read_that_is_never_answered_does_not_stop_the_stream() {
         let url = database("event", &MIGRATIONS).await;
-        let (wire, url) = FaultyWire::to_statements(url.reveal(), "changes on true", Strike::Silence, 1).await;
+        let (wire, url) = FaultProxy::to_statements(url.reveal(), "changes on true", Fault::Silence, 1).await;
         let db = lazy_pool(&Secret::from(url.as_str()), "test", 4).unwrap();
         let streams = SeatStreams::new(db, 1, CancellationToken::new());
         let mut watcher = watcher(&streams, SessionId::new());

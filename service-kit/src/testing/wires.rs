@@ -1,4 +1,4 @@
-//! TCP proxies that break what passes through them: [`ChaosProxy`] at the test's word, [`FaultyWire`] at a word on the wire.
+//! TCP proxies that break what passes through them: [`ChaosProxy`] at the test's word, [`FaultProxy`] at a word on the wire.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -164,22 +164,22 @@ async fn pass(mode: Mode, bytes: &[u8], to: &mut TcpStream, passed: &mut usize, 
     to.write_all(bytes).await
 }
 
-/// When a [`FaultyWire`] strikes.
+/// When a [`FaultProxy`] strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strike {
+pub enum Fault {
     /// The request never arrives, and the connection breaks.
     Before,
     /// The request has its effect, its answer is lost, and the connection breaks.
     After,
     /// The request has its effect, and its answer never comes.
     Silence,
-    /// The request waits for [`FaultyWire::resume`], and then has its effect and its answer.
+    /// The request waits for [`FaultProxy::resume`], and then has its effect and its answer.
     Pause,
 }
 
 /// A TCP proxy that strikes at requests with a certain word in them: a path, a piece of a statement, a key.
 #[derive(Debug, Clone)]
-pub struct FaultyWire {
+pub struct FaultProxy {
     address: SocketAddr,
     hits: Arc<AtomicUsize>,
     hit: Arc<Notify>,
@@ -189,21 +189,21 @@ pub struct FaultyWire {
 #[derive(Debug, Clone, Copy)]
 struct Rule {
     word: &'static str,
-    strike: Strike,
+    strike: Fault,
     hits_max: usize,
     /// The word stands in a statement that is prepared, and the exchange after that one executes it.
     prepared: bool,
 }
 
-impl FaultyWire {
+impl FaultProxy {
     /// A proxy to `target` (`host:port`) that strikes the first `hits_max` times at `word`.
-    pub async fn to(target: &str, word: &'static str, strike: Strike, hits_max: usize) -> Self {
+    pub async fn to(target: &str, word: &'static str, strike: Fault, hits_max: usize) -> Self {
         Self::with(target, Rule { word, strike, hits_max, prepared: false }).await
     }
 
     /// A proxy to the PostgreSQL server of a URL, and the URL through it. `word` stands in the text of the statement to strike at,
     /// or is one that is sent as it is, such as `COMMIT`.
-    pub async fn to_statements(url: &str, word: &'static str, strike: Strike, hits_max: usize) -> (Self, String) {
+    pub async fn to_statements(url: &str, word: &'static str, strike: Fault, hits_max: usize) -> (Self, String) {
         let target = authority(url);
         let wire = Self::with(target, Rule { word, strike, hits_max, prepared: word != "COMMIT" }).await;
         let through = url.replacen(target, &wire.address.to_string(), 1);
@@ -264,9 +264,9 @@ impl FaultyWire {
                     } else if (prepared || found) && !striking && self.strikes(rule.hits_max) {
                         prepared = false;
                         match rule.strike {
-                            Strike::Before => return,
-                            Strike::Pause => self.resumed.notified().await,
-                            Strike::After | Strike::Silence => striking = true,
+                            Fault::Before => return,
+                            Fault::Pause => self.resumed.notified().await,
+                            Fault::After | Fault::Silence => striking = true,
                         }
                     }
                     if server.write_all(bytes).await.is_err() { return }
@@ -274,8 +274,8 @@ impl FaultyWire {
                 read = server.read(&mut down) => {
                     let Ok(count @ 1..) = read else { return };
                     match rule.strike {
-                        Strike::After if striking => return,
-                        Strike::Silence if striking => {}
+                        Fault::After if striking => return,
+                        Fault::Silence if striking => {}
                         _ => if client.write_all(&down[..count]).await.is_err() { return },
                     }
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use service_kit::postgres::database::{BATCH_CONNECTIONS_MAX, BatchPool, BatchTransaction, TRUSTED_IDLE_MAX};
 use service_kit::process::settings::Secret;
-use service_kit::testing::wires::{FaultyWire, Strike};
+use service_kit::testing::wires::{Fault, FaultProxy};
 use service_kit::testing::{server, wait_until};
 use sqlx::PgConnection;
 
@@ -36,7 +36,7 @@ async fn a_kept_connection_is_used_again_unless_it_broke_meanwhile() {
 async fn a_server_that_falls_silent_costs_the_pool_no_permit() {
     let connections = BATCH_CONNECTIONS_MAX as usize;
     let url = server("TEST_POSTGRES_URL");
-    let (_wire, url) = FaultyWire::to_statements(&url, "silent_word", Strike::Silence, connections).await;
+    let (_wire, url) = FaultProxy::to_statements(&url, "silent_word", Fault::Silence, connections).await;
     let pool = BatchPool::new(&Secret::from(url.as_str()), "test").unwrap();
     let waits = (0..connections).map(|_| async {
         let mut connection = pool.acquire().await.unwrap();
