@@ -531,7 +531,7 @@ pub async fn version(connection: &mut PgConnection, session_id: SessionId) -> Re
 /// The outcome of a change of `seats`. The statement has decided; the table of transitions tells which seats conflict.
 fn all_or_refused(seats: &[SessionSeatId], states: &[SeatState], step: SeatStep, by: ReservationId) -> ChangeOutcome {
     let after = |state: &SeatState| state.seat.after(step, by);
-    if states.len() == seats.len() && states.iter().all(|state| state.changed || after(state) == Transition::AlreadySo)
+    if states.len() == seats.len() && states.iter().all(|state| state.changed || after(state) == Transition::Unchanged)
     {
         return ChangeOutcome::Done;
     }

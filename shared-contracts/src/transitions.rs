@@ -36,7 +36,7 @@ pub enum Transition<State> {
     /// The step changes the state to this one.
     Changed(State),
     /// The step has already had its effect, so a repeat succeeds and changes nothing.
-    AlreadySo,
+    Unchanged,
     /// The state does not allow the step and stays as it is.
     Refused,
 }
@@ -46,7 +46,7 @@ impl<State> Transition<State> {
     pub fn from(self, before: State) -> State {
         match self {
             Self::Changed(after) => after,
-            Self::AlreadySo | Self::Refused => before,
+            Self::Unchanged | Self::Refused => before,
         }
     }
 }
@@ -86,13 +86,13 @@ impl Seat {
         let is_own = self.reservation_id == Some(by);
         match (self.status, step) {
             (Available, Reserve) => Transition::Changed(Self { status: Reserved, reservation_id: Some(by) }),
-            (Reserved | Sold, Reserve) if is_own => Transition::AlreadySo,
+            (Reserved | Sold, Reserve) if is_own => Transition::Unchanged,
             (Reserved, Confirm) if is_own => Transition::Changed(Self { status: Sold, ..self }),
-            (Sold, Confirm) if is_own => Transition::AlreadySo,
+            (Sold, Confirm) if is_own => Transition::Unchanged,
             (Reserved, Release) | (Reserved | Sold, Refund) if is_own => Transition::Changed(Self::AVAILABLE),
             // The reservation no longer has the seat, whoever has it now.
-            (Available | Blocked, Release | Refund) => Transition::AlreadySo,
-            (Reserved | Sold, Release | Refund) if !is_own => Transition::AlreadySo,
+            (Available | Blocked, Release | Refund) => Transition::Unchanged,
+            (Reserved | Sold, Release | Refund) if !is_own => Transition::Unchanged,
             (Reserved | Sold | Blocked, Reserve) | (_, Confirm) | (Reserved | Sold, Release | Refund) => {
                 Transition::Refused
             }
@@ -186,7 +186,7 @@ impl ReservationState {
             (Self::Confirmed, StartPayment | Pay)
             | (Self::Expired, Expire | LoseSeats)
             | (Self::Cancelled, CancelWithSession)
-            | (Self::Refunded, RefundLast) => Transition::AlreadySo,
+            | (Self::Refunded, RefundLast) => Transition::Unchanged,
             _ => Transition::Refused,
         }
     }
@@ -248,7 +248,7 @@ impl PaymentState {
             (Self::Processing, TakeOn)
             | (Self::Captured, Capture)
             | (Self::Declined, Decline)
-            | (Self::Voided, Void) => Transition::AlreadySo,
+            | (Self::Voided, Void) => Transition::Unchanged,
             _ => Transition::Refused,
         }
     }

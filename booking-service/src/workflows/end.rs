@@ -119,6 +119,6 @@ async fn why_refused(app: &App, owner: Option<UserId>, id: ReservationId, step: 
     Ok(match state.after(step, in_time) {
         // It would be taken now, so what the update met was a payment that has come to nothing since.
         Transition::Changed(_) => refusal(ReservationState::Confirming),
-        Transition::AlreadySo | Transition::Refused => refusal(state),
+        Transition::Unchanged | Transition::Refused => refusal(state),
     })
 }
