@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::jwk_set::{self, SET_BYTES_MAX};
-use super::refusal::{Fault, Refusal};
+use super::refusal::{AuthError, TokenError};
 use super::settings::{JwtSettings, KeySource};
 use crate::http::tls::Trust;
 use crate::process::lifecycle::Lifecycle;
@@ -109,13 +109,13 @@ impl KeyRing {
     }
 
     /// The key with this id, if it is for this algorithm.
-    pub(super) async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, Refusal> {
+    pub(super) async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, AuthError> {
         // A set has none of the others, so asking again would be in vain.
         if !matches!(algorithm, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) {
-            return Err(Refusal::Token(Fault::Algorithm));
+            return Err(AuthError::Token(TokenError::Algorithm));
         }
         match self.look_up(kid, algorithm) {
-            Err(Refusal::Token(Fault::UnknownKey) | Refusal::KeysAway) => {
+            Err(AuthError::Token(TokenError::UnknownKey) | AuthError::KeysAway) => {
                 self.look_again().await;
                 self.look_up(kid, algorithm)
             }
@@ -123,7 +123,7 @@ impl KeyRing {
         }
     }
 
-    fn look_up(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, Refusal> {
+    fn look_up(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, AuthError> {
         let set = self.set.load();
         let named: Vec<&Arc<Key>> = match kid {
             Some(kid) => set.iter().filter(|(id, _)| id.as_deref() == Some(kid)).map(|(_, key)| key).collect(),
@@ -132,9 +132,9 @@ impl KeyRing {
         };
         match named.iter().find(|key| key.algorithm == algorithm) {
             Some(key) => Ok(Arc::clone(key)),
-            None if set.is_empty() => Err(Refusal::KeysAway),
-            None if named.is_empty() => Err(Refusal::Token(Fault::UnknownKey)),
-            None => Err(Refusal::Token(Fault::Algorithm)),
+            None if set.is_empty() => Err(AuthError::KeysAway),
+            None if named.is_empty() => Err(AuthError::Token(TokenError::UnknownKey)),
+            None => Err(AuthError::Token(TokenError::Algorithm)),
         }
     }
 

@@ -6,11 +6,11 @@
 //! - `AUTH_MODE=header`: the caller is the UUID in `X-User-ID`, and no role is asked for.
 //! - `AUTH_MODE=jwt`: the caller is the `sub` of a bearer token. Its signature is verified with a shared secret or published keys.
 //!
-//! [`Gate`] knows the mode; `http/layers.rs` puts it beside each request. The first extractor verifies the token and stores the outcome
-//! with the request, so later ones do not verify again. A layer, too, may take `Result<Caller, Refusal>` as an argument.
+//! [`Authenticator`] knows the mode; `http/layers.rs` puts it beside each request. The first extractor verifies the token and stores the outcome
+//! with the request, so later ones do not verify again. A layer, too, may take `Result<Caller, AuthError>` as an argument.
 
+mod authenticator;
 mod caller;
-mod gate;
 mod internal;
 mod jwk_set;
 mod key_ring;
@@ -19,9 +19,9 @@ mod settings;
 pub mod tokens;
 mod verifier;
 
+pub(crate) use authenticator::user_of;
+pub use authenticator::{AdminCaller, Authenticator, InternalCaller, OrganizerCaller, USER_ID};
 pub use caller::{Caller, Role, Roles};
-pub(crate) use gate::user_of;
-pub use gate::{AdminCaller, Gate, InternalCaller, OrganizerCaller, USER_ID};
 pub use internal::{INTERNAL_API_KEY, InternalKeys};
-pub use refusal::{Fault, Refusal};
+pub use refusal::{AuthError, TokenError};
 pub use settings::{AuthMode, AuthSettings, JwtSettings, KeySource};

@@ -13,7 +13,7 @@ const RETRY_AFTER_SECONDS: u32 = 5;
 
 /// What is wrong with a token, in words that fit into a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum TokenError {
     /// More than one `Authorization` header.
     Several,
     /// It is no signed token, or of a kind that is not known.
@@ -38,7 +38,7 @@ pub enum Fault {
     Claims,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Several => "there is more than one Authorization header",
@@ -58,56 +58,56 @@ impl fmt::Display for Fault {
 
 /// Why a request is not taken from who makes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum AuthError {
     /// No usable `X-User-ID`.
     NoUserId,
     /// No bearer token.
     NoToken,
     /// A token that is not believed.
-    Token(Fault),
+    Token(TokenError),
     /// The keys that tokens are signed with have never been had.
     KeysAway,
     /// They are known, and may not; with the roles that may.
     Role(&'static str),
     /// No internal key, or not ours.
     InternalKey,
-    /// No gate beside the request: a bug.
-    NoGate,
+    /// The router is served without its layers: a bug.
+    NotWrapped,
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<AuthError> for Error {
+    fn from(refusal: AuthError) -> Self {
         let refused = |detail: String| Self::from(Problem::new(Code::Unauthenticated, detail));
         match refusal {
-            Refusal::NoUserId => {
+            AuthError::NoUserId => {
                 refused("Say who you are: send your user id, a UUID, in the X-User-ID header.".to_owned())
             }
-            Refusal::NoToken => {
+            AuthError::NoToken => {
                 refused("Say who you are: send `Authorization: Bearer` and an access token of your login.".to_owned())
             }
-            Refusal::Token(fault) => refused(format!("The access token is not taken: {fault}.")),
-            Refusal::KeysAway => {
+            AuthError::Token(fault) => refused(format!("The access token is not taken: {fault}.")),
+            AuthError::KeysAway => {
                 let detail = "The keys that tokens are signed with can't be had right now. Please try again.";
                 let problem = Problem::new(Code::AuthenticationUnavailable, detail).retry_after(RETRY_AFTER_SECONDS);
                 let cause = anyhow::anyhow!("no key of JWT_JWKS_URL or JWT_JWKS_FILE is known yet");
                 Self::Unavailable { problem: Box::new(problem), cause }
             }
-            Refusal::Role(roles) => Self::refused(
+            AuthError::Role(roles) => Self::refused(
                 Code::Forbidden,
                 format!(
                     "This needs the role {roles}, which your access token does not have. Ask an admin for it, and log in anew."
                 ),
             ),
-            Refusal::InternalKey => refused(
+            AuthError::InternalKey => refused(
                 "This is for other services: send the value of INTERNAL_API_KEY in the X-Internal-Api-Key header."
                     .to_owned(),
             ),
-            Refusal::NoGate => Self::Internal(anyhow::anyhow!("the router is served without layers::wrap")),
+            AuthError::NotWrapped => Self::Internal(anyhow::anyhow!("the router is served without layers::wrap")),
         }
     }
 }
 
-impl Refusal {
+impl AuthError {
     /// How to do it right, by RFC 9110 and, for tokens, RFC 6750.
     fn challenge(self) -> Option<HeaderValue> {
         let text = match self {
@@ -117,13 +117,13 @@ impl Refusal {
             }
             Self::Role(_) => r#"Bearer realm="ticketing", error="insufficient_scope""#.to_owned(),
             Self::InternalKey => r#"ApiKey realm="ticketing internal""#.to_owned(),
-            Self::NoUserId | Self::KeysAway | Self::NoGate => return None,
+            Self::NoUserId | Self::KeysAway | Self::NotWrapped => return None,
         };
         HeaderValue::from_str(&text).ok()
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for AuthError {
     fn into_response(self) -> Response {
         let mut response = Error::from(self).into_response();
         if let Some(challenge) = self.challenge() {

@@ -13,7 +13,7 @@ use shared_contracts::ids::UserId;
 
 use super::caller::{Caller, Roles};
 use super::key_ring::{Key, KeyRing};
-use super::refusal::{Fault, Refusal};
+use super::refusal::{AuthError, TokenError};
 use super::settings::{JwtSettings, KeySource};
 use super::tokens;
 use crate::process::lifecycle::Lifecycle;
@@ -48,15 +48,15 @@ impl Verifier {
         }
     }
 
-    pub(super) async fn verify(&self, token: &str) -> Result<Caller, Refusal> {
+    pub(super) async fn verify(&self, token: &str) -> Result<Caller, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(Refusal::Token(Fault::Malformed));
+            return Err(AuthError::Token(TokenError::Malformed));
         }
         // An algorithm that the library does not know, such as `none`, ends here.
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Refusal::Token(Fault::Malformed))?;
+        let header = jsonwebtoken::decode_header(token).map_err(|_| AuthError::Token(TokenError::Malformed))?;
         let known_type = |kind: &str| TYPES.iter().any(|known| known.eq_ignore_ascii_case(kind));
         if header.crit.is_some() || !header.typ.as_deref().is_none_or(known_type) {
-            return Err(Refusal::Token(Fault::Malformed));
+            return Err(AuthError::Token(TokenError::Malformed));
         }
         match self {
             Self::Secret(key) => hold_against(key, token),
@@ -65,24 +65,24 @@ impl Verifier {
     }
 }
 
-fn hold_against(key: &Key, token: &str) -> Result<Caller, Refusal> {
+fn hold_against(key: &Key, token: &str) -> Result<Caller, AuthError> {
     let claims = jsonwebtoken::decode::<Claims>(token, &key.decoding, &key.validation).map_err(|error| {
-        Refusal::Token(match error.kind() {
-            ErrorKind::ExpiredSignature => Fault::Expired,
-            ErrorKind::ImmatureSignature => Fault::NotYet,
-            ErrorKind::InvalidIssuer => Fault::Issuer,
-            ErrorKind::InvalidAudience => Fault::Audience,
-            ErrorKind::InvalidSignature => Fault::Signature,
-            ErrorKind::InvalidAlgorithm => Fault::Algorithm,
-            ErrorKind::MissingRequiredClaim(_) => Fault::MissingClaim,
-            ErrorKind::Json(_) | ErrorKind::InvalidClaimFormat(_) => Fault::Claims,
-            _ => Fault::Malformed,
+        AuthError::Token(match error.kind() {
+            ErrorKind::ExpiredSignature => TokenError::Expired,
+            ErrorKind::ImmatureSignature => TokenError::NotYet,
+            ErrorKind::InvalidIssuer => TokenError::Issuer,
+            ErrorKind::InvalidAudience => TokenError::Audience,
+            ErrorKind::InvalidSignature => TokenError::Signature,
+            ErrorKind::InvalidAlgorithm => TokenError::Algorithm,
+            ErrorKind::MissingRequiredClaim(_) => TokenError::MissingClaim,
+            ErrorKind::Json(_) | ErrorKind::InvalidClaimFormat(_) => TokenError::Claims,
+            _ => TokenError::Malformed,
         })
     })?;
     let Claims { sub: user_id, roles } = claims.claims;
     // The nil UUID stands for nobody: it owns what was abandoned.
     if user_id.as_uuid().is_nil() {
-        return Err(Refusal::Token(Fault::Claims));
+        return Err(AuthError::Token(TokenError::Claims));
     }
     Ok(Caller { user_id, roles })
 }

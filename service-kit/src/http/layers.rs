@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::admit::bulkheads::{self, Bulkheads, Classify, Permit};
 use crate::admit::limits::{BODY_BYTES_MAX, Limits};
 use crate::admit::rate_limit::{Limiter, Refused};
-use crate::auth::{self, Gate};
+use crate::auth::{self, Authenticator};
 use crate::http::client_address::Peer;
 use crate::http::error::{Cause, Error};
 use crate::http::etag;
@@ -87,7 +87,7 @@ pub fn wrap(
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing()))
         .layer(map_response(etag::name_coding))
         .layer(from_fn_with_state(guard, handle))
-        .layer(Extension(Gate::open(&settings.auth, lifecycle)));
+        .layer(Extension(Authenticator::open(&settings.auth, lifecycle)));
     match security_headers::cors(&settings.limits) {
         Some(cors) => wrapped.layer(cors),
         None => wrapped,

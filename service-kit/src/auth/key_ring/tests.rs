@@ -29,7 +29,7 @@ fn rules(keys: KeySource) -> JwtSettings {
     rules
 }
 
-async fn verify(verifier: &Verifier, key: &SigningKey) -> Result<Caller, Refusal> {
+async fn verify(verifier: &Verifier, key: &SigningKey) -> Result<Caller, AuthError> {
     verifier.verify(&key.sign(&claims(Uuid::now_v7(), &[]))).await
 }
 
@@ -92,7 +92,7 @@ async fn a_changed_file_is_believed_without_a_restart() {
     assert!(verify(&verifier, &old).await.is_ok());
 
     fs::write(&path, "{ half a fi").unwrap();
-    assert_eq!(verify(&verifier, &new).await, Err(Refusal::Token(Fault::UnknownKey)));
+    assert_eq!(verify(&verifier, &new).await, Err(AuthError::Token(TokenError::UnknownKey)));
     assert!(verify(&verifier, &old).await.is_ok(), "a file that can't be used took the keys away");
 
     fs::write(&path, jwks(&[&old, &new])).unwrap();
@@ -103,7 +103,7 @@ async fn a_changed_file_is_believed_without_a_restart() {
     fs::write(path.with_extension("new"), jwks(&[&new])).unwrap();
     fs::rename(path.with_extension("new"), &path).unwrap();
     wait_until("the old key is believed no more", SOON, async || {
-        verify(&verifier, &old).await == Err(Refusal::Token(Fault::UnknownKey))
+        verify(&verifier, &old).await == Err(AuthError::Token(TokenError::UnknownKey))
     })
     .await;
     assert!(verify(&verifier, &new).await.is_ok());
@@ -126,7 +126,7 @@ async fn an_unknown_key_is_looked_for_at_the_url_once_a_pause_whoever_asks() {
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     assert_eq!(site.fetches(), before + 1);
     for _ in 0..100 {
-        assert_eq!(verify(&verifier, &made_up).await, Err(Refusal::Token(Fault::UnknownKey)));
+        assert_eq!(verify(&verifier, &made_up).await, Err(AuthError::Token(TokenError::UnknownKey)));
     }
     assert_eq!(site.fetches(), before + 1, "made-up key ids make us fetch");
     lifecycle.stop();
@@ -142,7 +142,7 @@ async fn the_known_keys_stay_when_the_url_fails_or_answers_nonsense() {
 
     let mut fetches = site.fetches();
     let mut still_believed = async |what: &str| {
-        assert_eq!(verify(&verifier, &new).await, Err(Refusal::Token(Fault::UnknownKey)), "{what}");
+        assert_eq!(verify(&verifier, &new).await, Err(AuthError::Token(TokenError::UnknownKey)), "{what}");
         assert!(site.fetches() > fetches, "{what}: nobody looked");
         fetches = site.fetches();
         assert!(verify(&verifier, &old).await.is_ok(), "{what}");

@@ -10,7 +10,7 @@ use shared_contracts::ids::UserId;
 
 use super::caller::{Caller, Role, Roles};
 use super::internal::{Digests, INTERNAL_API_KEY};
-use super::refusal::{Fault, Refusal};
+use super::refusal::{AuthError, TokenError};
 use super::settings::{AuthMode, AuthSettings};
 use super::verifier::Verifier;
 use crate::process::lifecycle::Lifecycle;
@@ -32,7 +32,7 @@ pub struct InternalCaller;
 
 /// What decides who is calling. One a listener; cheap to clone.
 #[derive(Clone)]
-pub struct Gate(Arc<Inner>);
+pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
     /// `None`: whoever calls is who they say.
@@ -40,17 +40,17 @@ struct Inner {
     internal: Digests,
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Gate")
+        f.write_str("Authenticator")
     }
 }
 
 /// What came of the look at who is calling, kept beside the request.
 #[derive(Clone, Copy)]
-struct Verdict(Result<Caller, Refusal>);
+struct Identified(Result<Caller, AuthError>);
 
-impl Gate {
+impl Authenticator {
     /// Opens it. Published keys are kept fresh until `lifecycle` stops.
     #[must_use]
     pub fn open(settings: &AuthSettings, lifecycle: &Lifecycle) -> Self {
@@ -61,42 +61,42 @@ impl Gate {
         Self(Arc::new(Inner { tokens, internal: settings.internal_keys.digests() }))
     }
 
-    async fn look(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    async fn look(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
         match &self.0.tokens {
-            None => named_by_header(headers).ok_or(Refusal::NoUserId),
+            None => named_by_header(headers).ok_or(AuthError::NoUserId),
             Some(verifier) => verifier.verify(bearer_token(headers)?).await,
         }
     }
 
     /// Whether the caller has one of these roles; everyone has, where callers are known by header.
-    async fn allows(parts: &mut Parts, roles: &[Role], names: &'static str) -> Result<(), Refusal> {
+    async fn allows(parts: &mut Parts, roles: &[Role], names: &'static str) -> Result<(), AuthError> {
         if Self::of(parts)?.0.tokens.is_none() {
             return Ok(());
         }
-        identify(parts).await?.roles.has_any(roles).then_some(()).ok_or(Refusal::Role(names))
+        identify(parts).await?.roles.has_any(roles).then_some(()).ok_or(AuthError::Role(names))
     }
 
-    fn of(parts: &Parts) -> Result<&Self, Refusal> {
-        parts.extensions.get::<Self>().ok_or(Refusal::NoGate)
+    fn of(parts: &Parts) -> Result<&Self, AuthError> {
+        parts.extensions.get::<Self>().ok_or(AuthError::NotWrapped)
     }
 }
 
 /// Who makes the request; looked at once for each.
-async fn identify(parts: &mut Parts) -> Result<Caller, Refusal> {
-    if let Some(Verdict(known)) = parts.extensions.get::<Verdict>() {
+async fn identify(parts: &mut Parts) -> Result<Caller, AuthError> {
+    if let Some(Identified(known)) = parts.extensions.get::<Identified>() {
         return *known;
     }
-    let verdict = Gate::of(parts)?.look(&parts.headers).await;
-    parts.extensions.insert(Verdict(verdict));
-    verdict
+    let identified = Authenticator::of(parts)?.look(&parts.headers).await;
+    parts.extensions.insert(Identified(identified));
+    identified
 }
 
 /// Who makes the request, if that is known; also what rate limits count by.
 pub(crate) async fn user_of(request: &mut Request) -> Option<UserId> {
-    let gate = request.extensions().get::<Gate>()?.clone();
-    let verdict = gate.look(request.headers()).await;
-    request.extensions_mut().insert(Verdict(verdict));
-    verdict.ok().map(|caller| caller.user_id)
+    let authenticator = request.extensions().get::<Authenticator>()?.clone();
+    let identified = authenticator.look(request.headers()).await;
+    request.extensions_mut().insert(Identified(identified));
+    identified.ok().map(|caller| caller.user_id)
 }
 
 fn named_by_header(headers: &HeaderMap) -> Option<Caller> {
@@ -106,51 +106,51 @@ fn named_by_header(headers: &HeaderMap) -> Option<Caller> {
 }
 
 /// The one token of a request. Another scheme is no token; two headers are nobody's to choose from.
-fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
+fn bearer_token(headers: &HeaderMap) -> Result<&str, AuthError> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), more) = (given.next(), given.next()) else {
-        return Err(Refusal::NoToken);
+        return Err(AuthError::NoToken);
     };
     if more.is_some() {
-        return Err(Refusal::Token(Fault::Several));
+        return Err(AuthError::Token(TokenError::Several));
     }
-    let text = value.to_str().map_err(|_| Refusal::Token(Fault::Malformed))?;
+    let text = value.to_str().map_err(|_| AuthError::Token(TokenError::Malformed))?;
     let (scheme, token) = text.trim().split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
-        return Err(Refusal::NoToken);
+        return Err(AuthError::NoToken);
     }
     Ok(token.trim())
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
         identify(parts).await
     }
 }
 
 impl<S: Sync> FromRequestParts<S> for OrganizerCaller {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        Gate::allows(parts, &[Role::Organizer, Role::Admin], "organizer or admin").await.map(|()| Self)
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
+        Authenticator::allows(parts, &[Role::Organizer, Role::Admin], "organizer or admin").await.map(|()| Self)
     }
 }
 
 impl<S: Sync> FromRequestParts<S> for AdminCaller {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        Gate::allows(parts, &[Role::Admin], "admin").await.map(|()| Self)
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
+        Authenticator::allows(parts, &[Role::Admin], "admin").await.map(|()| Self)
     }
 }
 
 impl<S: Sync> FromRequestParts<S> for InternalCaller {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
         let given = parts.headers.get(&INTERNAL_API_KEY);
-        Gate::of(parts)?.0.internal.admit(given).then_some(Self).ok_or(Refusal::InternalKey)
+        Authenticator::of(parts)?.0.internal.admit(given).then_some(Self).ok_or(AuthError::InternalKey)
     }
 }
