@@ -53,7 +53,7 @@ pub(crate) fn request_class(service: Classify, method: &Method, path: Option<&st
 }
 
 /// Waiting longer than this to be processed is of no use to anyone.
-const WAIT_TIME_MAX: Duration = Duration::from_secs(5);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maps are made once for all who wait, so a crowd at work at the same time costs less than one after the other.
 const MAPS_AT_WORK: usize = 64;
@@ -127,7 +127,7 @@ impl Bulkheads {
         let in_flight = [try_take(&limits.in_flight)?, try_take(&self.ordinary)?, try_take(&self.all)?].map(Some);
         let at_work = Arc::clone(&limits.at_work).acquire_owned();
         let at_work =
-            tokio::time::timeout(WAIT_TIME_MAX, at_work).await.map_err(|_| AtCapacity)?.map_err(|_| AtCapacity)?;
+            tokio::time::timeout(WAIT_TIMEOUT, at_work).await.map_err(|_| AtCapacity)?.map_err(|_| AtCapacity)?;
         let [a, b, c] = in_flight;
         Ok(Permit([a, b, c, Some(at_work)]))
     }

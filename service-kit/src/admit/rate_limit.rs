@@ -45,7 +45,7 @@ const IDLE_MARGIN: Duration = Duration::from_secs(60);
 /// How long what was spent gathers before Redis is told.
 const GATHER_TIME: Duration = Duration::from_millis(100);
 /// The longest that Redis may take. No request waits for it.
-const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
 /// How long a Redis that did not answer is left alone.
 const AWAY_TIME: Duration = Duration::from_secs(1);
 /// Callers told of in one call of the script.
@@ -82,7 +82,7 @@ enum Who {
     Address(IpAddr),
 }
 
-type Caller = (Kind, Who);
+type LimitKey = (Kind, Who);
 
 /// What a caller has spent. Times are nanoseconds since the process began.
 #[derive(Debug, Default)]
@@ -100,18 +100,18 @@ type Account = Arc<Mutex<Spent>>;
 /// The limits of a process.
 pub struct Limiter {
     rates: Rates,
-    users: Cache<Caller, Account, RandomState>,
-    addresses: Cache<Caller, Account, RandomState>,
+    users: Cache<LimitKey, Account, RandomState>,
+    addresses: Cache<LimitKey, Account, RandomState>,
     began: Instant,
-    waiting: Mutex<Vec<(Caller, Account)>>,
+    waiting: Mutex<Vec<(LimitKey, Account)>>,
     nudge: Notify,
     is_away: AtomicBool,
 }
 
 /// A call that was one too many.
 #[derive(Debug)]
-pub struct Refused {
-    caller: Caller,
+pub struct RateLimited {
+    caller: LimitKey,
     rate: Rate,
     again_in: Duration,
 }
@@ -156,7 +156,7 @@ impl Limiter {
     ///
     /// # Errors
     /// It is one too many.
-    pub fn check(&self, class: RequestClass, user: Option<UserId>, address: IpAddr) -> Result<(), Box<Refused>> {
+    pub fn check(&self, class: RequestClass, user: Option<UserId>, address: IpAddr) -> Result<(), Box<RateLimited>> {
         let Some((kind, rate)) = self.of_class(class) else { return Ok(()) };
         // The user first: what they are refused is not to be paid by all others behind their address.
         if let Some(user) = user {
@@ -170,7 +170,7 @@ impl Limiter {
         Rate { per_second: rate.per_second * f64::from(factor), burst: rate.burst.saturating_mul(factor) }
     }
 
-    fn rate(&self, (kind, who): Caller) -> Rate {
+    fn rate(&self, (kind, who): LimitKey) -> Rate {
         let rate = match kind {
             Kind::Read => self.rates.read,
             Kind::Hold => self.rates.hold,
@@ -180,7 +180,7 @@ impl Limiter {
         if matches!(who, Who::User(_)) { rate } else { self.of_address(rate) }
     }
 
-    fn spend(&self, caller: Caller, rate: Rate) -> Result<(), Box<Refused>> {
+    fn spend(&self, caller: LimitKey, rate: Rate) -> Result<(), Box<RateLimited>> {
         let accounts = if matches!(caller.1, Who::User(_)) { &self.users } else { &self.addresses };
         let account = accounts.get(&caller).unwrap_or_else(|| accounts.get_with(caller, Account::default));
         let (one, burst, now) = (earning_time(rate), nanos(burst_time(rate)), self.now());
@@ -188,7 +188,7 @@ impl Limiter {
         let earned_at = spent.earned_at.max(now).saturating_add(one);
         let too_much = (earned_at - now).saturating_sub(burst);
         if too_much > 0 {
-            return Err(Box::new(Refused { caller, rate, again_in: Duration::from_nanos(too_much) }));
+            return Err(Box::new(RateLimited { caller, rate, again_in: Duration::from_nanos(too_much) }));
         }
         spent.earned_at = earned_at;
         spent.untold = spent.untold.saturating_add(1);
@@ -217,8 +217,8 @@ impl Limiter {
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(200))
-            .set_connection_timeout(Some(ANSWER_TIME_MAX))
-            .set_response_timeout(Some(ANSWER_TIME_MAX));
+            .set_connection_timeout(Some(ANSWER_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
         let redis = ConnectionManager::new_lazy_with_config(client, config)?;
         let script = Script::new(SPEND);
         let sharing = async {
@@ -243,7 +243,7 @@ impl Limiter {
         &self,
         script: &Script,
         redis: &mut ConnectionManager,
-        callers: &[(Caller, Account)],
+        callers: &[(LimitKey, Account)],
     ) -> anyhow::Result<()> {
         let mut call = script.prepare_invoke();
         let mut told = Vec::with_capacity(callers.len());
@@ -256,7 +256,7 @@ impl Limiter {
             call.key(key(*caller)).arg(micros);
         }
         let asked_at = self.now();
-        let answer = tokio::time::timeout(ANSWER_TIME_MAX, call.invoke_async::<Vec<u64>>(redis)).await;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, call.invoke_async::<Vec<u64>>(redis)).await;
         let answer = answer.map_err(anyhow::Error::from).and_then(|answer| answer.map_err(anyhow::Error::from));
         match answer {
             Ok(ahead) => {
@@ -294,7 +294,7 @@ impl Limiter {
 }
 
 /// One slot of a cluster for all of them, as one script needs.
-fn key((kind, who): Caller) -> String {
+fn key((kind, who): LimitKey) -> String {
     let kind = kind.name();
     match who {
         Who::User(user) => format!("{{rate-limit}}:{kind}:user:{user}"),
@@ -335,7 +335,7 @@ fn seconds(time: Duration) -> u32 {
     u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for RateLimited {
     fn into_response(self) -> Response {
         let (kind, who) = self.caller;
         let (of, name) = match who {

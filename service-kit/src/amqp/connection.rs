@@ -13,13 +13,13 @@ use crate::http::tls::Trust;
 use crate::process::settings::Secret;
 
 /// TCP, handshake and declarations together; the library has no time-out of its own there.
-pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A batch and all its confirms. Past it, a message's fate is unknown, never "not sent".
-pub(super) const PUBLISH_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats: a dead peer is noticed after two. RabbitMQ advises 5 to 20.
 pub(super) const HEARTBEAT_SECONDS: u32 = 10;
 /// Farewells to a broker that may be frozen: nothing is lost without them.
-pub(super) const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// AMQP delivery mode: written to disk.
 pub(super) const PERSISTENT: u8 = 2;
 
@@ -62,7 +62,7 @@ impl Broker {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = OwnedTLSConfig { identity: None, cert_chain: self.trust.own_pem() };
         let connecting = Connection::connect_with_config(&url, properties, tls, default_runtime()?);
-        tokio::time::timeout(CONNECT_TIME_MAX, connecting)
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .context("the broker of RABBITMQ_URL does not answer in time")?
             .context("can't connect to the broker of RABBITMQ_URL")
@@ -78,7 +78,7 @@ impl Broker {
         let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let found = channel.queue_declare(queue.into(), look, FieldTable::default()).await;
         let found = found.with_context(|| format!("the broker has no queue {queue}"))?.message_count();
-        drop(tokio::time::timeout(FAREWELL_TIME_MAX, connection.close(200, "done".into())).await);
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await);
         Ok(found)
     }
 

@@ -24,8 +24,8 @@ use uuid::Uuid;
 
 use super::acks::Acks;
 use super::connection::{
-    Broker, CONNECT_TIME_MAX, FAREWELL_TIME_MAX, ORIGINAL_ROUTING_KEY, PERSISTENT, PUBLISH_TIME_MAX, REASON,
-    TRACEPARENT, dead_letters_of, text_header,
+    Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, ORIGINAL_ROUTING_KEY, PERSISTENT, PUBLISH_TIMEOUT, REASON, TRACEPARENT,
+    dead_letters_of, text_header,
 };
 use crate::observe::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
 use crate::observe::traces;
@@ -40,7 +40,7 @@ const DELIVERY_LIMIT: i64 = 100;
 /// Tries of a message that fails by its own fault, before it is set aside.
 const TRIES_MAX: usize = 6;
 /// One message's handling. What is cut off is rolled back and tried again.
-const HANDLE_TIME_MAX: Duration = Duration::from_secs(20);
+const HANDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the messages that were set aside are counted.
 const DEAD_LETTERS_COUNTED_EVERY: Duration = Duration::from_secs(2);
 /// A message that has arrived.
@@ -168,7 +168,7 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
         anyhow::Ok((channel, aside, consumer))
     };
     let (channel, aside, consumer) =
-        tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker declared nothing in time")??;
+        tokio::time::timeout(CONNECT_TIMEOUT, set_up).await.context("the broker declared nothing in time")??;
     queue.up.store(true, Ordering::Relaxed);
     queue.metrics.up.set(1);
     tracing::info!(queue = queue.name, consumer_tag = tag, "RabbitMQ consumer started");
@@ -191,7 +191,7 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
         channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
         connection.close(200, "stopping".into()).await
     };
-    if !matches!(tokio::time::timeout(FAREWELL_TIME_MAX, farewell).await, Ok(Ok(()))) {
+    if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, farewell).await, Ok(Ok(()))) {
         tracing::info!("The broker did not answer the farewell");
     }
     Ok(())
@@ -289,7 +289,7 @@ async fn handle_to_its_end<F: Future<Output = Verdict>>(
         .build();
     let mut failures = 0;
     loop {
-        let handled = tokio::time::timeout(HANDLE_TIME_MAX, handle(Arc::clone(&incoming))).await;
+        let handled = tokio::time::timeout(HANDLE_TIMEOUT, handle(Arc::clone(&incoming))).await;
         let error = match handled.unwrap_or_else(|elapsed| Verdict::Unavailable(elapsed.into())) {
             Verdict::Done => return acks.done(&delivery).await,
             Verdict::Poison(error) => return set_aside(&delivery, &incoming, queue, acks, aside, &error).await,
@@ -334,7 +334,7 @@ async fn set_aside(
     let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(PERSISTENT);
     let confirm =
         aside.basic_publish("".into(), dead_letters_of(&queue.name).into(), options, &delivery.data, properties);
-    let confirmed = tokio::time::timeout(PUBLISH_TIME_MAX, async { confirm.await?.await })
+    let confirmed = tokio::time::timeout(PUBLISH_TIMEOUT, async { confirm.await?.await })
         .await
         .context("the broker gave no confirm in time")??;
     match confirmed {

@@ -11,8 +11,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::connection::{
-    Broker, FAREWELL_TIME_MAX, ORIGINAL_ROUTING_KEY, PUBLISH_TIME_MAX, REASON, TRACEPARENT, dead_letters_of,
-    text_header,
+    Broker, CLOSE_TIMEOUT, ORIGINAL_ROUTING_KEY, PUBLISH_TIMEOUT, REASON, TRACEPARENT, dead_letters_of, text_header,
 };
 
 /// The most of a body that a look shows.
@@ -84,7 +83,7 @@ async fn walk(
     let connection = broker.connect("dead letters").await?;
     let walked = walk_on(&connection, queue, &dead_letters, which, fate, present.min(limit)).await;
     // What was not acknowledged goes back into the queue with the connection.
-    std::mem::drop(tokio::time::timeout(FAREWELL_TIME_MAX, connection.close(200, "done".into())).await);
+    std::mem::drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await);
     walked
 }
 
@@ -138,7 +137,7 @@ async fn send_again(channel: &Channel, queue: &str, letter: &DeadLetter, deliver
     let properties = delivery.properties.clone().with_headers(headers);
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let confirm = channel.basic_publish("".into(), queue.into(), options, &delivery.data, properties);
-    let confirmed = tokio::time::timeout(PUBLISH_TIME_MAX, async { confirm.await?.await })
+    let confirmed = tokio::time::timeout(PUBLISH_TIMEOUT, async { confirm.await?.await })
         .await
         .context("the broker gave no confirm in time; the message may have been sent")??;
     match confirmed {

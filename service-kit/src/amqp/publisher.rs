@@ -9,7 +9,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::connection::{Broker, CONNECT_TIME_MAX, PERSISTENT, PUBLISH_TIME_MAX, TRACEPARENT};
+use super::connection::{Broker, CONNECT_TIMEOUT, PERSISTENT, PUBLISH_TIMEOUT, TRACEPARENT};
 use crate::observe::traces;
 
 /// A message to be published.
@@ -49,7 +49,7 @@ struct Link {
     connection: Connection,
     channel: Channel,
     /// A batch was given up on it. Its confirms may still come, and take with them what comes back of a later batch.
-    is_worn: bool,
+    is_tainted: bool,
 }
 
 impl Publisher {
@@ -70,7 +70,7 @@ impl Publisher {
             Some(link) if link.connection.status().blocked() => {
                 bail!("the broker takes no messages: it is short of memory or disk")
             }
-            Some(link) if !link.is_worn => {}
+            Some(link) if !link.is_tainted => {}
             _ => {
                 *link = None;
                 *link = Some(self.connect().await?);
@@ -87,12 +87,12 @@ impl Publisher {
         let mut link = self.link.lock().await;
         // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
         let Link { connection, channel, .. } = link.take().context("there is no connection to the broker")?;
-        let outcomes = tokio::time::timeout(PUBLISH_TIME_MAX, self.publish_on(&channel, batch)).await;
+        let outcomes = tokio::time::timeout(PUBLISH_TIMEOUT, self.publish_on(&channel, batch)).await;
         // A broker that is short of memory or disk does not even read that a connection is to be closed: given up, each would live on beside
         // the next one, here and there, until it has more.
-        let is_worn = !matches!(outcomes, Ok(Ok(_)));
-        if !is_worn || connection.status().blocked() {
-            *link = Some(Link { connection, channel, is_worn });
+        let is_tainted = !matches!(outcomes, Ok(Ok(_)));
+        if !is_tainted || connection.status().blocked() {
+            *link = Some(Link { connection, channel, is_tainted });
         }
         outcomes.context("the broker gave no confirm in time")?
     }
@@ -106,26 +106,26 @@ impl Publisher {
             anyhow::Ok(channel)
         };
         let channel =
-            tokio::time::timeout(CONNECT_TIME_MAX, set_up).await.context("the broker opened no channel in time")??;
-        Ok(Link { connection, channel, is_worn: false })
+            tokio::time::timeout(CONNECT_TIMEOUT, set_up).await.context("the broker opened no channel in time")??;
+        Ok(Link { connection, channel, is_tainted: false })
     }
 
     async fn publish_on(&self, channel: &Channel, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
         let mut confirms = Vec::with_capacity(batch.len());
         for message in batch {
             let mut traceparent = message.traceparent.clone();
-            let leaving = traces::Leaving::begin(&self.broker.exchange, &message.routing_key, &mut traceparent);
+            let span = traces::PublishSpan::begin(&self.broker.exchange, &message.routing_key, &mut traceparent);
             // `mandatory`: an unroutable message comes back instead of vanishing.
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let exchange = self.broker.exchange.as_str().into();
             let routing_key = message.routing_key.as_str().into();
             let properties = self.properties(message, traceparent);
             let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await?;
-            confirms.push((confirm, leaving));
+            confirms.push((confirm, span));
         }
         let (mut taken, mut returned) = (Vec::with_capacity(batch.len()), HashSet::new());
-        let mut leaving = Vec::with_capacity(batch.len());
-        for (confirm, left) in confirms {
+        let mut spans = Vec::with_capacity(batch.len());
+        for (confirm, span) in confirms {
             let (is_taken, came_back) = match confirm.await? {
                 Confirmation::Ack(came_back) => (true, came_back),
                 Confirmation::Nack(came_back) => (false, came_back),
@@ -135,11 +135,11 @@ impl Publisher {
             returned.extend(came_back.and_then(|came_back| {
                 came_back.delivery.properties.message_id().as_ref().map(|id| id.as_str().to_owned())
             }));
-            leaving.push(left);
+            spans.push(span);
         }
         let outcomes = judged(batch, &taken, &returned);
-        for (leaving, outcome) in leaving.into_iter().zip(&outcomes) {
-            leaving.left(*outcome == Published::Confirmed);
+        for (span, outcome) in spans.into_iter().zip(&outcomes) {
+            span.finish(*outcome == Published::Confirmed);
         }
         Ok(outcomes)
     }

@@ -27,7 +27,7 @@ use crate::process::lifecycle::Lifecycle;
 mod tests;
 
 /// One fetch, all of it.
-const FETCH_TIME_MAX: Duration = Duration::from_secs(3);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between looks while no key has been had at all.
 const STARTING_PAUSE: Duration = Duration::from_secs(1);
 /// Requests that wait for a look at a time: who floods us with made-up key ids must not have all places of the service.
@@ -208,7 +208,7 @@ impl KeyRing {
 
 async fn fetch(url: &Url, trust: &Trust) -> anyhow::Result<String> {
     // Where the keys are is the operator's word alone: a redirect would be the server's.
-    let client = trust.http_client().timeout(FETCH_TIME_MAX).redirect(redirect::Policy::none()).build()?;
+    let client = trust.http_client().timeout(FETCH_TIMEOUT).redirect(redirect::Policy::none()).build()?;
     let mut answer =
         client.get(url.clone()).header(header::ACCEPT, "application/jwk-set+json, application/json").send().await?;
     ensure!(answer.status().is_success(), "it answered {}", answer.status());

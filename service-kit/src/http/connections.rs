@@ -29,13 +29,13 @@ use crate::http::client_address::Peer;
 /// The longest head that is read: beyond what `layers.rs` takes, so that it can say so in our form; this is answered with a bare `431`.
 const HEAD_BYTES_READ_MAX: usize = 64 * 1024;
 /// How long a client may leave sent bytes unread. The kernel closes the connection then.
-const UNREAD_TIME_MAX: Duration = Duration::from_secs(30);
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sets a new connection's options.
 pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     // Small answers must not wait for the client's delayed acknowledgement.
     stream.set_nodelay(true)?;
-    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIME_MAX))
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT))
 }
 
 /// Serves a connection, of whatever it is made, until one side has had enough of it. From the `stopping` on it finishes the request that

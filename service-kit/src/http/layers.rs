@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::admit::bulkheads::{self, Bulkheads, Classify, Permit};
 use crate::admit::limits::{BODY_BYTES_MAX, Limits};
-use crate::admit::rate_limit::{Limiter, Refused};
+use crate::admit::rate_limit::{Limiter, RateLimited};
 use crate::auth::{self, Authenticator};
 use crate::http::client_address::Peer;
 use crate::http::error::{Cause, Error};
@@ -43,7 +43,7 @@ const LARGE_BODIES_MAX: usize = 64;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
 /// keep connections for ever. What is cut off there is rolled back or healed like a crash.
-const WORK_TIME_MAX: Duration = Duration::from_secs(60);
+const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one who calls too often waits to hear so. It costs nothing but the wait, and without it a crowd that asks again at once
 /// would keep the processor busy with refusals.
 const REFUSAL_TIME: Duration = Duration::from_millis(200);
@@ -113,7 +113,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     let patience = patience_of(&request).filter(|patience| *patience < guard.time_max);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-", |path| path.as_str()).to_owned();
-    let trace = traces::Incoming::of(context.traceparent.take(), &method, &route);
+    let trace = traces::RequestSpan::of(context.traceparent.take(), &method, &route);
     context.traceparent.clone_from(&trace.traceparent);
     let trace_id = trace.traceparent.as_deref().and_then(traces::trace_id);
     // As high as the highest line in it, so that none is without its request.
@@ -124,7 +124,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
         Ok(admitted) => admitted,
         // Not logged one by one: of these there may be thousands a second.
         Err(refusal) => {
-            if matches!(refusal, Turned::TooOften(_)) {
+            if matches!(refusal, Rejected::TooOften(_)) {
                 tokio::time::sleep(REFUSAL_TIME).await;
             }
             let response = CONTEXT.sync_scope(context, || refusal.into_response());
@@ -143,7 +143,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
             work.await
         } else {
             // A client that hangs up must not stop a change half-way: the work has a task of its own.
-            let bounded = tokio::time::timeout(patience.unwrap_or(WORK_TIME_MAX), work);
+            let bounded = tokio::time::timeout(patience.unwrap_or(WORK_TIMEOUT), work);
             let done = guard.lifecycle.spawn_work(bounded).await.map_err(anyhow::Error::from);
             done.and_then(|answer| answer.map_err(anyhow::Error::from))
                 .unwrap_or_else(|error| Error::Internal(error).into_response())
@@ -175,7 +175,7 @@ pub async fn on_behalf_of<T>(
     route: &'static str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Problem> {
-    let trace = traces::Incoming::of(traceparent, &Method::POST, route);
+    let trace = traces::RequestSpan::of(traceparent, &Method::POST, route);
     let request_id = request_id.unwrap_or_else(|| Uuid::now_v7().to_string());
     let trace_id = trace.traceparent.as_deref().and_then(traces::trace_id);
     let span = tracing::error_span!("request", method = %Method::POST, route, request_id, trace_id);
@@ -206,12 +206,12 @@ fn finish(mut response: Response, request_id: &str, audience: Audience) -> Respo
 type Permits = (Permit, Option<OwnedSemaphorePermit>);
 
 /// A request that was not begun.
-enum Turned {
-    TooOften(Box<Refused>),
+enum Rejected {
+    TooOften(Box<RateLimited>),
     Away(Error),
 }
 
-impl Turned {
+impl Rejected {
     fn into_response(self) -> Response {
         match self {
             Self::TooOften(refused) => refused.into_response(),
@@ -223,26 +223,27 @@ impl Turned {
 impl Guard {
     /// Lets a request in, if it is not one too many and there is a place. Its body comes first: a client that sends slowly must not have
     /// a place meanwhile.
-    async fn admit(&self, mut request: Request) -> Result<(Request, Permits), Turned> {
+    async fn admit(&self, mut request: Request) -> Result<(Request, Permits), Rejected> {
         let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
         let class = bulkheads::request_class(self.classify, request.method(), path);
         if head_bytes(&request) > HEAD_BYTES_MAX {
             let detail = format!("Path and header fields take more than {HEAD_BYTES_MAX} bytes together; send less.");
-            return Err(Turned::Away(Error::refused(Code::HeadersTooLarge, detail)));
+            return Err(Rejected::Away(Error::refused(Code::HeadersTooLarge, detail)));
         }
         if let Some(limiter) = self.limiter.as_ref().filter(|limiter| limiter.limits(class)) {
             let peer = request.extensions().get().map_or(IpAddr::from([0, 0, 0, 0]), |Peer(peer)| *peer);
             let address = self.limits.proxies.client(peer, request.headers());
             let user = auth::user_of(&mut request).await;
-            limiter.check(class, user, address).map_err(Turned::TooOften)?;
+            limiter.check(class, user, address).map_err(Rejected::TooOften)?;
         }
-        let (request, is_whole) = read_ordinary_body(request, self.limits.body_time_max).await.map_err(Turned::Away)?;
+        let (request, is_whole) =
+            read_ordinary_body(request, self.limits.body_time_max).await.map_err(Rejected::Away)?;
         let large = if is_whole { None } else { Some(Arc::clone(&self.large_bodies).try_acquire_owned()) };
         match (self.bulkheads.enter(class).await, large.transpose()) {
             (Ok(place), Ok(large)) => Ok((request, (place, large))),
             _ => {
                 let detail = "More requests are being worked on than the service can keep up with. Nothing was done; come again.";
-                Err(Turned::Away(Problem::new(Code::Overloaded, detail).retry_after(1).into()))
+                Err(Rejected::Away(Problem::new(Code::Overloaded, detail).retry_after(1).into()))
             }
         }
     }

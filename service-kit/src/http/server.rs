@@ -22,7 +22,7 @@ use crate::process::lifecycle::Lifecycle;
 use crate::process::settings::SettingsReader;
 
 /// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
-const STOP_TIME_MAX: Duration = Duration::from_secs(12);
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Takes the address.
 ///
@@ -41,7 +41,7 @@ const FULL: &[u8] =
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// A TLS handshake takes two round trips. Who needs longer is not there any more, or means no good.
-const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves `router` until the process stops, within the limits of its settings, and measures its requests.
 pub fn serve(
@@ -72,7 +72,7 @@ pub fn serve(
         stopping.run_until_cancelled(accept(&listener, tls.as_ref(), &router, &limits, &stopping, &open)).await;
         drop(listener);
         open.close();
-        if tokio::time::timeout(STOP_TIME_MAX, open.wait()).await.is_err() {
+        if tokio::time::timeout(STOP_TIMEOUT, open.wait()).await.is_err() {
             tracing::warn!("Some clients never finished their requests; their connections are closed");
         }
         Ok(())
@@ -115,13 +115,13 @@ async fn accept(
         let (router, limits, stopping, tls) = (router.clone(), Arc::clone(limits), stopping.clone(), tls.cloned());
         open.spawn(async move {
             let Some(tls) = tls else {
-                return connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIME_MAX).await;
+                return connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIMEOUT).await;
             };
             // In the connection's own task, so that a slow one holds up nobody.
-            let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream));
+            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
             match stopping.run_until_cancelled(handshake).await {
                 Some(Ok(Ok(stream))) => {
-                    connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIME_MAX).await;
+                    connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIMEOUT).await;
                 }
                 Some(failed) => {
                     let error = failed.map_err(io::Error::from).flatten().err();

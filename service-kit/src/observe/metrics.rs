@@ -33,7 +33,7 @@ pub const METRICS_PATH: &str = "/metrics";
 /// Bounds of durations, in seconds: closest around what was promised (a look 50 ms, a hold 100 ms, a booking 300 ms).
 const DURATIONS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
 /// The longest that one question may take; Prometheus itself waits ten seconds.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an answer is as good as a new one, at least.
 const FRESH_FOR: Duration = Duration::from_secs(2);
 /// Of all time, at most one part in so many goes into a question: one that takes a second is asked every twenty.
@@ -214,7 +214,7 @@ impl Question {
             return;
         }
         let begun = Instant::now();
-        let answer = tokio::time::timeout(ANSWER_TIME_MAX, (self.ask)()).await.map_err(anyhow::Error::from).flatten();
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, (self.ask)()).await.map_err(anyhow::Error::from).flatten();
         if let Err(error) = &answer {
             tracing::debug!(about = self.about, error = format!("{error:#}"), "Some metrics can't be had");
             self.gauges.iter().for_each(GaugeVec::reset);

@@ -30,7 +30,7 @@ use crate::http::request_context;
 use crate::process::settings::{Secret, SettingsReader};
 
 /// How long a stop waits for the last spans to be taken.
-const FAREWELL_TIME_MAX: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Paths that are asked all the time, by those who look after the process.
 const NOT_TRACED: [&str; 2] = ["/health", "/metrics"];
 
@@ -139,7 +139,7 @@ impl Export {
     /// Sends what is left, for a moment at most.
     pub async fn finish(self) {
         let Some(provider) = self.0 else { return };
-        let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FAREWELL_TIME_MAX)).await;
+        let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(CLOSE_TIMEOUT)).await;
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!("The last traces were not taken");
         }
@@ -253,13 +253,13 @@ fn finish<T>(context: &Context, outcome: error::Result<T>) -> error::Result<T> {
 }
 
 /// A request that has come in.
-pub(crate) struct Incoming {
+pub(crate) struct RequestSpan {
     /// What belongs to it carries this on.
     pub(crate) traceparent: Option<String>,
     context: Option<Context>,
 }
 
-impl Incoming {
+impl RequestSpan {
     /// Decides whether it is traced.
     pub(crate) fn of(traceparent: Option<String>, method: &Method, route: &str) -> Self {
         let traced = TRACER.get().filter(|_| !NOT_TRACED.iter().any(|path| route.starts_with(path)));
@@ -304,9 +304,9 @@ pub(crate) async fn within<T>(context: Option<Context>, work: impl Future<Output
 }
 
 /// A message on its way to the broker. It is not sampled when what it tells of was not.
-pub(crate) struct Leaving(Option<Context>);
+pub(crate) struct PublishSpan(Option<Context>);
 
-impl Leaving {
+impl PublishSpan {
     /// Begins; what the message is to carry stands in `traceparent` afterwards.
     pub(crate) fn begin(exchange: &str, routing_key: &str, traceparent: &mut Option<String>) -> Self {
         let cause = TRACER.get().and(traceparent.as_deref()).and_then(parse).filter(SpanContext::is_sampled);
@@ -319,7 +319,7 @@ impl Leaving {
         Self(context)
     }
 
-    pub(crate) fn left(self, taken: bool) {
+    pub(crate) fn finish(self, taken: bool) {
         let Some(context) = self.0 else { return };
         if !taken {
             context.span().set_status(Status::error("the broker did not take it"));

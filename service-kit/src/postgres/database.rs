@@ -16,14 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::process::settings::Secret;
 
 /// How long a request waits for a connection before it is answered with `503`: a full pool is a fast no.
-const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the health check of a released connection may take.
-const RELEASE_TIME_MAX: Duration = Duration::from_secs(1);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long start-up waits for a database that is still starting itself.
-const START_TIME_MAX: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One attempt of it, with a look at the schema: a database that has fallen silent is asked again on a new connection.
-const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Limits that the server enforces on our connections, so that none can hold a lock for ever:
 /// a statement's time (the longest, 100,000 seats in one call, needs about 3 s), the wait for a lock, an idle transaction.
@@ -40,7 +40,7 @@ const RETURN_INTERVAL: Duration = Duration::from_secs(10);
 /// Replicas may start together: the migrator holds an advisory lock while it works, and the others wait for it as long as it takes.
 ///
 /// # Errors
-/// The URL is not one, the server does not answer in [`START_TIME_MAX`], or a migration fails.
+/// The URL is not one, the server does not answer in [`START_TIMEOUT`], or a migration fails.
 pub async fn connect(
     url: &Secret,
     application: &'static str,
@@ -49,12 +49,12 @@ pub async fn connect(
 ) -> anyhow::Result<PgPool> {
     // On a connection of its own, without the limits that are meant for requests.
     let options = base_options(url, application)?;
-    let attempt = || async { tokio::time::timeout(ATTEMPT_TIME_MAX, look(&options, migrator)).await? };
+    let attempt = || async { tokio::time::timeout(ATTEMPT_TIMEOUT, look(&options, migrator)).await? };
     let (mut connection, is_current) = attempt
         .retry(
             ExponentialBuilder::default()
                 .with_max_delay(Duration::from_secs(2))
-                .with_total_delay(Some(START_TIME_MAX))
+                .with_total_delay(Some(START_TIMEOUT))
                 .without_max_times(),
         )
         .notify(
@@ -154,7 +154,7 @@ impl BatchPool {
             // The library asks it without a limit, and until the answer its place is taken: a server that has vanished without a word would
             // cost every batcher its connections for a quarter of an hour.
             Box::pin(async move {
-                let answer = tokio::time::timeout(RELEASE_TIME_MAX, connection.ping()).await;
+                let answer = tokio::time::timeout(RELEASE_TIMEOUT, connection.ping()).await;
                 answer.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|()| true)
             })
         });
@@ -186,7 +186,7 @@ impl BatchPool {
     /// # Errors
     /// None can be had in time.
     pub async fn acquire(&self) -> Result<BatchConnection, sqlx::Error> {
-        let permit = tokio::time::timeout(ACQUIRE_TIME_MAX, Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = tokio::time::timeout(ACQUIRE_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await;
         let permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
         // What has rested too long is looked at by the pool.
         while let Some((connection, used_at)) = self.kept().connections.pop() {
@@ -302,7 +302,7 @@ fn pool_options(connections_max: u32) -> PgPoolOptions {
         .max_connections(connections_max)
         // Opened when the pool is made: the first rush after a start should not have to wait for them.
         .min_connections(connections_max.min(4))
-        .acquire_timeout(ACQUIRE_TIME_MAX)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
         // A ping before each use costs a round trip a request. One that has rested may have broken meanwhile, so it is asked: after an
         // outage not every connection should cost somebody a refusal.
         .test_before_acquire(false)

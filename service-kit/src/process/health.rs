@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// The longest that one check may take.
-const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Probe = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> + Send + Sync>;
 
@@ -138,7 +138,7 @@ impl Health {
     async fn look(&self) -> HealthReport {
         let outcomes = join_all(self.checks.iter().map(async |check| {
             let outcome =
-                tokio::time::timeout(CHECK_TIME_MAX, (check.probe)()).await.map_err(anyhow::Error::from).flatten();
+                tokio::time::timeout(CHECK_TIMEOUT, (check.probe)()).await.map_err(anyhow::Error::from).flatten();
             if let Err(error) = &outcome {
                 tracing::debug!(part = check.name, error = format!("{error:#}"), "A part does not answer");
             }

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::process::settings::SettingsReader;
 
 /// How long a stop waits for requests and messages in hand.
-pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a process exits with that was told a second time to stop, as a shell reports a process that SIGINT ended.
 const EXIT_CODE_OF_SECOND_SIGNAL: i32 = 130;
@@ -135,17 +135,13 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Waits for the stop, then for the tasks, at most [`DRAIN_TIME_MAX`].
+    /// Waits for the stop, then for the tasks, at most [`DRAIN_TIMEOUT`].
     pub async fn finished(&self) -> ExitCode {
         self.token.cancelled().await;
         self.tracker.close();
-        let drained = tokio::time::timeout(DRAIN_TIME_MAX, self.tracker.wait()).await.is_ok();
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, self.tracker.wait()).await.is_ok();
         if !drained {
-            tracing::error!(
-                tasks = self.tracker.len(),
-                seconds = DRAIN_TIME_MAX.as_secs(),
-                "Tasks did not end in time"
-            );
+            tracing::error!(tasks = self.tracker.len(), seconds = DRAIN_TIMEOUT.as_secs(), "Tasks did not end in time");
         }
         let clean = drained && !self.crashed.load(Ordering::Relaxed);
         tracing::info!(clean, "Stopped");
