@@ -7,7 +7,8 @@
 //! - [`observe`]: logs, traces and metrics.
 //! - [`postgres`]: connection pools, and calls that share one statement and one commit.
 //! - [`amqp`]: publishing with confirms, consuming with acknowledgements, dead letters.
-//! - [`http`]: the server, TLS, the layers around every request, extractors, answers, errors, OpenAPI, and a circuit breaker.
+//! - [`http`]: the server, TLS, the layers around every request, extractors, answers, errors, OpenAPI, and a circuit
+//!   breaker.
 //! - [`admit`]: limits, rate limits and bulkheads, which decide whether a request is let in.
 //! - [`auth`]: who is calling, and what they may do.
 //! - `testing` (with the feature of this name): databases, broken connections, logins and random sequences for tests.

@@ -1,7 +1,7 @@
 //! What production demands, and the one place that decides whether this is production.
 //!
-//! `ENVIRONMENT=production` turns settings that are good enough for local trials into faults: passwords that everybody knows, links without
-//! verified TLS, and whatever else calls [`SettingsReader::refuse_in_production`].
+//! `ENVIRONMENT=production` turns settings that are good enough for local trials into faults: passwords that everybody
+//! knows, links without verified TLS, and whatever else calls [`SettingsReader::refuse_in_production`].
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,8 +13,8 @@ use crate::process::settings::{Secret, SettingsReader};
 const LOCAL_PASSWORDS: [&str; 3] = ["postgres", "booking_password", "guest"];
 
 impl SettingsReader {
-    /// The address of a server, with its password, and a default that serves local trials only: in production a password that everybody
-    /// knows is a fault.
+    /// The address of a server, with its password, and a default that serves local trials only: in production a
+    /// password that everybody knows is a fault.
     pub fn address(&mut self, name: &str, local_default: &str) -> Secret {
         let address = self.secret(name, local_default);
         if let Some(password) = known_password(address.reveal()) {
@@ -31,15 +31,17 @@ impl SettingsReader {
         ["production", "prod"].iter().any(|name| environment.trim().eq_ignore_ascii_case(name))
     }
 
-    /// Adds a fault if this is production: what serves local trials must not meet the public. Each reason is said, not the first alone.
+    /// Adds a fault if this is production: what serves local trials must not meet the public. Each reason is said, not
+    /// the first alone.
     pub fn refuse_in_production(&mut self, fault: impl Into<String>) {
         if self.is_production() {
             self.fault(format!("{} (refused because ENVIRONMENT=production)", fault.into()));
         }
     }
 
-    /// In production, adds a fault for each of `links` (setting and URL) that leaves the machine without verified TLS, and one if the server
-    /// itself would speak plaintext to other machines: it listens on `listen` and has no certificate.
+    /// In production, adds a fault for each of `links` (setting and URL) that leaves the machine without verified TLS,
+    /// and one if the server itself would speak plaintext to other machines: it listens on `listen` and has no
+    /// certificate.
     pub fn require_tls(&mut self, listen: SocketAddr, has_certificate: bool, links: &[(&str, &str)]) {
         let by_proxy = self.or("TLS_TERMINATED_BY_PROXY", false);
         if !self.is_production() {

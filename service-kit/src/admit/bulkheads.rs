@@ -1,10 +1,10 @@
-//! Bulkheads: each class of requests has limits of its own, so that a crowd of one class does not delay another. Above all, readers and
-//! callers that try to get seats must not delay those that pay for seats they hold.
+//! Bulkheads: each class of requests has limits of its own, so that a crowd of one class does not delay another. Above
+//! all, readers and callers that try to get seats must not delay those that pay for seats they hold.
 //!
-//! - Requests in flight: a class at its limit turns the next requests away at once. A quarter of all permits is for payments and other
-//!   services alone.
-//! - Requests being processed: the others of a class wait in line for a moment. A payment waits for runnable tasks and for database
-//!   connections. Both grow with the requests being processed, so we cap those.
+//! - Requests in flight: a class at its limit turns the next requests away at once. A quarter of all permits is for
+//!   payments and other services alone.
+//! - Requests being processed: the others of a class wait in line for a moment. A payment waits for runnable tasks and
+//!   for database connections. Both grow with the requests being processed, so we cap those.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,8 @@ pub enum RequestClass {
     Open,
 }
 
-/// The class of a route of a service, by its method and its path as the router has it; `None` for a route that it does not know.
+/// The class of a route of a service, by its method and its path as the router has it; `None` for a route that it does
+/// not know.
 pub type Classify = fn(&Method, &str) -> Option<RequestClass>;
 
 /// What only other services call.

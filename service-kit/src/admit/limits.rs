@@ -1,5 +1,5 @@
-//! What anyone may ask of a service, and how long they may take over it: the settings of `rate_limit.rs`, `connections.rs`,
-//! `client_address.rs` and `security_headers.rs`.
+//! What anyone may ask of a service, and how long they may take over it: the settings of `rate_limit.rs`,
+//! `connections.rs`, `client_address.rs` and `security_headers.rs`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,8 +22,8 @@ pub struct Limits {
     pub header_time_max: Duration,
     /// `REQUEST_BODY_TIMEOUT_SECONDS`: for a body of ordinary size. Larger ones have the time of the request.
     pub body_time_max: Duration,
-    /// `KEEP_ALIVE_SECONDS`: how long a connection may do nothing. Longer than what proxies allow on their side (60 s), or they would
-    /// use one that is just being closed.
+    /// `KEEP_ALIVE_SECONDS`: how long a connection may do nothing. Longer than what proxies allow on their side (60 s),
+    /// or they would use one that is just being closed.
     pub idle_time_max: Duration,
     /// `RATE_LIMIT_ENABLED` and what is set for each kind of call; none: no limits.
     pub rates: Option<Rates>,
@@ -48,8 +48,8 @@ pub struct Rates {
     pub confirm: Rate,
     /// `RATE_LIMIT_ADMIN`: changes of the catalogue.
     pub admin: Rate,
-    /// `RATE_LIMIT_ADDRESS_FACTOR`: so many times as much may come from one address, whoever sends it: a house full of buyers may share
-    /// one.
+    /// `RATE_LIMIT_ADDRESS_FACTOR`: so many times as much may come from one address, whoever sends it: a house full of
+    /// buyers may share one.
     pub address_factor: u32,
 }
 

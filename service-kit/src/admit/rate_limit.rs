@@ -1,13 +1,14 @@
 //! How often anyone may call: a user by their id, and whoever comes from one address together, as ids can be made up.
 //!
-//! A limit is a rate and a burst, kept as one number a caller (the generic cell rate algorithm): the time at which all that was spent
-//! will have been earned. A call moves it on by the time that one call takes to earn; one that would move it further than a burst from
-//! now is refused, and moves nothing.
+//! A limit is a rate and a burst, kept as one number a caller (the generic cell rate algorithm): the time at which all
+//! that was spent will have been earned. A call moves it on by the time that one call takes to earn; one that would
+//! move it further than a burst from now is refused, and moves nothing.
 //!
-//! Each process decides from its own memory, so that no request waits for Redis. Who has spent a quarter of a burst here is told of to
-//! Redis a tenth of a second later, together with all others of that moment, and the answer has what they have spent at other replicas.
-//! An ordinary buyer never gets so far. So what one caller gets from N replicas is the rate in the long run, and at most N bursts in the
-//! first moment, which are earned back before there is more. Without Redis each process counts for itself: N times the limit.
+//! Each process decides from its own memory, so that no request waits for Redis. Who has spent a quarter of a burst
+//! here is told of to Redis a tenth of a second later, together with all others of that moment, and the answer has what
+//! they have spent at other replicas. An ordinary buyer never gets so far. So what one caller gets from N replicas is
+//! the rate in the long run, and at most N bursts in the first moment, which are earned back before there is more.
+//! Without Redis each process counts for itself: N times the limit.
 
 use std::collections::hash_map::RandomState;
 use std::net::IpAddr;
@@ -36,7 +37,8 @@ pub const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// What is left of it, and when there is more.
 pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// Callers remembered, of either kind apart: ids can be made up by the million, and must not push addresses out. Some 200 bytes each.
+/// Callers remembered, of either kind apart: ids can be made up by the million, and must not push addresses out. Some
+/// 200 bytes each.
 const USERS_MAX: u64 = 100_000;
 const ADDRESSES_MAX: u64 = 50_000;
 /// How long a caller who has gone is remembered beyond what a burst takes to earn.
@@ -53,7 +55,8 @@ const CALLERS_AT_ONCE: usize = 500;
 /// Callers who wait to be told of; more are told of a moment later.
 const WAITING_MAX: usize = 10_000;
 
-/// Adds what was spent (microseconds) to each key; answers how far it is from now, by the one clock that all replicas share.
+/// Adds what was spent (microseconds) to each key; answers how far it is from now, by the one clock that all replicas
+/// share.
 const SPEND: &str = r"
 local time = redis.call('time')
 local now = time[1] * 1000000 + time[2]

@@ -8,8 +8,8 @@ use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 
-/// Acknowledgements of one channel. Messages that are done at the same time are acknowledged together: to the broker each is an entry in
-/// its log.
+/// Acknowledgements of one channel. Messages that are done at the same time are acknowledged together: to the broker
+/// each is an entry in its log.
 pub(crate) struct Acks {
     channel: Channel,
     tags: Mutex<Tags>,

@@ -1,7 +1,7 @@
 //! A consumer that always comes back, and acknowledges each message after its effect.
 //!
-//! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever, while the connection
-//! looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
+//! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever,
+//! while the connection looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,8 +34,8 @@ use crate::observe::traces;
 const PREFETCH: u16 = 128;
 /// Messages handled at once by one consumer: what is in hand together can be applied together.
 const HANDLED_AT_ONCE: usize = 64;
-/// Redeliveries before the broker itself sets a message aside. Each lost connection counts one for every message on its way,
-/// so this is far above what a bad day of restarts needs; messages that fail are set aside by us, with a reason.
+/// Redeliveries before the broker itself sets a message aside. Each lost connection counts one for every message on its
+/// way, so this is far above what a bad day of restarts needs; messages that fail are set aside by us, with a reason.
 const DELIVERY_LIMIT: i64 = 100;
 /// Tries of a message that fails by its own fault, before it is set aside.
 const TRIES_MAX: usize = 6;
@@ -213,7 +213,8 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
 
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
-    // The broker keeps a message here until the dead letter queue has confirmed it; that needs the overflow policy beside it.
+    // The broker keeps a message here until the dead letter queue has confirmed it; that needs the overflow policy
+    // beside it.
     arguments.insert("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into()));
     arguments.insert("x-overflow", AMQPValue::LongString("reject-publish".into()));
     // The default exchange routes by queue name, so the dead letter queue needs no exchange of its own.

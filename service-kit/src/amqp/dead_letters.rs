@@ -54,7 +54,8 @@ pub async fn list(broker: &Broker, queue: &str, limit: usize) -> anyhow::Result<
     walk(broker, queue, &Which::All, Fate::Keep, limit).await
 }
 
-/// Sends them to `queue` again; each leaves the dead letters when the broker has it there. Harmless for a consumer that knows repeats.
+/// Sends them to `queue` again; each leaves the dead letters when the broker has it there. Harmless for a consumer that
+/// knows repeats.
 ///
 /// # Errors
 /// The broker does not answer or did not take one; those before it are sent, that one and the rest stay.
@@ -118,8 +119,8 @@ async fn walk_on(
         }
         met.push(letter);
     }
-    // First the channel: with the connection alone, one acknowledgement in some hundreds was forgotten (measured, RabbitMQ's quorum queues),
-    // and what had been sent again was among the dead letters still.
+    // First the channel: with the connection alone, one acknowledgement in some hundreds was forgotten (measured,
+    // RabbitMQ's quorum queues), and what had been sent again was among the dead letters still.
     channel.close(200, "done".into()).await.context("the broker may not have heard of all that was done")?;
     Ok(met)
 }

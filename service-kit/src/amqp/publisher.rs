@@ -88,8 +88,8 @@ impl Publisher {
         // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
         let Link { connection, channel, .. } = link.take().context("there is no connection to the broker")?;
         let outcomes = tokio::time::timeout(PUBLISH_TIMEOUT, self.publish_on(&channel, batch)).await;
-        // A broker that is short of memory or disk does not even read that a connection is to be closed: given up, each would live on beside
-        // the next one, here and there, until it has more.
+        // A broker that is short of memory or disk does not even read that a connection is to be closed: given up, each
+        // would live on beside the next one, here and there, until it has more.
         let is_tainted = !matches!(outcomes, Ok(Ok(_)));
         if !is_tainted || connection.status().blocked() {
             *link = Some(Link { connection, channel, is_tainted });
@@ -160,8 +160,8 @@ impl Publisher {
     }
 }
 
-/// What became of each message of a batch. A message that came back is known by its id: the library hands it out with the confirm of any
-/// message that the same frame confirmed.
+/// What became of each message of a batch. A message that came back is known by its id: the library hands it out with
+/// the confirm of any message that the same frame confirmed.
 fn judged(batch: &[Outgoing], taken: &[bool], returned: &HashSet<String>) -> Vec<Published> {
     let judge = |(message, is_taken): (&Outgoing, &bool)| match is_taken {
         false => Published::Refused,

@@ -73,8 +73,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Whose reservations and tickets they may see and change: their own, or for an admin everyone's (`None`). A statement says
-    /// `where … and ($n::uuid is null or user_id = $n)`.
+    /// Whose reservations and tickets they may see and change: their own, or for an admin everyone's (`None`). A
+    /// statement says `where … and ($n::uuid is null or user_id = $n)`.
     #[must_use]
     pub fn confined_to(&self) -> Option<UserId> {
         (!self.roles.has_any(&[Role::Admin])).then_some(self.user_id)

@@ -1,6 +1,7 @@
 //! The key by which our services know each other.
 //!
-//! Held are SHA-256 digests, compared in constant time: neither the time of an answer nor the length of a key tells anything of it.
+//! Held are SHA-256 digests, compared in constant time: neither the time of an answer nor the length of a key tells
+//! anything of it.
 
 use axum::http::{HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};

@@ -47,8 +47,8 @@ pub(super) fn parse(text: &str) -> anyhow::Result<Vec<UsableKey>> {
     Ok(keys)
 }
 
-/// The key with its id and its algorithm, if it is one to verify with. A set may have others, and keys of kinds to come; a symmetric
-/// one is never taken: what is published is no secret.
+/// The key with its id and its algorithm, if it is one to verify with. A set may have others, and keys of kinds to
+/// come; a symmetric one is never taken: what is published is no secret.
 pub(super) fn usable(published: &Value) -> Option<UsableKey> {
     let jwk = Jwk::deserialize(published).ok()?;
     let algorithm = match &jwk.algorithm {

@@ -1,8 +1,9 @@
 //! The issuer's published keys (a JWK set, RFC 7517), kept fresh without a restart.
 //!
-//! Requests read the present set without a lock. A file is read again when it has changed; a URL is fetched every five minutes. A token
-//! with a key id that nobody knows may be the first after a change of keys, so it waits for one more look, of which there is at most
-//! one a minute (a second, for a file) whoever asks. When a look fails, the keys that are there stay.
+//! Requests read the present set without a lock. A file is read again when it has changed; a URL is fetched every five
+//! minutes. A token with a key id that nobody knows may be the first after a change of keys, so it waits for one more
+//! look, of which there is at most one a minute (a second, for a file) whoever asks. When a look fails, the keys that
+//! are there stay.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

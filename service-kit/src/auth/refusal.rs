@@ -1,4 +1,5 @@
-//! Why a request is not taken from its caller: what is wrong with its token, its roles or its key, and the answer that says so.
+//! Why a request is not taken from its caller: what is wrong with its token, its roles or its key, and the answer that
+//! says so.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! Access tokens: JSON web tokens (RFC 7519), verified by the rules of RFC 8725.
 //!
-//! The kind of key says which algorithm is believed, never the token: HS256 with the shared secret, and RS256, ES256 or EdDSA as the
-//! published key itself is. Verifying is CPU time alone, a hundredth of a millisecond for HS256 and up to a tenth for the others, and
-//! waits for no lock.
+//! The kind of key says which algorithm is believed, never the token: HS256 with the shared secret, and RS256, ES256 or
+//! EdDSA as the published key itself is. Verifying is CPU time alone, a hundredth of a millisecond for HS256 and up to
+//! a tenth for the others, and waits for no lock.
 
 use std::sync::Arc;
 

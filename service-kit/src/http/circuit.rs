@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::Notify;
 
-/// Failed tries in a row that open the circuit: more than one unlucky call has, few enough that a stampede is turned away at once.
+/// Failed tries in a row that open the circuit: more than one unlucky call has, few enough that a stampede is turned
+/// away at once.
 const FAILURES_MAX: u32 = 10;
 /// How long an open circuit asks nobody.
 const OPEN_TIME: Duration = Duration::from_secs(1);
@@ -58,8 +59,8 @@ impl Circuit {
         self.state().open_until.is_none()
     }
 
-    /// Makes a call that is harmless when repeated: `tries` times at most, with growing and jittered pauses, while the circuit is
-    /// closed and the budget lasts. An error is a failure of the part; what it refuses is an answer.
+    /// Makes a call that is harmless when repeated: `tries` times at most, with growing and jittered pauses, while the
+    /// circuit is closed and the budget lasts. An error is a failure of the part; what it refuses is an answer.
     ///
     /// # Errors
     /// That of the last try, or that the circuit is open.
@@ -93,8 +94,8 @@ impl Circuit {
         }
     }
 
-    /// Whenever the circuit is open, calls `make` until it is closed, as the probe if nobody else is: without callers, who may stay away
-    /// because of the circuit, nobody would find out that all is well again. Never ends by itself.
+    /// Whenever the circuit is open, calls `make` until it is closed, as the probe if nobody else is: without callers,
+    /// who may stay away because of the circuit, nobody would find out that all is well again. Never ends by itself.
     pub async fn keep_probing<T, F: Future<Output = anyhow::Result<T>>>(&self, make: impl Fn() -> F) {
         loop {
             self.opened.notified().await;

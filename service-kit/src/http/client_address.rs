@@ -1,7 +1,8 @@
 //! Which address a request comes from: the peer's, or, where that is a proxy of ours, what the proxies say.
 //!
-//! Anyone can send an `X-Forwarded-For`; only what our own proxies have added to it counts. So it is read from the right, and the first
-//! hop that is none of ours is the client. One header alone is believed: a proxy that writes the one hands the other on as it came.
+//! Anyone can send an `X-Forwarded-For`; only what our own proxies have added to it counts. So it is read from the
+//! right, and the first hop that is none of ours is the client. One header alone is believed: a proxy that writes the
+//! one hands the other on as it came.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;

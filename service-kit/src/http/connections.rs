@@ -1,7 +1,8 @@
 //! One connection of a client, from its first byte to its last: no longer than it is used.
 //!
-//! A client that sends a byte from time to time, or reads none, would keep a connection for ever, and there are only so many. So each
-//! has its times: for the head of a request, for doing nothing, for taking an answer. The times of bodies are in `layers.rs`.
+//! A client that sends a byte from time to time, or reads none, would keep a connection for ever, and there are only so
+//! many. So each has its times: for the head of a request, for doing nothing, for taking an answer. The times of bodies
+//! are in `layers.rs`.
 
 use std::io;
 use std::net::IpAddr;
@@ -26,7 +27,8 @@ use tower::ServiceExt;
 use crate::admit::limits::Limits;
 use crate::http::client_address::Peer;
 
-/// The longest head that is read: beyond what `layers.rs` takes, so that it can say so in our form; this is answered with a bare `431`.
+/// The longest head that is read: beyond what `layers.rs` takes, so that it can say so in our form; this is answered
+/// with a bare `431`.
 const HEAD_BYTES_READ_MAX: usize = 64 * 1024;
 /// How long a client may leave sent bytes unread. The kernel closes the connection then.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,8 +40,8 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT))
 }
 
-/// Serves a connection, of whatever it is made, until one side has had enough of it. From the `stopping` on it finishes the request that
-/// is in hand, in `stop_time_max` at most.
+/// Serves a connection, of whatever it is made, until one side has had enough of it. From the `stopping` on it finishes
+/// the request that is in hand, in `stop_time_max` at most.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: IpAddr,
@@ -84,7 +86,8 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 /// What a connection is waiting for, and since when.
 struct Phase {
     began: Instant,
-    /// The kind in the lowest two bits, milliseconds above them: looked at by the reader, the service and the clock of a connection.
+    /// The kind in the lowest two bits, milliseconds above them: looked at by the reader, the service and the clock of
+    /// a connection.
     state: AtomicU64,
 }
 

@@ -1,7 +1,8 @@
 //! Entity tags: so that nobody overwrites a change they have not seen, and nobody loads again what they have.
 //!
-//! A tag names the resource's version, or a hash of its content. An answer that is compressed on its way gets a tag of its own
-//! (`"7"` becomes `"7-gzip"`): RFC 9110 wants different bytes to have different strong tags. Both come back as the same.
+//! A tag names the resource's version, or a hash of its content. An answer that is compressed on its way gets a tag of
+//! its own (`"7"` becomes `"7-gzip"`): RFC 9110 wants different bytes to have different strong tags. Both come back as
+//! the same.
 
 use axum::Json;
 use axum::extract::FromRequestParts;

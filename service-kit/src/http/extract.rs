@@ -1,7 +1,8 @@
 //! What a handler is given: body and path, read and checked, or a problem document that names every fault.
 //!
-//! A body's rules stand once, as the schema of its type: the OpenAPI document shows it, and here bodies are held against it.
-//! An edit (`PATCH`) is a JSON merge patch (RFC 7396): what it makes of the resource is held against the schema of a new one.
+//! A body's rules stand once, as the schema of its type: the OpenAPI document shows it, and here bodies are held
+//! against it. An edit (`PATCH`) is a JSON merge patch (RFC 7396): what it makes of the resource is held against the
+//! schema of a new one.
 
 use std::any::TypeId;
 use std::collections::{HashMap, HashSet};
@@ -191,8 +192,8 @@ fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: V
     })
 }
 
-/// Trims every string, writes whole numbers as such (`2.0` is an integer in JSON Schema, but not to serde), and finds NUL, which
-/// PostgreSQL can't store.
+/// Trims every string, writes whole numbers as such (`2.0` is an integer in JSON Schema, but not to serde), and finds
+/// NUL, which PostgreSQL can't store.
 fn clean(value: &mut Value) -> Vec<FieldError> {
     let mut faults = Vec::new();
     clean_below(value, &mut faults);

@@ -1,4 +1,5 @@
-//! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and its compression.
+//! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and
+//! its compression.
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -41,11 +42,11 @@ const ORDINARY_BODY_BYTES_MAX: usize = 32 * 1024;
 const LARGE_BODIES_MAX: usize = 64;
 /// The longest head of a request, its path included.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The longest that the work behind a request goes on without its client: a database host that vanished without a word must not
-/// keep connections for ever. What is cut off there is rolled back or healed like a crash.
+/// The longest that the work behind a request goes on without its client: a database host that vanished without a word
+/// must not keep connections for ever. What is cut off there is rolled back or healed like a crash.
 const WORK_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long one who calls too often waits to hear so. It costs nothing but the wait, and without it a crowd that asks again at once
-/// would keep the processor busy with refusals.
+/// How long one who calls too often waits to hear so. It costs nothing but the wait, and without it a crowd that asks
+/// again at once would keep the processor busy with refusals.
 const REFUSAL_TIME: Duration = Duration::from_millis(200);
 /// Shorter answers fit into one packet as they are.
 const COMPRESSED_BYTES_MIN: u64 = 1400;
@@ -165,7 +166,8 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     finish(response, &request_id, audience)
 }
 
-/// Does one of many calls that came in one body as if it had come by itself: for the request and in the trace that it names.
+/// Does one of many calls that came in one body as if it had come by itself: for the request and in the trace that it
+/// names.
 ///
 /// # Errors
 /// The problem to answer it with; what caused it is in the log.
@@ -221,8 +223,8 @@ impl Rejected {
 }
 
 impl Guard {
-    /// Lets a request in, if it is not one too many and there is a place. Its body comes first: a client that sends slowly must not have
-    /// a place meanwhile.
+    /// Lets a request in, if it is not one too many and there is a place. Its body comes first: a client that sends
+    /// slowly must not have a place meanwhile.
     async fn admit(&self, mut request: Request) -> Result<(Request, Permits), Rejected> {
         let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
         let class = bulkheads::request_class(self.classify, request.method(), path);
@@ -289,7 +291,8 @@ async fn read_ordinary_body(request: Request, time_max: Duration) -> Result<(Req
     Ok((Request::from_parts(parts, body), is_whole))
 }
 
-/// An answer that is compressed as it is sent, compressed: that is work, and belongs to the time in which the request has its place.
+/// An answer that is compressed as it is sent, compressed: that is work, and belongs to the time in which the request
+/// has its place.
 async fn written(response: Response) -> Response {
     if !response.headers().contains_key(header::CONTENT_ENCODING) || response.body().size_hint().exact().is_some() {
         return response;
@@ -308,8 +311,8 @@ async fn written(response: Response) -> Response {
     Response::from_parts(parts, Body::from(bytes))
 }
 
-/// How long another service said that it waits. What is cut off by it is rolled back, or as harmless as a lost answer. Clients can't
-/// cut work off so.
+/// How long another service said that it waits. What is cut off by it is rolled back, or as harmless as a lost answer.
+/// Clients can't cut work off so.
 fn patience_of(request: &Request) -> Option<Duration> {
     let millis =
         request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(bulkheads::INTERNAL_PATHS))?;

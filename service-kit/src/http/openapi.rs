@@ -19,8 +19,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use crate::auth::AuthSettings;
 
 /// The security schemes: the user by header, the user by token, another service of ours. An operation says in
-/// `#[utoipa::path(security(...))]` which of them it takes, with the roles that it needs; `()` means that it takes none as well, in
-/// some mode. [`describe_security`] adds to its description and answers what follows from that.
+/// `#[utoipa::path(security(...))]` which of them it takes, with the roles that it needs; `()` means that it takes none
+/// as well, in some mode. [`describe_security`] adds to its description and answers what follows from that.
 const USER: &str = "user_id";
 const BEARER: &str = "bearer";
 const INTERNAL: &str = "internal_key";
@@ -159,12 +159,14 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-/// The schemes that this requirement names, each with the roles that it needs. The library keeps them to itself, but writes them.
+/// The schemes that this requirement names, each with the roles that it needs. The library keeps them to itself, but
+/// writes them.
 fn named_schemes(requirement: &SecurityRequirement) -> BTreeMap<String, Vec<String>> {
     serde_json::to_value(requirement).and_then(serde_json::from_value).unwrap_or_default()
 }
 
-/// Adds to each operation what its security entails: the answers to who is not known or may not, and a word on the roles.
+/// Adds to each operation what its security entails: the answers to who is not known or may not, and a word on the
+/// roles.
 pub fn describe_security(document: &mut OpenApi) {
     for operation in document.paths.paths.values_mut().flat_map(operations) {
         let schemes: Vec<_> = operation.security.iter().flatten().flat_map(named_schemes).collect();

@@ -1,4 +1,5 @@
-//! The parameters after the `?`: held against the schema that the OpenAPI document shows of them, all faults named at once.
+//! The parameters after the `?`: held against the schema that the OpenAPI document shows of them, all faults named at
+//! once.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -40,7 +41,8 @@ where
     }
 }
 
-/// The parameters of one type; `None` when `faults` says why not. Those that it does not know are another's, or nobody's.
+/// The parameters of one type; `None` when `faults` says why not. Those that it does not know are another's, or
+/// nobody's.
 fn parse<T: DeserializeOwned + IntoParams + 'static>(query: &str, faults: &mut Vec<FieldError>) -> Result<Option<T>> {
     let known = T::into_params(|| None);
     let mut given = Map::new();

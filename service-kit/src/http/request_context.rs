@@ -1,4 +1,5 @@
-//! What code at any depth may want to know of the present request without being handed it: its id and its trace context.
+//! What code at any depth may want to know of the present request without being handed it: its id and its trace
+//! context.
 
 use axum::http::{HeaderMap, HeaderName};
 use uuid::Uuid;

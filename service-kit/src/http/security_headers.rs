@@ -1,5 +1,5 @@
-//! What browsers are told about every answer: not to guess types, not to show it in frames, not to keep what is personal; and whose pages
-//! may ask at all.
+//! What browsers are told about every answer: not to guess types, not to show it in frames, not to keep what is
+//! personal; and whose pages may ask at all.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::http::request_context::{REQUEST_ID, TRACEPARENT};
 
 /// Answers are data, no pages.
 const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
-/// The Swagger UI: its own files, the styles it makes as it goes, and its images from data URLs; it calls this service alone.
+/// The Swagger UI: its own files, the styles it makes as it goes, and its images from data URLs; it calls this service
+/// alone.
 const PAGES_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      font-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 /// A year.

@@ -139,7 +139,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Asks the process of this machine that has these settings whether it is ready; for container health checks. `port` is its usual one.
+/// Asks the process of this machine that has these settings whether it is ready; for container health checks. `port` is
+/// its usual one.
 ///
 /// # Errors
 /// It is not, or does not answer within two seconds.
@@ -148,8 +149,8 @@ pub async fn healthcheck(mut reader: SettingsReader, port: u16) -> anyhow::Resul
     let scheme = if tls::is_served(&reader) { "https" } else { "http" };
     reader.finish(())?;
     let url = format!("{scheme}://127.0.0.1:{port}/health/ready");
-    // The certificate is for the name that clients use, and may be renewed at this moment: a question that says nothing secret and does
-    // not leave the machine must not fail of that. Orchestrators ask in the same way.
+    // The certificate is for the name that clients use, and may be renewed at this moment: a question that says nothing
+    // secret and does not leave the machine must not fail of that. Orchestrators ask in the same way.
     let client =
         reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(Duration::from_secs(2)).build()?;
     client.get(url).send().await?.error_for_status()?;

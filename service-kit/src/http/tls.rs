@@ -1,7 +1,7 @@
 //! TLS: the certificate that a service shows, and the authorities that it believes.
 //!
-//! There is one crypto provider, aws-lc-rs, in the whole tree. A certificate is loaded again when its files change; a connection that
-//! is open goes on with the one it was made with.
+//! There is one crypto provider, aws-lc-rs, in the whole tree. A certificate is loaded again when its files change; a
+//! connection that is open goes on with the one it was made with.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ const PRIVATE_KEY: &str = "TLS_PRIVATE_KEY";
 /// How often the files are looked at. Whoever renews certificates does so days before they end.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Makes aws-lc-rs the provider of this process; the first thing in `main`. A second call, as tests make, changes nothing.
+/// Makes aws-lc-rs the provider of this process; the first thing in `main`. A second call, as tests make, changes
+/// nothing.
 pub fn install_crypto_provider() {
     if aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a crypto provider had been installed before");
@@ -38,8 +39,8 @@ pub fn install_crypto_provider() {
 
 // --- whom we believe ----------------------------------------------------------------------
 
-/// The certificate authorities that are believed on every link: those that browsers believe (Mozilla's list, compiled in, so that an
-/// image needs no list of its own), and those in the file of `TLS_CA_FILE`.
+/// The certificate authorities that are believed on every link: those that browsers believe (Mozilla's list, compiled
+/// in, so that an image needs no list of its own), and those in the file of `TLS_CA_FILE`.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     own: Arc<[CertificateDer<'static>]>,
@@ -105,7 +106,8 @@ impl Trust {
         redis::Client::build_with_tls(address, roots).context("REDIS_URL can't be reached by TLS")
     }
 
-    /// The PostgreSQL URL with `TLS_CA_FILE` as its `sslrootcert`, unless it names one. It has no effect below `sslmode=verify-ca`.
+    /// The PostgreSQL URL with `TLS_CA_FILE` as its `sslrootcert`, unless it names one. It has no effect below
+    /// `sslmode=verify-ca`.
     #[must_use]
     pub fn database_url(&self, url: Secret) -> Secret {
         let text = url.reveal();
@@ -223,8 +225,8 @@ impl ServerCertificate {
         Ok(config)
     }
 
-    /// Follows its files until `stopping`. By their contents, so that it does not matter how they are replaced: written over, renamed,
-    /// or by a link to another folder, as Kubernetes does.
+    /// Follows its files until `stopping`. By their contents, so that it does not matter how they are replaced: written
+    /// over, renamed, or by a link to another folder, as Kubernetes does.
     pub(crate) async fn follow(self, stopping: CancellationToken) -> anyhow::Result<()> {
         // Nothing is known of what was loaded at start: the first look loads it again.
         let mut seen = None;

@@ -1,9 +1,11 @@
 //! What a process counts and measures, for Prometheus to fetch from `/metrics`.
 //!
-//! Where something happens it is counted, by an atomic addition. What has to be asked for (a database, say) is asked when somebody looks,
-//! never on a request's way: see [`Metrics::ask`]. The registry is a value, so several services fit into one process, as in tests.
+//! Where something happens it is counted, by an atomic addition. What has to be asked for (a database, say) is asked
+//! when somebody looks, never on a request's way: see [`Metrics::ask`]. The registry is a value, so several services
+//! fit into one process, as in tests.
 //!
-//! Labels have few values, all known beforehand: routes by their template, problems by their code. Each new one would be kept for ever.
+//! Labels have few values, all known beforehand: routes by their template, problems by their code. Each new one would
+//! be kept for ever.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -145,8 +147,8 @@ impl Metrics {
         self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
     }
 
-    /// Has `ask` set `gauges` when somebody fetches the metrics, and not more often than is good. Gauges whose question was not answered
-    /// in time are absent: an old value would look like a present one.
+    /// Has `ask` set `gauges` when somebody fetches the metrics, and not more often than is good. Gauges whose question
+    /// was not answered in time are absent: an old value would look like a present one.
     pub fn ask<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
         &self,
         about: &'static str,

@@ -1,11 +1,11 @@
 //! Traces: which request caused what, in this process and the others, for any collector that takes OTLP.
 //!
-//! On when `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Each request is decided on once, where it comes in: one that is not sampled costs that
-//! decision and nothing more, as everything here begins with a look at it. A trace context (W3C) is passed on in any case, by
-//! [`traceparent`]: into calls of other services, into the outbox, into messages.
+//! On when `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Each request is decided on once, where it comes in: one that is not
+//! sampled costs that decision and nothing more, as everything here begins with a look at it. A trace context (W3C) is
+//! passed on in any case, by [`traceparent`]: into calls of other services, into the outbox, into messages.
 //!
-//! Spans are made by hand, where a step begins; log lines have their own spans. The library between the two would do its work for
-//! requests that are not sampled, too.
+//! Spans are made by hand, where a step begins; log lines have their own spans. The library between the two would do
+//! its work for requests that are not sampled, too.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -40,7 +40,8 @@ static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 /// Where traces go, by the standard variables of OpenTelemetry.
 #[derive(Debug, Clone, Default)]
 pub struct TraceSettings {
-    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/traces`. Nothing is exported without one.
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/traces`. Nothing is exported
+    /// without one.
     endpoint: Option<String>,
     /// `OTEL_EXPORTER_OTLP_HEADERS`: `name=value` pairs with commas between them, such as a key.
     headers: Option<Secret>,
@@ -106,7 +107,8 @@ pub struct Export(Option<SdkTracerProvider>);
 /// The exporter can't be made.
 pub fn start(settings: &TraceSettings, service: &'static str, version: &'static str) -> anyhow::Result<Export> {
     let Some(endpoint) = &settings.endpoint else { return Ok(Export(None)) };
-    // Its client blocks and belongs to the thread that sends; the library makes it in a thread of its own, so this may be called anywhere.
+    // Its client blocks and belongs to the thread that sends; the library makes it in a thread of its own, so this may
+    // be called anywhere.
     let mut exporter = SpanExporter::builder().with_http().with_endpoint(endpoint);
     if let Some(headers) = &settings.headers {
         let pairs = headers.reveal().split(',').filter_map(|pair| pair.split_once('='));
@@ -171,7 +173,8 @@ pub fn trace_id(traceparent: &str) -> Option<&str> {
     parse(traceparent).and_then(|_| traceparent.get(3..35))
 }
 
-/// What to pass on to whoever works for the present request: the context of the present span, or what came with the request.
+/// What to pass on to whoever works for the present request: the context of the present span, or what came with the
+/// request.
 #[must_use]
 pub fn traceparent() -> Option<String> {
     let own =

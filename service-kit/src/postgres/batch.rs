@@ -1,12 +1,12 @@
 //! Group commit: calls that come at the same time are done together, by one statement and one commit.
 //!
 //! - A call joins the queue. A free worker takes what is queued, up to `batch_max` calls, and does it as one batch.
-//! - While a batch is under way, later calls queue for the next one. So a quiet service answers at once, and a busy one does less
-//!   work for each call the more calls there are.
-//! - With `linger`, a batch that is not full waits that long for more calls before it starts. That is for a way of many steps, such
-//!   as a payment's, over which calls spread out so that batches stay small.
-//! - A second worker starts a batch beside the first only when the first has taken longer than `overlap_after`: on a slow disk, or
-//!   while it waits for a lock.
+//! - While a batch is under way, later calls queue for the next one. So a quiet service answers at once, and a busy one
+//!   does less work for each call the more calls there are.
+//! - With `linger`, a batch that is not full waits that long for more calls before it starts. That is for a way of many
+//!   steps, such as a payment's, over which calls spread out so that batches stay small.
+//! - A second worker starts a batch beside the first only when the first has taken longer than `overlap_after`: on a
+//!   slow disk, or while it waits for a lock.
 //!
 //! These invariants hold:
 //!
@@ -58,9 +58,9 @@ const LINGER_MIN: Duration = Duration::from_nanos(1);
 impl BatchConfig {
     /// The usual configuration, with this time limit for a batch.
     ///
-    /// Two workers: more would shrink batches and raise total work. A second worker that starts at once costs 20 % (measured). A
-    /// commit to a slow disk takes less than `overlap_after`, so a worker does at least 64 calls every 20 ms. A batch of 64 saves most
-    /// of what there is to save. The limit on requests in flight sheds a longer queue.
+    /// Two workers: more would shrink batches and raise total work. A second worker that starts at once costs 20 %
+    /// (measured). A commit to a slow disk takes less than `overlap_after`, so a worker does at least 64 calls every 20
+    /// ms. A batch of 64 saves most of what there is to save. The limit on requests in flight sheds a longer queue.
     #[must_use]
     pub const fn with_timeout(timeout: Duration) -> Self {
         Self {
@@ -75,8 +75,8 @@ impl BatchConfig {
 
     /// The same, but each batch waits for the next tick of the timer: half a millisecond on average, and one at most.
     ///
-    /// Not for holds and reads of availability: with it everywhere, a reservation at half of the highest rate took 8 ms instead of
-    /// 4.5 (measured).
+    /// Not for holds and reads of availability: with it everywhere, a reservation at half of the highest rate took 8 ms
+    /// instead of 4.5 (measured).
     #[must_use]
     pub const fn with_linger(self) -> Self {
         Self { linger: LINGER_MIN, ..self }
@@ -84,7 +84,8 @@ impl BatchConfig {
 }
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts the workers; they end when the batcher is dropped. `work` returns one answer for each call, in their order.
+    /// Starts the workers; they end when the batcher is dropped. `work` returns one answer for each call, in their
+    /// order.
     pub fn start<F: Future<Output = Vec<Result<R>>> + Send>(
         lifecycle: &Lifecycle,
         config: BatchConfig,
@@ -135,8 +136,8 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Does a call in the next batch.
     ///
     /// # Errors
-    /// What became of this call. When its batch was given up, or the process stops, that is a database that does not answer: the call
-    /// may or may not have had its effect.
+    /// What became of this call. When its batch was given up, or the process stops, that is a database that does not
+    /// answer: the call may or may not have had its effect.
     pub async fn call(&self, call: T) -> Result<R> {
         let (sender, answer) = oneshot::channel();
         self.line.send((call, sender)).await.map_err(|_| no_answer())?;
@@ -158,9 +159,10 @@ pub fn split_result<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T
     }
 }
 
-/// Does calls together by `work`, which gives one answer a call in their order, or `None` if they can't be done together. Then, or when
-/// the database refuses one of them, each is done by itself: nothing of the batch has had an effect, and none may spoil it for the others.
-/// After any other error nobody knows whether they had their effects, and all hear of it.
+/// Does calls together by `work`, which gives one answer a call in their order, or `None` if they can't be done
+/// together. Then, or when the database refuses one of them, each is done by itself: nothing of the batch has had an
+/// effect, and none may spoil it for the others. After any other error nobody knows whether they had their effects, and
+/// all hear of it.
 pub async fn batch_or_each<T: Clone, R, F: Future<Output = Result<Option<Vec<Result<R>>>>>>(
     calls: Vec<T>,
     work: impl Fn(Arc<[T]>) -> F,

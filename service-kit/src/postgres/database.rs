@@ -25,8 +25,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// One attempt of it, with a look at the schema: a database that has fallen silent is asked again on a new connection.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Limits that the server enforces on our connections, so that none can hold a lock for ever:
-/// a statement's time (the longest, 100,000 seats in one call, needs about 3 s), the wait for a lock, an idle transaction.
+/// Limits that the server enforces on our connections, so that none can hold a lock for ever: a statement's time (the
+/// longest, 100,000 seats in one call, needs about 3 s), the wait for a lock, an idle transaction.
 const SERVER_LIMITS: [(&str, &str); 3] =
     [("statement_timeout", "15s"), ("lock_timeout", "2s"), ("idle_in_transaction_session_timeout", "10s")];
 
@@ -37,7 +37,8 @@ const RETURN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The pool of a service that starts: waits for the server to answer, then brings the schema up to date.
 ///
-/// Replicas may start together: the migrator holds an advisory lock while it works, and the others wait for it as long as it takes.
+/// Replicas may start together: the migrator holds an advisory lock while it works, and the others wait for it as long
+/// as it takes.
 ///
 /// # Errors
 /// The URL is not one, the server does not answer in [`START_TIMEOUT`], or a migration fails.
@@ -88,7 +89,8 @@ fn base_options(url: &Secret, application: &'static str) -> anyhow::Result<PgCon
     let options = PgConnectOptions::from_str(url.reveal())
         .context("DATABASE_URL is not a PostgreSQL URL like postgres://user:password@host:5432/database")?;
     let text = url.reveal();
-    // The library's default asks for TLS, takes it unverified, and goes on without: a round trip a connection for no safety.
+    // The library's default asks for TLS, takes it unverified, and goes on without: a round trip a connection for no
+    // safety.
     let options = if text.contains("sslmode=") || text.contains("ssl-mode=") {
         options
     } else {
@@ -105,9 +107,10 @@ pub fn lazy_pool(url: &Secret, application: &'static str, connections_max: u32) 
     Ok(pool_options(connections_max).connect_lazy_with(base_options(url, application)?.options(SERVER_LIMITS)))
 }
 
-/// What keeps the plans of [`BatchPool`]: by key, and made once. The planner would weigh them anew for each length of a list, at a third
-/// of the statement's cost; and for tables that have grown faster than their statistics it would read all of a table to find ten rows.
-/// No machine code for them either: forbidden ways count as dear, and dear plans would be compiled.
+/// What keeps the plans of [`BatchPool`]: by key, and made once. The planner would weigh them anew for each length of a
+/// list, at a third of the statement's cost; and for tables that have grown faster than their statistics it would read
+/// all of a table to find ten rows. No machine code for them either: forbidden ways count as dear, and dear plans would
+/// be compiled.
 const GENERIC_PLAN_SETTINGS: [(&str, &str); 5] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
@@ -119,16 +122,16 @@ const GENERIC_PLAN_SETTINGS: [(&str, &str); 5] = [
 /// Connections of a [`BatchPool`]: two for each of the seven batchers of the Booking Service, and one for the relay.
 pub const BATCH_CONNECTIONS_MAX: u32 = 15;
 
-/// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up by its key. They
-/// do not queue with others for connections, either.
+/// A pool for the handful of statements that run thousands of times in the minute of an on-sale, and look every row up
+/// by its key. They do not queue with others for connections, either.
 ///
-/// The library's pool asks a connection how it is each time that one is given back: a round trip beside each statement. Those that are
-/// kept here between two uses are not asked.
+/// The library's pool asks a connection how it is each time that one is given back: a round trip beside each statement.
+/// Those that are kept here between two uses are not asked.
 #[derive(Debug, Clone)]
 pub struct BatchPool {
     pool: PgPool,
-    /// One permit for each connection in use. An acquire waits for a permit and not for the library's pool, which does not see that a
-    /// kept connection is free.
+    /// One permit for each connection in use. An acquire waits for a permit and not for the library's pool, which does
+    /// not see that a kept connection is free.
     permits: Arc<Semaphore>,
     kept: Arc<Mutex<Kept>>,
 }
@@ -151,8 +154,8 @@ impl BatchPool {
         let options = base_options(url, application)?.options(SERVER_LIMITS).options(GENERIC_PLAN_SETTINGS);
         let kept = Kept { connections: Vec::new(), returned_at: Instant::now() };
         let pool = pool_options(BATCH_CONNECTIONS_MAX).after_release(|connection, _| {
-            // The library asks it without a limit, and until the answer its place is taken: a server that has vanished without a word would
-            // cost every batcher its connections for a quarter of an hour.
+            // The library asks it without a limit, and until the answer its place is taken: a server that has vanished
+            // without a word would cost every batcher its connections for a quarter of an hour.
             Box::pin(async move {
                 let answer = tokio::time::timeout(RELEASE_TIMEOUT, connection.ping()).await;
                 answer.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|()| true)
@@ -165,7 +168,8 @@ impl BatchPool {
         })
     }
 
-    /// The library's pool behind it, for its metrics alone: an acquire there does not see the connections that are kept here.
+    /// The library's pool behind it, for its metrics alone: an acquire there does not see the connections that are kept
+    /// here.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
@@ -242,8 +246,8 @@ impl DerefMut for BatchConnection {
     }
 }
 
-/// A transaction of a batch. Dropped, its connection is closed, and the server rolls it back: so whoever stops waiting, even for its
-/// beginning, leaves nothing open for others.
+/// A transaction of a batch. Dropped, its connection is closed, and the server rolls it back: so whoever stops waiting,
+/// even for its beginning, leaves nothing open for others.
 #[derive(Debug)]
 pub struct BatchTransaction {
     pool: BatchPool,
@@ -303,13 +307,14 @@ fn pool_options(connections_max: u32) -> PgPoolOptions {
         // Opened when the pool is made: the first rush after a start should not have to wait for them.
         .min_connections(connections_max.min(4))
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        // A ping before each use costs a round trip a request. One that has rested may have broken meanwhile, so it is asked: after an
-        // outage not every connection should cost somebody a refusal.
+        // A ping before each use costs a round trip a request. One that has rested may have broken meanwhile, so it is
+        // asked: after an outage not every connection should cost somebody a refusal.
         .test_before_acquire(false)
         .before_acquire(|connection, metadata| {
             Box::pin(async move {
                 if metadata.idle_for > TRUSTED_IDLE_MAX {
-                    // Its error has the connection dropped at once; a `false` would have it say goodbye to a peer that is gone.
+                    // Its error has the connection dropped at once; a `false` would have it say goodbye to a peer that
+                    // is gone.
                     connection.ping().await?;
                 }
                 Ok(true)
@@ -319,10 +324,10 @@ fn pool_options(connections_max: u32) -> PgPoolOptions {
 
 /// Begins a transaction; the only way to do so here (`clippy.toml` bans `Pool::begin`).
 ///
-/// A `begin` of the library that is dropped while it is on its way (a client hung up, a time-out) gives its connection back inside an
-/// open transaction, and what the next borrower "commits" there is lost. So it runs in a task of its own: whoever stops waiting
-/// drops a finished transaction, which rolls back as it should. (The other cure, a rollback after each use of a connection,
-/// was measured at more than half of all transactions of the Booking database.)
+/// A `begin` of the library that is dropped while it is on its way (a client hung up, a time-out) gives its connection
+/// back inside an open transaction, and what the next borrower "commits" there is lost. So it runs in a task of its
+/// own: whoever stops waiting drops a finished transaction, which rolls back as it should. (The other cure, a rollback
+/// after each use of a connection, was measured at more than half of all transactions of the Booking database.)
 ///
 /// # Errors
 /// As those of the library.
@@ -347,8 +352,9 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::Tls(_) => true,
         // A connection that ends while TLS is asked for.
         sqlx::Error::Protocol(said) => said.contains("SSLRequest"),
-        // 08 connection, 28 and 3D no way in, 53 out of resources, 55 not accepting connections, lock time-out, 57 operator
-        // intervention (shutdown, statement time-out), 40 serialization and deadlock, 25P03 idle transaction ended.
+        // 08 connection, 28 and 3D no way in, 53 out of resources, 55 not accepting connections, lock time-out, 57
+        // operator intervention (shutdown, statement time-out), 40 serialization and deadlock, 25P03 idle transaction
+        // ended.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             ["08", "28", "3D", "40", "53", "55", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03"
         }),

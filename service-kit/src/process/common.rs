@@ -1,4 +1,5 @@
-//! The settings that every process has: where it listens, how it logs, its limits, who may call it, and its certificates.
+//! The settings that every process has: where it listens, how it logs, its limits, who may call it, and its
+//! certificates.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -19,11 +20,11 @@ pub struct Common {
     pub log_level: String,
     /// `LOG_FORMAT`: `json` or `pretty`.
     pub log_format: LogFormat,
-    /// `REQUESTS_IN_FLIGHT_MAX`: more than these are answered `503` at once. A queue that grows serves nobody: at some 500 bookings
-    /// a second and core, the last of a thousand waits two seconds already.
+    /// `REQUESTS_IN_FLIGHT_MAX`: more than these are answered `503` at once. A queue that grows serves nobody: at some
+    /// 500 bookings a second and core, the last of a thousand waits two seconds already.
     pub requests_in_flight_max: usize,
-    /// `REQUEST_TIMEOUT_SECONDS`: the longest a client waits for its answer, also when a database has vanished without a word. What
-    /// changes state goes on to its end all the same.
+    /// `REQUEST_TIMEOUT_SECONDS`: the longest a client waits for its answer, also when a database has vanished without
+    /// a word. What changes state goes on to its end all the same.
     pub request_time_max: Duration,
     /// What anyone may ask of the process, and how long they may take over it.
     pub limits: Limits,
@@ -79,8 +80,8 @@ impl Common {
         }
     }
 
-    /// In production, adds a fault for each of `links` (setting and URL) that leaves the machine without verified TLS, and one if this
-    /// process itself would speak plaintext to other machines.
+    /// In production, adds a fault for each of `links` (setting and URL) that leaves the machine without verified TLS,
+    /// and one if this process itself would speak plaintext to other machines.
     pub fn require_tls(&self, reader: &mut SettingsReader, links: &[(&str, &str)]) {
         reader.require_tls(self.listen, self.certificate.is_some(), links);
     }

@@ -1,7 +1,7 @@
 //! Named places at which a test has the process die, as if the power had gone: the moments between two effects.
 //!
-//! In a build for tests `CRASH_AT=booking.reserved` aborts the process when it first comes by that place, `CRASH_AT=booking.reserved:7`
-//! at the seventh time. In any other build there is nothing here.
+//! In a build for tests `CRASH_AT=booking.reserved` aborts the process when it first comes by that place,
+//! `CRASH_AT=booking.reserved:7` at the seventh time. In any other build there is nothing here.
 
 /// Dies here if a test wants it so.
 #[cfg(not(feature = "testing"))]

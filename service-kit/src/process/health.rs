@@ -122,8 +122,8 @@ impl Health {
         self
     }
 
-    /// How it is. No limit is on this question, so those who ask while a look is under way share it: however many ask, each part is asked
-    /// once at a time.
+    /// How it is. No limit is on this question, so those who ask while a look is under way share it: however many ask,
+    /// each part is asked once at a time.
     async fn report(&self) -> HealthReport {
         let asked = Instant::now();
         let mut latest = self.latest.lock().await;

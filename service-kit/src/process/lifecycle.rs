@@ -33,7 +33,8 @@ pub fn avoid_huge_pages() {
     let _ = nix::sys::prctl::set_thp_disable(true);
 }
 
-/// The process's work, from its beginning to what it exits with: a fault that ended it is said in one line, causes included.
+/// The process's work, from its beginning to what it exits with: a fault that ended it is said in one line, causes
+/// included.
 pub fn run(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let outcome = runtime(SettingsReader::from_env()).and_then(|runtime| runtime.block_on(work));
     outcome.unwrap_or_else(|error| {
@@ -42,9 +43,9 @@ pub fn run(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     })
 }
 
-/// A process gets half of the cores, as its database needs the others: a thread more than there are cores for is woken, and waits. On two
-/// cores with everything on them, one thread instead of two took a third off what a booking waits at a moderate rate (measured).
-/// `TOKIO_WORKER_THREADS` is for a process that has its machine to itself.
+/// A process gets half of the cores, as its database needs the others: a thread more than there are cores for is woken,
+/// and waits. On two cores with everything on them, one thread instead of two took a third off what a booking waits at
+/// a moderate rate (measured). `TOKIO_WORKER_THREADS` is for a process that has its machine to itself.
 fn runtime(mut settings: SettingsReader) -> anyhow::Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let threads = settings.within("TOKIO_WORKER_THREADS", cores.div_ceil(2), 1, 1024);

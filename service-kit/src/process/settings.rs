@@ -1,6 +1,7 @@
 //! Settings from the environment: typed, with all faults reported at once, secrets never shown.
 //!
-//! Every setting `NAME` can also come from the file that `NAME_FILE` names, which wins: that is how secrets are mounted.
+//! Every setting `NAME` can also come from the file that `NAME_FILE` names, which wins: that is how secrets are
+//! mounted.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;

@@ -1,4 +1,5 @@
-//! A login of the tests' own: keys of every kind, the tokens that it gives, tokens that others forge, and who may call what.
+//! A login of the tests' own: keys of every kind, the tokens that it gives, tokens that others forge, and who may call
+//! what.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -291,8 +292,9 @@ impl Need {
     }
 }
 
-/// Calls every operation of the document as every kind of caller. `needs` must name each operation, and no other, so that a new one
-/// can't be forgotten. Paths get ids of nothing and bodies are empty, so that who is let in changes nothing.
+/// Calls every operation of the document as every kind of caller. `needs` must name each operation, and no other, so
+/// that a new one can't be forgotten. Paths get ids of nothing and bodies are empty, so that who is let in changes
+/// nothing.
 pub async fn assert_only_those_who_may_are_let_in(
     base: &str,
     document: &OpenApi,

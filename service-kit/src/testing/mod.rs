@@ -1,7 +1,9 @@
-//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break ([`wires`]) or speak TLS ([`tls`]),
-//! random sequences of changes ([`sequences`]), and a login whose tokens are good or forged ([`login`]).
+//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break
+//! ([`wires`]) or speak TLS ([`tls`]), random sequences of changes ([`sequences`]), and a login whose tokens are good
+//! or forged ([`login`]).
 //!
-//! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single runs.
+//! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single
+//! runs.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -42,7 +44,8 @@ pub fn server(name: &str) -> String {
     })
 }
 
-/// How large a test is to be: what the environment says under this name, for a run on a day with time, or the usual size.
+/// How large a test is to be: what the environment says under this name, for a run on a day with time, or the usual
+/// size.
 #[must_use]
 pub fn scale(name: &str, usual: usize) -> usize {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
@@ -134,7 +137,8 @@ pub fn assert_matches_file(text: &str, path: &str) {
 
 /// Holds routes and document side by side: what one has and the other has not is a fault.
 ///
-/// Paths are read from the router's debug form, the one place where it shows them, and methods from the `Allow` of a `405`.
+/// Paths are read from the router's debug form, the one place where it shows them, and methods from the `Allow` of a
+/// `405`.
 pub async fn assert_document_fits_routes(routes: Router, document: &OpenApi) {
     let shown = format!("{routes:?}");
     let paths: BTreeSet<&str> = shown.split('"').filter(|text| text.starts_with('/')).collect();
@@ -182,7 +186,8 @@ pub fn request_classes_of(document: &OpenApi, classify: Classify) -> BTreeMap<St
         .collect()
 }
 
-/// Every length, range and choice of these schemas must be one of their table's check constraints, too. Pairs of schema and table.
+/// Every length, range and choice of these schemas must be one of their table's check constraints, too. Pairs of schema
+/// and table.
 pub async fn assert_database_has_the_limits_of(document: &OpenApi, database_url: &Secret, pairs: &[(&str, &str)]) {
     let options: PgConnectOptions = database_url.reveal().parse().expect("a database URL");
     let mut connection = options.connect().await.expect("the database answers");

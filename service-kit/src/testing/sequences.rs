@@ -1,4 +1,5 @@
-//! Random sequences of changes: made by a model, played against the real thing, and made as short as they get when one fails.
+//! Random sequences of changes: made by a model, played against the real thing, and made as short as they get when one
+//! fails.
 
 use std::ops::Range;
 use std::sync::Arc;

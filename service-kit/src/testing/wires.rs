@@ -1,4 +1,5 @@
-//! TCP proxies that break what passes through them: [`ChaosProxy`] at the test's word, [`FaultProxy`] at a word on the wire.
+//! TCP proxies that break what passes through them: [`ChaosProxy`] at the test's word, [`FaultProxy`] at a word on the
+//! wire.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -201,8 +202,8 @@ impl FaultProxy {
         Self::with(target, Rule { word, strike, hits_max, prepared: false }).await
     }
 
-    /// A proxy to the PostgreSQL server of a URL, and the URL through it. `word` stands in the text of the statement to strike at,
-    /// or is one that is sent as it is, such as `COMMIT`.
+    /// A proxy to the PostgreSQL server of a URL, and the URL through it. `word` stands in the text of the statement to
+    /// strike at, or is one that is sent as it is, such as `COMMIT`.
     pub async fn to_statements(url: &str, word: &'static str, strike: Fault, hits_max: usize) -> (Self, String) {
         let target = authority(url);
         let wire = Self::with(target, Rule { word, strike, hits_max, prepared: word != "COMMIT" }).await;
@@ -251,7 +252,8 @@ impl FaultProxy {
     async fn carry(&self, mut client: TcpStream, mut server: TcpStream, rule: Rule) {
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (mut up, mut down) = (vec![0_u8; CHUNK_BYTES], vec![0_u8; CHUNK_BYTES]);
-        // Whether the statement with the word has been prepared, and whether the answer on its way is the one to be lost.
+        // Whether the statement with the word has been prepared, and whether the answer on its way is the one to be
+        // lost.
         let (mut prepared, mut striking) = (false, false);
         loop {
             tokio::select! {
