@@ -1,14 +1,13 @@
-//! How often anyone may call: a user by their id, and whoever comes from one address together, as ids can be made up.
+//! Rate limits: how often a user may call, by user id, and how often one address may, as user ids can be made up.
 //!
-//! A limit is a rate and a burst, kept as one number a caller (the generic cell rate algorithm): the time at which all
-//! that was spent will have been earned. A call moves it on by the time that one call takes to earn; one that would
+//! A limit is a rate and a burst, kept as one number for each caller (the generic cell rate algorithm): the time at
+//! which everything spent is earned again. A call moves that time by what one call takes to earn. A call that would
 //! move it further than a burst from now is refused, and moves nothing.
 //!
-//! Each process decides from its own memory, so that no request waits for Redis. Who has spent a quarter of a burst
-//! here is told of to Redis a tenth of a second later, together with all others of that moment, and the answer has what
-//! they have spent at other replicas. An ordinary buyer never gets so far. So what one caller gets from N replicas is
-//! the rate in the long run, and at most N bursts in the first moment, which are earned back before there is more.
-//! Without Redis each process counts for itself: N times the limit.
+//! Each process decides from its own memory, so no request waits for Redis. Once a caller has used a quarter of its
+//! burst, the replica reports it to Redis within 100 ms, batched, and reads what it used elsewhere. An ordinary buyer
+//! never gets that far. So a caller gets the rate from N replicas in the long run, and at most N bursts at first, which
+//! it must earn back. Without Redis each process counts for itself: N times the limit.
 
 use std::collections::hash_map::RandomState;
 use std::net::IpAddr;

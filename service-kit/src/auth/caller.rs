@@ -3,22 +3,22 @@
 use serde::{Deserialize, Deserializer};
 use shared_contracts::ids::UserId;
 
-/// What a token says its bearer may do, beyond what everyone may who is known.
+/// A role granted by the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Buys tickets. Everyone who is known may, so this role is for show.
+    /// Buys tickets. It grants nothing beyond being signed in.
     Customer,
     /// Writes the catalogue and the price tiers.
     Organizer,
-    /// Does all that an organizer may, sees all reservations and tickets, and replays events.
+    /// May do all that an organizer may, sees all reservations and tickets, and replays events.
     Admin,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 3] = [Self::Customer, Self::Organizer, Self::Admin];
 
-    /// The name that tokens have for it.
+    /// The name in the `roles` claim.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -37,12 +37,12 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// A set of roles.
+/// A set of roles, one bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Roles(u8);
 
 impl Roles {
-    /// Whether one of `wanted` is among them.
+    /// Whether the set contains one of `wanted`.
     #[must_use]
     pub fn has_any(self, wanted: &[Role]) -> bool {
         wanted.iter().any(|role| self.0 & (1 << *role as u8) != 0)
@@ -66,9 +66,9 @@ impl<'de> Deserialize<'de> for Roles {
 /// The user who makes the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
-    /// Their id.
+    /// The `sub` of the token, or the UUID in `X-User-ID`.
     pub user_id: UserId,
-    /// What else they may do. None in `AUTH_MODE=header`, where no role is asked for.
+    /// The roles of the token; empty in `AUTH_MODE=header`, where no route demands a role.
     pub roles: Roles,
 }
 

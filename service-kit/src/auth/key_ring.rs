@@ -27,21 +27,21 @@ use crate::process::lifecycle::Lifecycle;
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod tests;
 
-/// One fetch, all of it.
+/// The whole fetch of a key set.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between looks while no key has been had at all.
+/// The pause between refreshes while no key is known.
 const STARTING_PAUSE: Duration = Duration::from_secs(1);
 /// Requests that wait for a look at a time: who floods us with made-up key ids must not have all places of the service.
 const WAITING_MAX: usize = 32;
 
-/// How often to look.
+/// How often the keys are read.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
-    /// By itself.
+    /// The usual pause.
     usual: Duration,
-    /// By itself, after a look that failed.
+    /// The pause after a read that failed.
     after_failure: Duration,
-    /// For a key id that nobody knows.
+    /// The least pause between two reads for unknown key ids.
     unknown_key: Duration,
 }
 
@@ -111,20 +111,20 @@ impl KeyRing {
 
     /// The key with this id, if it is for this algorithm.
     pub(super) async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, AuthError> {
-        // A set has none of the others, so asking again would be in vain.
+        // A set has no key for any other algorithm, so a refresh would be in vain.
         if !matches!(algorithm, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) {
             return Err(AuthError::Token(TokenError::Algorithm));
         }
-        match self.look_up(kid, algorithm) {
+        match self.find_known(kid, algorithm) {
             Err(AuthError::Token(TokenError::UnknownKey) | AuthError::KeysAway) => {
-                self.look_again().await;
-                self.look_up(kid, algorithm)
+                self.refresh_for_unknown().await;
+                self.find_known(kid, algorithm)
             }
             known => known,
         }
     }
 
-    fn look_up(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, AuthError> {
+    fn find_known(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, AuthError> {
         let set = self.set.load();
         let named: Vec<&Arc<Key>> = match kid {
             Some(kid) => set.iter().filter(|(id, _)| id.as_deref() == Some(kid)).map(|(_, key)| key).collect(),
@@ -139,9 +139,9 @@ impl KeyRing {
         }
     }
 
-    async fn look_again(&self) {
+    async fn refresh_for_unknown(&self) {
         let Ok(_place) = self.waiting.try_acquire() else { return };
-        // Who comes while someone looks waits for what they see.
+        // Concurrent callers share the refresh in progress.
         let mut asked = self.asked.lock().await;
         if asked.is_none_or(|at| at.elapsed() >= self.pace.unknown_key) {
             *asked = Some(Instant::now());
@@ -149,7 +149,7 @@ impl KeyRing {
         }
     }
 
-    /// Looks, and takes what is there over if it is of use.
+    /// Reads the keys, and replaces the set if at least one is usable. Whether it did.
     async fn refresh(&self) -> bool {
         let read = match &self.rules.keys {
             KeySource::File(path) => jwk_set::read_file(path),

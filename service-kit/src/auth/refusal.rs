@@ -9,33 +9,33 @@ use shared_contracts::problem::{Code, Problem};
 
 use crate::http::error::Error;
 
-/// What a client should wait while the signing keys can't be had.
+/// `Retry-After` while no signing key is known.
 const RETRY_AFTER_SECONDS: u32 = 5;
 
-/// What is wrong with a token, in words that fit into a header.
+/// What is wrong with a token, in words that fit into the `WWW-Authenticate` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenError {
     /// More than one `Authorization` header.
     Several,
-    /// It is no signed token, or of a kind that is not known.
+    /// It is not a signed token, or its type is unknown.
     Malformed,
-    /// The algorithm is not that of the key.
+    /// Its algorithm is not that of its key.
     Algorithm,
-    /// Nobody here knows the key.
+    /// No known key has its key id.
     UnknownKey,
-    /// Someone else signed it, or it was changed.
+    /// Another key signed it, or it was changed.
     Signature,
-    /// Its time is over.
+    /// Its `exp` has passed.
     Expired,
-    /// Its time has not come.
+    /// Its `nbf` lies ahead.
     NotYet,
-    /// Someone else made it.
+    /// Its `iss` is not `JWT_ISSUER`.
     Issuer,
-    /// It was made for someone else.
+    /// Its `aud` is not `JWT_AUDIENCE`.
     Audience,
-    /// It lacks one of the claims that it needs.
+    /// It lacks `exp`, `iss`, `aud` or `sub`.
     MissingClaim,
-    /// `sub` is no user id, or `roles` no list of names.
+    /// `sub` is not a user id, or `roles` is not a list of names.
     Claims,
 }
 
@@ -43,34 +43,34 @@ impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Several => "there is more than one Authorization header",
-            Self::Malformed => "it is no signed JSON web token",
-            Self::Algorithm => "it is signed by another algorithm than its key is for",
-            Self::UnknownKey => "its key id (kid) is not among the keys of the login",
-            Self::Signature => "its signature is not of the key of the login",
+            Self::Malformed => "it is not a signed JSON web token",
+            Self::Algorithm => "its algorithm does not match its key",
+            Self::UnknownKey => "its key id (kid) is not among the issuer's keys",
+            Self::Signature => "its signature does not match the issuer's keys",
             Self::Expired => "it has expired; get a new one",
             Self::NotYet => "it is not valid yet (nbf)",
-            Self::Issuer => "it is of another issuer (iss) than is believed here",
-            Self::Audience => "it was made for another audience (aud)",
+            Self::Issuer => "its issuer (iss) is not the one that this service accepts",
+            Self::Audience => "its audience (aud) is not this service",
             Self::MissingClaim => "it lacks one of exp, iss, aud and sub",
-            Self::Claims => "its sub is no user id (a UUID), or its roles are no list of names",
+            Self::Claims => "its sub is not a user id (a UUID), or its roles are not a list of names",
         })
     }
 }
 
-/// Why a request is not taken from who makes it.
+/// Why a caller is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthError {
     /// No usable `X-User-ID`.
     NoUserId,
     /// No bearer token.
     NoToken,
-    /// A token that is not believed.
+    /// The token was rejected.
     Token(TokenError),
-    /// The keys that tokens are signed with have never been had.
+    /// No signing key has ever been read, so no token can be verified.
     KeysAway,
-    /// They are known, and may not; with the roles that may.
+    /// The caller lacks these roles.
     Role(&'static str),
-    /// No internal key, or not ours.
+    /// The internal key is missing or wrong.
     InternalKey,
     /// The router is served without its layers: a bug.
     NotWrapped,
@@ -81,14 +81,14 @@ impl From<AuthError> for Error {
         let refused = |detail: String| Self::from(Problem::new(Code::Unauthenticated, detail));
         match refusal {
             AuthError::NoUserId => {
-                refused("Say who you are: send your user id, a UUID, in the X-User-ID header.".to_owned())
+                refused("This call needs a user: send your user id, a UUID, in the X-User-ID header.".to_owned())
             }
-            AuthError::NoToken => {
-                refused("Say who you are: send `Authorization: Bearer` and an access token of your login.".to_owned())
-            }
-            AuthError::Token(fault) => refused(format!("The access token is not taken: {fault}.")),
+            AuthError::NoToken => refused(
+                "This call needs a user: send an access token of your login as `Authorization: Bearer`.".to_owned(),
+            ),
+            AuthError::Token(error) => refused(format!("The access token was rejected: {error}.")),
             AuthError::KeysAway => {
-                let detail = "The keys that tokens are signed with can't be had right now. Please try again.";
+                let detail = "The keys to verify access tokens are not available right now. Please try again.";
                 let problem = Problem::new(Code::AuthenticationUnavailable, detail).retry_after(RETRY_AFTER_SECONDS);
                 let cause = anyhow::anyhow!("no key of JWT_JWKS_URL or JWT_JWKS_FILE is known yet");
                 Self::Unavailable { problem: Box::new(problem), cause }
@@ -96,11 +96,11 @@ impl From<AuthError> for Error {
             AuthError::Role(roles) => Self::refused(
                 Code::Forbidden,
                 format!(
-                    "This needs the role {roles}, which your access token does not have. Ask an admin for it, and log in anew."
+                    "This call needs the role {roles}, which your access token lacks. Ask an admin for it, then log in again."
                 ),
             ),
             AuthError::InternalKey => refused(
-                "This is for other services: send the value of INTERNAL_API_KEY in the X-Internal-Api-Key header."
+                "This call is for other services: send the value of INTERNAL_API_KEY in the X-Internal-Api-Key header."
                     .to_owned(),
             ),
             AuthError::NotWrapped => Self::Internal(anyhow::anyhow!("the router is served without layers::wrap")),
@@ -109,12 +109,12 @@ impl From<AuthError> for Error {
 }
 
 impl AuthError {
-    /// How to do it right, by RFC 9110 and, for tokens, RFC 6750.
+    /// The `WWW-Authenticate` challenge, by RFC 9110 and, for tokens, RFC 6750.
     fn challenge(self) -> Option<HeaderValue> {
         let text = match self {
             Self::NoToken => r#"Bearer realm="ticketing""#.to_owned(),
-            Self::Token(fault) => {
-                format!(r#"Bearer realm="ticketing", error="invalid_token", error_description="{fault}""#)
+            Self::Token(error) => {
+                format!(r#"Bearer realm="ticketing", error="invalid_token", error_description="{error}""#)
             }
             Self::Role(_) => r#"Bearer realm="ticketing", error="insufficient_scope""#.to_owned(),
             Self::InternalKey => r#"ApiKey realm="ticketing internal""#.to_owned(),

@@ -13,7 +13,7 @@ use crate::process::settings::{Secret, SettingsReader};
 /// A secret as long as the digest that it keys (RFC 7518, section 3.2).
 const SECRET_BYTES_MIN: usize = 32;
 
-/// How callers are known.
+/// How callers are identified.
 #[derive(Debug, Clone, Default)]
 pub struct AuthSettings {
     /// `AUTH_MODE`.
@@ -22,13 +22,13 @@ pub struct AuthSettings {
     pub internal_keys: InternalKeys,
 }
 
-/// How users are known.
+/// How users are identified.
 #[derive(Debug, Clone, Default)]
 pub enum AuthMode {
     /// By `X-User-ID`, which anyone may write.
     #[default]
     Header,
-    /// By signed tokens.
+    /// By the `sub` of a signed token.
     Jwt(JwtSettings),
 }
 
@@ -77,13 +77,13 @@ impl AuthSettings {
         Self { mode, internal_keys: InternalKeys::read(reader) }
     }
 
-    /// Whether callers are believed by their word.
+    /// Whether any `X-User-ID` is believed.
     #[must_use]
     pub fn is_by_header(&self) -> bool {
         matches!(self.mode, AuthMode::Header)
     }
 
-    /// What only the internal listener needs: nobody's token is looked at there.
+    /// The settings of the internal listener, which verifies no tokens.
     #[must_use]
     pub fn internal_only(&self) -> Self {
         Self { mode: AuthMode::Header, internal_keys: self.internal_keys.clone() }
@@ -149,7 +149,7 @@ impl KeySource {
                 Ok(url) if matches!(url.scheme(), "http" | "https") => {
                     if url.scheme() == "http" {
                         reader.refuse_in_production(
-                            "JWT_JWKS_URL is http, so whoever is on the way may put keys of their own there; use https",
+                            "JWT_JWKS_URL uses plain HTTP, so anyone on the network could replace the keys; use https",
                         );
                     }
                     Some(Self::Url(url))
@@ -200,7 +200,7 @@ mod tests {
             (&[("JWT_LEEWAY_SECONDS", "3600")], "JWT_LEEWAY_SECONDS"),
             (&[("AUTH_MODE", "none")], "AUTH_MODE=none"),
             (&[("INTERNAL_API_KEY_PREVIOUS", "x")], "without INTERNAL_API_KEY"),
-            (&[("JWT_JWKS_URL", "http://a"), ("ENVIRONMENT", "production")], "JWT_JWKS_URL is http"),
+            (&[("JWT_JWKS_URL", "http://a"), ("ENVIRONMENT", "production")], "JWT_JWKS_URL uses plain HTTP"),
         ] {
             let said = jwt(more);
             assert!(said.contains(part), "{more:?}: {said}");
