@@ -18,18 +18,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use service_kit::auth::{INTERNAL_API_KEY, InternalKeys};
-use service_kit::http::request_context;
 use service_kit::http::circuit::Circuit;
 use service_kit::http::error::Error;
+use service_kit::http::request_context;
 use service_kit::http::tls::Trust;
 use service_kit::observe::traces;
-use service_kit::postgres::batch::{Batcher, BatchConfig};
+use service_kit::postgres::batch::{BatchConfig, Batcher};
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::page::Page;
 use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat::SeatConflict;
-use shared_contracts::seat_api::{CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor};
+use shared_contracts::seat_api::{
+    CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
+    ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

@@ -3,8 +3,8 @@
 use std::time::{Instant, SystemTime};
 
 use service_kit::http::error::{Error, Result};
-use service_kit::observe::traces;
 use service_kit::observe::metrics::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, Metrics};
+use service_kit::observe::traces;
 use shared_contracts::booking_event::BookingEventType;
 use sqlx::PgPool;
 

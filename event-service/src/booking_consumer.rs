@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use service_kit::amqp::{Incoming, Verdict};
 use service_kit::http::error::{Error, Result};
 use service_kit::observe::traces;
-use service_kit::postgres::batch::{Batcher, BatchConfig};
+use service_kit::postgres::batch::{BatchConfig, Batcher};
 use service_kit::postgres::database::{self, BatchPool};
 use service_kit::process::crash::crash_point;
 use service_kit::process::lifecycle::Lifecycle;
@@ -25,7 +25,8 @@ use crate::session_seats::{self, ChangeOutcome, Releasable};
 
 /// RabbitMQ delivers a published batch in pieces, so the consumer waits 10 ms to collect them. Buyers do not wait for this: a paid seat
 /// belongs to its owner already, and the map shows it as sold a moment later.
-const BATCH_CONFIG: BatchConfig = BatchConfig { linger: Duration::from_millis(10), ..BatchConfig::with_timeout(Duration::from_secs(15)) };
+const BATCH_CONFIG: BatchConfig =
+    BatchConfig { linger: Duration::from_millis(10), ..BatchConfig::with_timeout(Duration::from_secs(15)) };
 
 /// Applies messages in batches, because the commit is the largest cost when a sale opens.
 pub struct Applier {

@@ -8,13 +8,13 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
-use service_kit::problems;
 use service_kit::auth::InternalCaller;
-use service_kit::http::{layers, openapi};
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::{ApiJson, ApiPath};
 use service_kit::http::query::ApiQuery;
+use service_kit::http::{layers, openapi};
 use service_kit::observe::traces;
+use service_kit::problems;
 use service_kit::process::crash::crash_point;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
@@ -22,7 +22,11 @@ use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat::{SeatConflict, SeatStatus};
-use shared_contracts::seat_api::{Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatAvailability, SeatPrice, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor};
+use shared_contracts::seat_api::{
+    Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, Hold,
+    LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX,
+    SeatAvailability, SeatPrice, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
+};
 use sqlx::{FromRow, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;

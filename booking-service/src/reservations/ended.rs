@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Batcher, BatchConfig, split_result};
+use service_kit::postgres::batch::{BatchConfig, Batcher, split_result};
 use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::ReservationId;

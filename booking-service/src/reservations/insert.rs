@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
+use service_kit::postgres::batch::{BatchConfig, Batcher, batch_or_each};
 use service_kit::postgres::database::{BatchPool, broken_constraint};
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};

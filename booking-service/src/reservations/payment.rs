@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use service_kit::http::error::Result;
 use service_kit::observe::traces;
-use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
+use service_kit::postgres::batch::{BatchConfig, Batcher, batch_or_each};
 use service_kit::postgres::database::{self, BatchPool};
 use service_kit::process::crash::crash_point;
 use service_kit::process::lifecycle::Lifecycle;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::http::error::{Error, Result};
-use service_kit::postgres::batch::{Batcher, BatchConfig, split_result};
+use service_kit::postgres::batch::{BatchConfig, Batcher, split_result};
 use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, ReservationItemId, SessionId, SessionSeatId, TicketId, UserId};

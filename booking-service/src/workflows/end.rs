@@ -10,12 +10,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
 use service_kit::observe::traces;
 use service_kit::postgres::database;
+use service_kit::problems;
 use service_kit::process::crash::crash_point;
 use shared_contracts::ids::{ReservationId, TicketId, UserId};
 use shared_contracts::problem::Code;

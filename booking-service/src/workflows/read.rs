@@ -3,11 +3,11 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
-use service_kit::problems;
 use service_kit::auth::Caller;
 use service_kit::http::error::Result;
 use service_kit::http::extract::ApiPath;
 use service_kit::http::query::ApiQuery;
+use service_kit::problems;
 use shared_contracts::ids::ReservationId;
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;

@@ -15,9 +15,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use service_kit::auth::{AuthSettings, KeySource};
 use service_kit::process::settings::Secret;
-use service_kit::testing::{operations_of, wait_until};
-use service_kit::testing::login::{AUDIENCE, ISSUER, Login, SigningKey, assert_only_those_who_may_are_let_in, believing, claims, jwks};
 use service_kit::testing::login::Need::{self, Admin, Nothing, Organizer, Signature, User};
+use service_kit::testing::login::{
+    AUDIENCE, ISSUER, Login, SigningKey, assert_only_those_who_may_are_let_in, believing, claims, jwks,
+};
+use service_kit::testing::{operations_of, wait_until};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use uuid::Uuid;

@@ -16,7 +16,9 @@ use service_kit::http::tls::Trust;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::problem::{Code, Problem};
-use shared_contracts::seat_api::{CallAnswer, CallAnswers, Calls, Hold, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed};
+use shared_contracts::seat_api::{
+    CallAnswer, CallAnswers, Calls, Hold, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed,
+};
 use tokio::net::TcpListener;
 
 const CALLS: usize = 8;

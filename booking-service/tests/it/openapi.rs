@@ -4,7 +4,9 @@
 use booking_service::app;
 use insta::{assert_json_snapshot, with_settings};
 use service_kit::admit::bulkheads::RequestClass;
-use service_kit::testing::{assert_database_has_the_limits_of, assert_document_fits_routes, database, request_classes_of};
+use service_kit::testing::{
+    assert_database_has_the_limits_of, assert_document_fits_routes, database, request_classes_of,
+};
 
 /// After an intended change, `INSTA_UPDATE=always` writes the snapshot anew.
 #[tokio::test]

@@ -134,7 +134,7 @@ async fn a_service_that_works_neither_logs_nor_answers_a_secret() {
         format!("postgres://secret_keeper:{}@{rest}", secret("database"))
     };
     let booking_db = as_keeper(database("booking", &booking_service::schema::MIGRATIONS).await.reveal());
-    let event_db = as_keeper(database("event", &event_service::app::MIGRATIONS).await.reveal());
+    let event_db = as_keeper(database("event", &event_service::state::MIGRATIONS).await.reveal());
     let booking = LoggedProcess::start("booking-service", "serve", &nowhere(booking_db.clone())).await;
     let worker = LoggedProcess::start("booking-service", "worker", &nowhere(booking_db)).await;
     let event = LoggedProcess::start("event-service", "serve", &nowhere(event_db)).await;

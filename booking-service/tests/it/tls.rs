@@ -9,9 +9,9 @@ use service_kit::amqp::Publisher;
 use service_kit::process::common::Common;
 use service_kit::process::lifecycle::Lifecycle;
 use service_kit::process::settings::SettingsReader;
-use service_kit::testing::{empty_database, server};
 use service_kit::testing::tls::{Pair, TestCa, TlsProxy};
 use service_kit::testing::wires::authority;
+use service_kit::testing::{empty_database, server};
 use sqlx::{Connection, PgConnection};
 
 use crate::support::System;

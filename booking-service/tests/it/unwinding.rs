@@ -23,7 +23,7 @@ use serde_json::Value;
 use service_kit::process::lifecycle::Lifecycle;
 use service_kit::process::settings::Secret;
 use service_kit::testing::server;
-use service_kit::testing::wires::{FaultProxy, Fault};
+use service_kit::testing::wires::{Fault, FaultProxy};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 

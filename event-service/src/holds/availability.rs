@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Batcher, BatchConfig, no_answer};
+use service_kit::postgres::batch::{BatchConfig, Batcher, no_answer};
 use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
@@ -106,7 +106,8 @@ async fn load_all(
         };
         (session_id, load.await)
     });
-    let mut loaded: HashMap<SessionId, Result<Option<SessionAvailability>>> = join_all(loads).await.into_iter().collect();
+    let mut loaded: HashMap<SessionId, Result<Option<SessionAvailability>>> =
+        join_all(loads).await.into_iter().collect();
     let own_part = |(session_id, wanted): &(SessionId, Vec<SessionSeatId>)| match loaded.get_mut(session_id) {
         Some(Ok(session)) => Ok(session.as_ref().map(|SessionAvailability { sale, seats }| {
             let own = seats.iter().filter(|seat| wanted.contains(&seat.price.session_seat_id));

@@ -7,7 +7,7 @@ use std::mem;
 use std::time::Duration;
 
 use service_kit::http::error::Result;
-use service_kit::postgres::batch::{Batcher, BatchConfig, batch_or_each};
+use service_kit::postgres::batch::{BatchConfig, Batcher, batch_or_each};
 use service_kit::postgres::database::BatchPool;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::SessionSeatId;

@@ -16,12 +16,12 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
 use moka::policy::EvictionPolicy;
 use serde::Serialize;
-use service_kit::problems;
-use service_kit::http::etag;
 use service_kit::http::error::{Error, Result};
+use service_kit::http::etag;
 use service_kit::http::extract::ApiPath;
-use service_kit::postgres::batch::{Batcher, BatchConfig, no_answer};
+use service_kit::postgres::batch::{BatchConfig, Batcher, no_answer};
 use service_kit::postgres::database::BatchPool;
+use service_kit::problems;
 use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{HallId, SeatId, SessionId, SessionSeatId};
 use shared_contracts::label::Label;
@@ -211,7 +211,8 @@ async fn answer_all(db: BatchPool, cache: MapCache, requests: Vec<MapRequest>) -
         let (db, cache) = (db.clone(), cache.clone());
         async move { (session_id, answer_session(&db, &cache, session_id, forms.into_iter()).await) }
     });
-    let mut answers: HashMap<SessionId, Result<Answers>> = answers.buffer_unordered(CONCURRENT_SESSIONS).collect().await;
+    let mut answers: HashMap<SessionId, Result<Answers>> =
+        answers.buffer_unordered(CONCURRENT_SESSIONS).collect().await;
     let share = |MapRequest { session_id, form, coding }: &MapRequest| match answers.get_mut(session_id) {
         Some(Ok(answers)) => answers.get(&(*form, *coding)).cloned().ok_or_else(no_answer),
         Some(Err(error)) => Err(error.for_another()),

@@ -26,9 +26,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, stream};
-use service_kit::problems;
 use service_kit::http::error::{Error, Result};
 use service_kit::http::extract::ApiPath;
+use service_kit::problems;
 use shared_contracts::ids::SessionId;
 use shared_contracts::problem::{Code, Problem};
 use sqlx::{PgConnection, PgPool};
@@ -365,7 +365,7 @@ mod tests {
     use service_kit::postgres::database::lazy_pool;
     use service_kit::process::settings::Secret;
     use service_kit::testing::database;
-    use service_kit::testing::wires::{FaultProxy, Fault};
+    use service_kit::testing::wires::{Fault, FaultProxy};
     use sqlx::postgres::PgConnectOptions;
 
     use super::*;

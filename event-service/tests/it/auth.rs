@@ -2,8 +2,8 @@
 
 use event_service::app;
 use service_kit::auth::{AuthSettings, InternalKeys};
-use service_kit::testing::login::{Login, assert_only_those_who_may_are_let_in};
 use service_kit::testing::login::Need::{self, Nothing, Organizer, Service};
+use service_kit::testing::login::{Login, assert_only_those_who_may_are_let_in};
 use tokio::net::TcpListener;
 
 use crate::support::TestApp;

@@ -1,8 +1,8 @@
 //! Dead letters can be listed, requeued once their cause is fixed, or dropped.
 
 use reqwest::Method;
-use service_kit::amqp::dead_letters_of;
 use service_kit::amqp::dead_letters::{self, DeadLetter, Which};
+use service_kit::amqp::dead_letters_of;
 use service_kit::testing::wait_until;
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::ReservationId;

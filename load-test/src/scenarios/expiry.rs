@@ -10,11 +10,11 @@ use clap::Args;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::scenarios::reserve::{RESERVE, Reserve};
-use crate::measured::{Measured, Promise};
 use crate::bench::{Bench, LoadArguments};
 use crate::databases::connect;
+use crate::measured::{Measured, Promise};
 use crate::sale::{self, Session};
+use crate::scenarios::reserve::{RESERVE, Reserve};
 
 /// Holds written by one statement.
 const HOLDS_PER_STATEMENT: usize = 10_000;

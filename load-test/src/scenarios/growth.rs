@@ -6,11 +6,11 @@ use anyhow::Context;
 use clap::Args;
 use sqlx::PgConnection;
 
-use crate::scenarios::reserve::{RESERVE, Reserve};
-use crate::measured::{Measured, Promise};
 use crate::bench::{Bench, LoadArguments};
 use crate::databases::connect;
+use crate::measured::{Measured, Promise};
 use crate::sale::SaleArguments;
+use crate::scenarios::reserve::{RESERVE, Reserve};
 
 /// Old reservations written by one statement.
 const RESERVATIONS_PER_STATEMENT: i64 = 100_000;

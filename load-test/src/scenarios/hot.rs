@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use hyper::body::Bytes;
 
-use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Answer, Body, Outcome};
 use crate::measure::{Recorder, Step};
+use crate::measured::{Measured, Promise};
 use crate::sale::{self, SaleArguments};
 
 /// A buyer's attempt, until it is known who has the seat.

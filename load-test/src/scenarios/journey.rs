@@ -11,13 +11,13 @@ use hyper::header::HeaderValue;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::scenarios::seat_map::Encoding;
-use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Call, Outcome};
 use crate::measure::{Recorder, Step};
+use crate::measured::{Measured, Promise};
 use crate::sale::{self, SaleArguments};
+use crate::scenarios::seat_map::Encoding;
 
 const JOURNEY: Step = Step { name: "journey", good: &[200], refused: &[] };
 const SEAT_MAP: Step = Step { name: "seat map", good: &[200], refused: &[] };

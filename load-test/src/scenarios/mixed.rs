@@ -9,13 +9,13 @@ use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use uuid::Uuid;
 
-use crate::scenarios::seat_map::Encoding;
-use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Call};
 use crate::measure::{Recorder, Step};
+use crate::measured::{Measured, Promise};
 use crate::sale::{self, SaleArguments};
+use crate::scenarios::seat_map::Encoding;
 
 /// Any of the arrivals: what rates and costs are divided by.
 const REQUEST: Step = Step { name: "request", good: &[200, 201, 304], refused: &[] };

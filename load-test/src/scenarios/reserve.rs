@@ -7,11 +7,11 @@ use std::time::Instant;
 use clap::Args;
 use hyper::body::Bytes;
 
-use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Connection, Outcome};
 use crate::measure::{Recorder, Step};
+use crate::measured::{Measured, Promise};
 use crate::sale::{self, SaleArguments, Session};
 
 /// A reservation of seats that are free, so `409` is wrong.

@@ -8,11 +8,11 @@ use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use hyper::header::HeaderValue;
 
-use crate::measured::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Call, Connection, Outcome};
 use crate::measure::{Recorder, Step};
+use crate::measured::{Measured, Promise};
 use crate::sale;
 
 const LOADED: Step = Step { name: "seat map", good: &[200], refused: &[] };

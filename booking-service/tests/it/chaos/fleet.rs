@@ -15,8 +15,8 @@ use futures::future::join_all;
 use reqwest::Client;
 use service_kit::amqp::Broker;
 use service_kit::process::settings::Secret;
-use service_kit::testing::{server, wait_until};
 use service_kit::testing::wires::ChaosProxy;
+use service_kit::testing::{server, wait_until};
 use sqlx::AssertSqlSafe;
 use tokio::process::{Child, Command};
 

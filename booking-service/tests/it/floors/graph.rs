@@ -38,8 +38,10 @@ impl Graph {
             let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{module}: {error}"));
             let mut paths = Vec::new();
             named_paths(tokens, &mut paths);
-            let here: Vec<&str> = if [ROOT, MAIN].contains(&module.as_str()) { Vec::new() } else { module.split("::").collect() };
-            let targets = paths.iter().filter_map(|path| resolve(path, &here, own_name, texts)).filter(|target| target != module);
+            let here: Vec<&str> =
+                if [ROOT, MAIN].contains(&module.as_str()) { Vec::new() } else { module.split("::").collect() };
+            let targets =
+                paths.iter().filter_map(|path| resolve(path, &here, own_name, texts)).filter(|target| target != module);
             graph.arrows.insert(module.clone(), targets.collect());
         }
         graph
@@ -47,7 +49,8 @@ impl Graph {
 
     /// Sets of files that reach each other, the largest first.
     pub(crate) fn circles(&self) -> Vec<Vec<&str>> {
-        let reached: BTreeMap<&str, BTreeSet<&str>> = self.arrows.keys().map(|from| (from.as_str(), self.reached(from))).collect();
+        let reached: BTreeMap<&str, BTreeSet<&str>> =
+            self.arrows.keys().map(|from| (from.as_str(), self.reached(from))).collect();
         let mut circles: BTreeSet<Vec<&str>> = BTreeSet::new();
         for (from, all) in &reached {
             let circle: Vec<&str> = all.iter().copied().filter(|other| reached[other].contains(from)).collect();
@@ -153,7 +156,11 @@ fn read_path(tokens: &[TokenTree], mut at: usize, before: &[String], found: &mut
         }
         at += 1;
         match (tokens.get(at), tokens.get(at + 1)) {
-            (Some(TokenTree::Punct(first)), Some(TokenTree::Punct(second))) if first.as_char() == ':' && second.as_char() == ':' => at += 2,
+            (Some(TokenTree::Punct(first)), Some(TokenTree::Punct(second)))
+                if first.as_char() == ':' && second.as_char() == ':' =>
+            {
+                at += 2
+            }
             _ => break,
         }
     }

@@ -48,8 +48,24 @@ const FLOORS: [(&str, &[&str]); 5] = [
             "process http lib observe postgres",
         ],
     ),
-    ("shared-contracts", &["seat_api transitions", "problem booking_event", "seat", "ids money currency label page lib"]),
-    ("load-test", &["main", "html", "compare report", "scenarios", "measured", "bench sale", "lib", "arrivals audit databases", "measure http system processes plot"]),
+    (
+        "shared-contracts",
+        &["seat_api transitions", "problem booking_event", "seat", "ids money currency label page lib"],
+    ),
+    (
+        "load-test",
+        &[
+            "main",
+            "html",
+            "compare report",
+            "scenarios",
+            "measured",
+            "bench sale",
+            "lib",
+            "arrivals audit databases",
+            "measure http system processes plot",
+        ],
+    ),
 ];
 
 fn graph_of(crate_name: &str) -> Graph {
