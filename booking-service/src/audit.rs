@@ -11,12 +11,11 @@ use anyhow::Context;
 use serde::Serialize;
 use service_kit::amqp::{Broker, dead_letters_of};
 use shared_contracts::ids::{ReservationId, SessionSeatId};
-use shared_contracts::seat::SeatStatus;
-use shared_contracts::seat_api::{OwnedSeat, SEATS_PER_CALL_MAX};
-use shared_contracts::transitions::ReservationState;
-use sqlx::PgConnection;
+use shared_contracts::seat_api::{Hold, OwnedSeat, SEATS_PER_CALL_MAX, SeatStatus};
+use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
+use crate::reservations::model::states;
 use crate::state::App;
 
 /// Findings of one check that a look keeps: enough to see what is wrong, few enough for a bad day.
@@ -214,6 +213,25 @@ const LATE_CHECKS: &[(usize, &str, &str)] = &[
     ),
 ];
 
+/// A row that a check has found.
+#[derive(FromRow)]
+struct FoundRow {
+    subject: Uuid,
+    reservation_id: Option<ReservationId>,
+}
+
+/// How many rows there are to check.
+#[derive(FromRow)]
+struct Totals {
+    reservations: i64,
+    tickets: i64,
+    /// Payments and refunds.
+    money: i64,
+    events: i64,
+    /// Kept answers of idempotency keys.
+    answers: i64,
+}
+
 /// One look at everything.
 #[derive(Default)]
 struct Look {
@@ -262,19 +280,19 @@ impl Look {
 
     async fn one_database(&mut self, connection: &mut PgConnection, late: Duration) -> anyhow::Result<()> {
         for (promise, fault, sql) in CHECKS.iter().chain(LATE_CHECKS) {
-            let sql = format!("select * from ({sql}) found limit {FINDINGS_PER_CHECK}");
-            let mut query = sqlx::query_as::<_, (Uuid, Option<ReservationId>)>(sqlx::AssertSqlSafe(sql.clone()));
+            let sql = format!("select * from ({sql}) found (subject, reservation_id) limit {FINDINGS_PER_CHECK}");
+            let mut query = sqlx::query_as::<_, FoundRow>(sqlx::AssertSqlSafe(sql.clone()));
             if sql.contains("$1") {
                 query = query.bind(late.as_secs_f64());
             }
-            for (subject, owner) in query.fetch_all(&mut *connection).await.context(*fault)? {
-                self.found(*promise, fault, subject, owner);
+            for row in query.fetch_all(&mut *connection).await.context(*fault)? {
+                self.found(*promise, fault, row.subject, row.reservation_id);
             }
         }
-        let (reservations, tickets, money, events, answers): (i64, i64, i64, i64, i64) = sqlx::query_as(
-            "select (select count(*) from reservations), (select count(*) from tickets),
-                    (select count(*) from payments) + (select count(*) from refunds),
-                    (select count(*) from outbox), (select count(*) from idempotency_keys)",
+        let Totals { reservations, tickets, money, events, answers } = sqlx::query_as(
+            "select (select count(*) from reservations) as reservations, (select count(*) from tickets) as tickets,
+                    (select count(*) from payments) + (select count(*) from refunds) as money,
+                    (select count(*) from outbox) as events, (select count(*) from idempotency_keys) as answers",
         )
         .fetch_one(connection)
         .await?;
@@ -292,16 +310,8 @@ impl Look {
             self.checked[3] += page.items.len() as i64;
             let owners: Vec<ReservationId> = page.items.iter().map(|seat| seat.reservation_id).collect();
             let seats: Vec<SessionSeatId> = page.items.iter().map(|seat| seat.session_seat_id).collect();
-            let states: HashMap<ReservationId, ReservationState> =
-                sqlx::query_as::<_, (ReservationId, ReservationState)>(
-                    "select id, status from reservations where id = any($1)",
-                )
-                .bind(&owners)
-                .fetch_all(&mut *connection)
-                .await?
-                .into_iter()
-                .collect();
-            let ticketed: HashSet<(SessionSeatId, ReservationId)> = sqlx::query_as(
+            let states = states(&mut *connection, &owners).await?;
+            let ticketed: HashSet<Hold> = sqlx::query_as(
                 "select session_seat_id, reservation_id from tickets where session_seat_id = any($1) and status <> 'refunded'",
             )
             .bind(&seats)
@@ -313,7 +323,9 @@ impl Look {
             for OwnedSeat { session_seat_id, status, reservation_id, .. } in page.items {
                 let live = states.get(&reservation_id).is_some_and(|state| state.is_under_way());
                 let fault = match status {
-                    _ if ticketed.contains(&(session_seat_id, reservation_id)) || waiting.contains(&reservation_id) => {
+                    _ if ticketed.contains(&Hold { reservation_id, session_seat_id })
+                        || waiting.contains(&reservation_id) =>
+                    {
                         continue;
                     }
                     SeatStatus::Reserved if live => continue,
@@ -332,7 +344,7 @@ impl Look {
     async fn tickets(&mut self, app: &App, connection: &mut PgConnection) -> anyhow::Result<()> {
         let mut after = Uuid::nil();
         loop {
-            let page: Vec<(SessionSeatId, ReservationId)> = sqlx::query_as(
+            let page: Vec<Hold> = sqlx::query_as(
                 "select session_seat_id, reservation_id from tickets where status <> 'refunded' and session_seat_id > $1
                  order by session_seat_id limit $2",
             )
@@ -340,16 +352,17 @@ impl Look {
             .bind(SEATS_PER_CALL_MAX as i64)
             .fetch_all(&mut *connection)
             .await?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = last.as_uuid();
-            let (seats, owners): (Vec<_>, Vec<_>) = page.iter().copied().unzip();
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.session_seat_id.as_uuid();
+            let seats: Vec<_> = page.iter().map(|hold| hold.session_seat_id).collect();
+            let owners: Vec<_> = page.iter().map(|hold| hold.reservation_id).collect();
             let owned = owners_of(app, &seats).await?;
             let waiting = waiting_events(connection, &owners).await?;
-            for (seat, owner) in page {
+            for Hold { reservation_id: owner, session_seat_id: seat } in page {
                 match owned.get(&seat) {
-                    Some((has, SeatStatus::Sold)) if *has == owner => {}
-                    Some((has, _)) if *has == owner && waiting.contains(&owner) => {}
-                    Some((has, _)) if *has == owner => {
+                    Some(has) if has.reservation_id == owner && has.status == SeatStatus::Sold => {}
+                    Some(has) if has.reservation_id == owner && waiting.contains(&owner) => {}
+                    Some(has) if has.reservation_id == owner => {
                         self.found(3, "the ticket's seat is held and not sold", seat.as_uuid(), Some(owner));
                     }
                     Some(_) => self.found(3, "the ticket's seat is another's", seat.as_uuid(), Some(owner)),
@@ -364,8 +377,8 @@ impl Look {
         let mut after = Uuid::nil();
         loop {
             // Along the key from page to page: by the index of active ones, each page would sort all of them.
-            let page: Vec<(ReservationId, SessionSeatId)> = sqlx::query_as(
-                "select r.id, i.session_seat_id from (
+            let page: Vec<Hold> = sqlx::query_as(
+                "select r.id as reservation_id, i.session_seat_id from (
                      select id from reservations where id > $1 and status || '' in ('active', 'confirming') and expiry_time > now()
                      order by id limit $2
                  ) r join reservation_items i on i.reservation_id = r.id order by r.id",
@@ -374,12 +387,12 @@ impl Look {
             .bind(RESERVATIONS_PER_PAGE)
             .fetch_all(&mut *connection)
             .await?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = last.as_uuid();
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.reservation_id.as_uuid();
             for part in page.chunks(SEATS_PER_CALL_MAX) {
-                let owned = owners_of(app, &part.iter().map(|(_, seat)| *seat).collect::<Vec<_>>()).await?;
-                for (owner, seat) in part {
-                    if owned.get(seat).is_none_or(|(has, _)| has != owner) {
+                let owned = owners_of(app, &part.iter().map(|hold| hold.session_seat_id).collect::<Vec<_>>()).await?;
+                for Hold { reservation_id: owner, session_seat_id: seat } in part {
+                    if owned.get(seat).is_none_or(|has| has.reservation_id != *owner) {
                         self.found(2, "the reservation does not have its seat", seat.as_uuid(), Some(*owner));
                     }
                 }
@@ -388,12 +401,9 @@ impl Look {
     }
 }
 
-async fn owners_of(
-    app: &App,
-    seats: &[SessionSeatId],
-) -> anyhow::Result<HashMap<SessionSeatId, (ReservationId, SeatStatus)>> {
+async fn owners_of(app: &App, seats: &[SessionSeatId]) -> anyhow::Result<HashMap<SessionSeatId, OwnedSeat>> {
     let owned = app.event_service.look_up(seats).await?;
-    Ok(owned.into_iter().map(|seat| (seat.session_seat_id, (seat.reservation_id, seat.status))).collect())
+    Ok(owned.into_iter().map(|seat| (seat.session_seat_id, seat)).collect())
 }
 
 /// Those of `owners` whose events wait in the outbox: their seats are as they should be, once the broker has them.

@@ -128,52 +128,63 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit { json, settle_seconds, late_seconds } => {
             let window =
                 AuditWindow { settle: Duration::from_secs(settle_seconds), late: Duration::from_secs(late_seconds) };
-            let app = app::for_command(&settings, "audit")?;
-            let report = audit::audit(&app, &settings.broker, &settings.queue, window).await?;
-            if json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                print!("{report}");
-            }
-            return Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }));
+            return audit(&settings, window, json).await;
         }
         Command::Replay { from, to, event_type, reservation_id } => {
-            let app = app::for_command(&settings, "replay")?;
-            let mut request = ReplayRequest { from, to, event_type, reservation_id, ..ReplayRequest::default() };
-            let mut published = 0;
-            loop {
-                let page = replay::replay(&app.db, &app.publisher, &request).await?;
-                published += page.published;
-                request.cursor = page.next_cursor;
-                if request.cursor.is_none() {
-                    break;
-                }
-            }
-            println!("{published} events published again");
+            let request = ReplayRequest { from, to, event_type, reservation_id, ..ReplayRequest::default() };
+            println!("{} events published again", replay_all(&settings, request).await?);
         }
-        _ => {
-            let name = if command == Command::Worker { "booking-worker" } else { "booking-service" };
-            let export = traces::start(&settings.common.traces, name, env!("CARGO_PKG_VERSION"))?;
-            let lifecycle = Lifecycle::new();
-            lifecycle.stop_on_signal()?;
-            let listener = server::listen(settings.common.listen).await?;
-            let started = async {
-                if command == Command::Worker {
-                    let app = app::start(&settings, name, &lifecycle).await?;
-                    app::work(&app, &settings, listener, &lifecycle).await
-                } else {
-                    settings.common.auth.warn();
-                    let app = app::start(&settings, name, &lifecycle).await?;
-                    app::serve(&app, &settings, listener, &lifecycle);
-                    Ok(())
-                }
-            };
-            // A stop does not wait for a database that is still starting.
-            lifecycle.token().run_until_cancelled(started).await.transpose()?;
-            let code = lifecycle.finished().await;
-            export.finish().await;
-            return Ok(code);
-        }
+        Command::Worker => return run_process(&settings, "booking-worker", true).await,
+        _ => return run_process(&settings, "booking-service", false).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn audit(settings: &Settings, window: AuditWindow, json: bool) -> anyhow::Result<ExitCode> {
+    let app = app::for_command(settings, "audit")?;
+    let report = audit::audit(&app, &settings.broker, &settings.queue, window).await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(ExitCode::from(if report.is_clean() { 0 } else { 2 }))
+}
+
+/// Publishes all pages of `request`, and returns the number of events.
+async fn replay_all(settings: &Settings, mut request: ReplayRequest) -> anyhow::Result<usize> {
+    let app = app::for_command(settings, "replay")?;
+    let mut published = 0;
+    loop {
+        let page = replay::replay(&app.db, &app.publisher, &request).await?;
+        published += page.published;
+        request.cursor = page.next_cursor;
+        if request.cursor.is_none() {
+            return Ok(published);
+        }
+    }
+}
+
+/// Serves requests or works, until SIGTERM.
+async fn run_process(settings: &Settings, name: &'static str, is_worker: bool) -> anyhow::Result<ExitCode> {
+    let export = traces::start(&settings.common.traces, name, env!("CARGO_PKG_VERSION"))?;
+    let lifecycle = Lifecycle::new();
+    lifecycle.stop_on_signal()?;
+    let listener = server::listen(settings.common.listen).await?;
+    let started = async {
+        if is_worker {
+            let app = app::start(settings, name, &lifecycle).await?;
+            app::work(&app, settings, listener, &lifecycle).await
+        } else {
+            settings.common.auth.warn();
+            let app = app::start(settings, name, &lifecycle).await?;
+            app::serve(&app, settings, listener, &lifecycle);
+            Ok(())
+        }
+    };
+    // A stop does not wait for a database that is still starting.
+    lifecycle.token().run_until_cancelled(started).await.transpose()?;
+    let code = lifecycle.finished().await;
+    export.finish().await;
+    Ok(code)
 }

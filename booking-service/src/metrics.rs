@@ -57,6 +57,11 @@ pub struct BookingMetrics {
     published: IntCounter,
     not_taken: IntCounter,
     reconciled: IntCounterVec,
+    background: Background,
+}
+
+/// What a process does beside its requests.
+struct Background {
     runs: IntCounterVec,
     last_success: GaugeVec,
     circuit_open: IntGauge,
@@ -64,6 +69,43 @@ pub struct BookingMetrics {
     outbox_age: GaugeVec,
     audit_violations: GaugeVec,
     audit_time: GaugeVec,
+}
+
+impl Background {
+    fn new(common: &Metrics) -> anyhow::Result<Self> {
+        Ok(Self {
+            runs: common.counters("booking_worker_runs_total", "Rounds of the worker's tasks.", &["task", "outcome"])?,
+            last_success: common.gauges(
+                "booking_worker_last_success_timestamp_seconds",
+                "When each of the worker's tasks last went through.",
+                &["task"],
+            )?,
+            circuit_open: common.gauge(
+                "booking_event_service_circuit_open",
+                "1 while the Event Service has failed so often that it is left alone.",
+            )?,
+            outbox_pending: common.gauges(
+                "booking_outbox_pending",
+                "Events that wait for the broker; counted to 10,000.",
+                &[],
+            )?,
+            outbox_age: common.gauges(
+                "booking_outbox_oldest_age_seconds",
+                "How long the oldest of those events has waited, those of expired reservations aside; 0 when none does.",
+                &[],
+            )?,
+            audit_violations: common.gauges(
+                "booking_audit_violations",
+                "What the worker's last audit found, by promise; absent where AUDIT_INTERVAL_MINUTES is not set.",
+                &["promise"],
+            )?,
+            audit_time: common.gauges(
+                "booking_audit_last_run_timestamp_seconds",
+                "When the worker's last audit ended.",
+                &[],
+            )?,
+        })
+    }
 }
 
 impl BookingMetrics {
@@ -106,36 +148,7 @@ impl BookingMetrics {
                 "Seats that reconciliation put right after a crash or a lost message.",
                 &["change"],
             )?,
-            runs: counters("booking_worker_runs_total", "Rounds of the worker's tasks.", &["task", "outcome"])?,
-            last_success: common.gauges(
-                "booking_worker_last_success_timestamp_seconds",
-                "When each of the worker's tasks last went through.",
-                &["task"],
-            )?,
-            circuit_open: common.gauge(
-                "booking_event_service_circuit_open",
-                "1 while the Event Service has failed so often that it is left alone.",
-            )?,
-            outbox_pending: common.gauges(
-                "booking_outbox_pending",
-                "Events that wait for the broker; counted to 10,000.",
-                &[],
-            )?,
-            outbox_age: common.gauges(
-                "booking_outbox_oldest_age_seconds",
-                "How long the oldest of those events has waited, those of expired reservations aside; 0 when none does.",
-                &[],
-            )?,
-            audit_violations: common.gauges(
-                "booking_audit_violations",
-                "What the worker's last audit found, by promise; absent where AUDIT_INTERVAL_MINUTES is not set.",
-                &["promise"],
-            )?,
-            audit_time: common.gauges(
-                "booking_audit_last_run_timestamp_seconds",
-                "When the worker's last audit ended.",
-                &[],
-            )?,
+            background: Background::new(&common)?,
             common,
         };
         metrics.begin_at_zero();
@@ -165,13 +178,14 @@ impl BookingMetrics {
 
     /// Sets whether the circuit to the Event Service is open.
     pub(crate) fn circuit_is_open(&self, is_open: bool) {
-        self.circuit_open.set(is_open.into());
+        self.background.circuit_open.set(is_open.into());
     }
 
     /// Has the outbox counted by `db` whenever metrics are collected.
     pub(crate) fn watch_outbox(&self, db: &PgPool) {
-        let (db, pending, age) = (db.clone(), self.outbox_pending.clone(), self.outbox_age.clone());
-        self.common.ask("outbox", &[&self.outbox_pending, &self.outbox_age], move || {
+        let (db, pending, age) =
+            (db.clone(), self.background.outbox_pending.clone(), self.background.outbox_age.clone());
+        self.common.ask("outbox", &[&self.background.outbox_pending, &self.background.outbox_age], move || {
             let (db, pending, age) = (db.clone(), pending.clone(), age.clone());
             async move {
                 let backlog = outbox::backlog(&db).await?;
@@ -249,26 +263,26 @@ impl BookingMetrics {
     /// A round of one of the worker's tasks.
     pub(crate) fn ran(&self, task: &str, succeeded: bool) {
         // Both are there from the first round on: a series that begins with its first failure shows no rise.
-        let [done, failed] = ["done", "failed"].map(|outcome| self.runs.with_label_values(&[task, outcome]));
+        let [done, failed] = ["done", "failed"].map(|outcome| self.background.runs.with_label_values(&[task, outcome]));
         if succeeded {
             done.inc()
         } else {
             failed.inc()
         }
         if succeeded {
-            self.last_success.with_label_values(&[task]).set(now());
+            self.background.last_success.with_label_values(&[task]).set(now());
         }
     }
 
     /// The violations of each promise that an audit has found; `None` when the audit failed.
     pub(crate) fn audited(&self, violations: Option<impl Iterator<Item = (&'static str, usize)>>) {
         let Some(violations) = violations else {
-            return self.audit_violations.reset();
+            return self.background.audit_violations.reset();
         };
         for (promise, violations) in violations {
-            self.audit_violations.with_label_values(&[promise]).set(violations as f64);
+            self.background.audit_violations.with_label_values(&[promise]).set(violations as f64);
         }
-        self.audit_time.with_label_values::<&str>(&[]).set(now());
+        self.background.audit_time.with_label_values::<&str>(&[]).set(now());
     }
 }
 

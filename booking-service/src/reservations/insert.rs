@@ -11,7 +11,7 @@ use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
-use sqlx::PgConnection;
+use sqlx::{FromRow, PgConnection};
 
 use super::model::{BOOKING_TIME_MAX, Reservation, ReservationItem, ReservationStatus};
 use crate::idempotency::Claim;
@@ -89,6 +89,8 @@ async fn write_together(db: &BatchPool, rules: Rules, orders: &[(NewReservation,
 
 /// What a customer may have beside a reservation of a batch, where the batch has others of theirs before it.
 struct Allowance {
+    /// The user's advisory lock, of class 8 (`reservation_refusals` in `migrations/0008_fair_use.sql`). The class only keeps these locks
+    /// apart from advisory locks of other uses; there are none so far.
     lock_key: i32,
     /// None: whatever they have.
     others_max: Option<i64>,
@@ -118,9 +120,40 @@ fn lock_key(user: UserId) -> i32 {
     (bits ^ bits >> 32 ^ bits >> 64 ^ bits >> 96) as u32 as i32
 }
 
-/// What became of an order: when its row was made and how many seconds it has left, or why it may not be.
-type Made = (ReservationId, Option<DateTime<Utc>>, Option<i64>, Option<String>);
+/// What became of one reservation of a batch: its row, or why it may not be written.
+#[derive(Debug, Clone, FromRow)]
+struct InsertedRow {
+    id: ReservationId,
+    created_at: Option<DateTime<Utc>>,
+    time_remaining_seconds: Option<i64>,
+    /// The code of the problem.
+    refusal: Option<String>,
+}
 
+/// Inserts a batch of reservations with their items. Each of a batch is judged for itself: by fair use, and by the database's clock.
+const INSERT: &str = "with given as materialized (
+     select r.*, refusal
+     from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[]) with ordinality
+         as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, place)
+     left join reservation_refusals($2, $3, $19::int4[], $1, $20::int8[], $21::int8[]) using (place)
+ ),
+ made as (
+     insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
+     select id, user_id, session_id, 'active', booking_time, expiry_time, seats_count, total_amount, currency
+     from given where refusal is null and clock_timestamp() < least(booking_time + $9, expiry_time)
+     returning id, created_at, expiry_time
+ ),
+ lines as (
+     insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+     select line.id, made.id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
+     from made join unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::uuid[], $14::text[], $15::text[], $16::numeric[], $17::numeric[], $18::numeric[])
+          as line (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
+          on line.reservation_id = made.id
+ )
+ select id, created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8 as time_remaining_seconds, null::text as refusal
+ from made
+ union all
+ select id, null, null, refusal from given where refusal is not null";
 async fn insert(
     connection: &mut PgConnection,
     rules: Rules,
@@ -130,59 +163,36 @@ async fn insert(
     let allowances: Vec<Allowance> =
         news.iter().enumerate().map(|(index, new)| Allowance::beside(new, &news[..index], rules)).collect();
     let lines = || news.iter().flat_map(|new| new.items.iter().map(move |item| (new.id, item)));
-    let inserted = sqlx::query_as(
-        "with given as materialized (
-             select r.*, refusal
-             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[]) with ordinality
-                 as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, place)
-             left join reservation_refusals($2, $3, $19::int4[], $1, $20::int8[], $21::int8[]) using (place)
-         ),
-         made as (
-             insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
-             select id, user_id, session_id, 'active', booking_time, expiry_time, seats_count, total_amount, currency
-             from given where refusal is null and clock_timestamp() < least(booking_time + $9, expiry_time)
-             returning id, created_at, expiry_time
-         ),
-         lines as (
-             insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-             select line.id, made.id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
-             from made join unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::uuid[], $14::text[], $15::text[], $16::numeric[], $17::numeric[], $18::numeric[])
-                  as line (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-                  on line.reservation_id = made.id
-         )
-         select id, created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8, null::text from made
-         union all
-         select id, null, null, refusal from given where refusal is not null",
-    )
-    .bind(news.iter().map(|new| new.id).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.user_id).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.session_id).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.booking_time).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.expiry_time).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.items.len() as i32).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.total_amount).collect::<Vec<_>>())
-    .bind(news.iter().map(|new| new.currency.clone()).collect::<Vec<_>>())
-    .bind(TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
-    .bind(lines().map(|(_, item)| item.id).collect::<Vec<_>>())
-    .bind(lines().map(|(id, _)| id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.session_seat_id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.price_tier_id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.row_number.as_str()).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.seat_number.as_str()).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.price).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>())
-    .bind(lines().map(|(_, item)| item.final_price).collect::<Vec<_>>())
-    .bind(allowances.iter().map(|allowance| allowance.lock_key).collect::<Vec<_>>())
-    .bind(allowances.iter().map(|allowance| allowance.others_max).collect::<Vec<_>>())
-    .bind(allowances.iter().map(|allowance| allowance.seats_max).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await;
-    let made: Vec<Made> = match inserted {
+    let inserted = sqlx::query_as(INSERT)
+        .bind(news.iter().map(|new| new.id).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.user_id).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.session_id).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.booking_time).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.expiry_time).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.items.len() as i32).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.total_amount).collect::<Vec<_>>())
+        .bind(news.iter().map(|new| new.currency.clone()).collect::<Vec<_>>())
+        .bind(TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
+        .bind(lines().map(|(_, item)| item.id).collect::<Vec<_>>())
+        .bind(lines().map(|(id, _)| id).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.session_seat_id).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.price_tier_id).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.row_number.as_str()).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.seat_number.as_str()).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.price).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>())
+        .bind(lines().map(|(_, item)| item.final_price).collect::<Vec<_>>())
+        .bind(allowances.iter().map(|allowance| allowance.lock_key).collect::<Vec<_>>())
+        .bind(allowances.iter().map(|allowance| allowance.others_max).collect::<Vec<_>>())
+        .bind(allowances.iter().map(|allowance| allowance.seats_max).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await;
+    let made: Vec<InsertedRow> = match inserted {
         // Reconciliation was here first and gave this booking up.
         Err(error) if orders.len() == 1 && broken_constraint(&error) == Some("reservations_pkey") => Vec::new(),
         other => other?,
     };
-    let made: HashMap<ReservationId, Made> = made.into_iter().map(|made| (made.0, made)).collect();
+    let made: HashMap<ReservationId, InsertedRow> = made.into_iter().map(|made| (made.id, made)).collect();
     Ok(orders.iter().map(|(new, _)| new.written(made.get(&new.id), rules)).collect())
 }
 
@@ -203,11 +213,13 @@ fn refusal(code: &str, rules: Rules) -> Problem {
 
 impl NewReservation {
     /// As it stands in the database, if it does.
-    fn written(&self, made: Option<&Made>, rules: Rules) -> Written {
-        if let Some((.., Some(code))) = made {
+    fn written(&self, made: Option<&InsertedRow>, rules: Rules) -> Written {
+        if let Some(code) = made.and_then(|made| made.refusal.as_deref()) {
             return Err(refusal(code, rules).into());
         }
-        let Some((_, Some(created_at), Some(time_remaining_seconds), _)) = made.cloned() else {
+        let Some((created_at, time_remaining_seconds)) =
+            made.and_then(|made| made.created_at.zip(made.time_remaining_seconds))
+        else {
             let problem = Problem::new(
                 Code::DeadlineExceeded,
                 "The booking took too long and was given up; nothing is held. Please try again.",
