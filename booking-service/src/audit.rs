@@ -1,7 +1,8 @@
 //! The audit: holds both databases against the eight promises, on a live system and at the end of every test.
 //!
-//! A live system is always between two states somewhere, so there are two looks with a pause: what only one of them finds was in
-//! passing, what both find is a violation. The Event Service is asked in pages, by its internal API, so a million seats are no matter.
+//! A live system is always between two states somewhere, so there are two looks with a pause: what only one of them
+//! finds was in passing, what both find is a violation. The Event Service is asked in pages, by its internal API, so a
+//! million seats are no matter.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;

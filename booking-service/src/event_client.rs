@@ -1,8 +1,8 @@
-//! Every call to the Event Service: bounded in time, tried again within a budget, with outcomes instead of statuses. When it
-//! fails again and again the circuit opens, and callers hear so at once instead of waiting.
+//! Every call to the Event Service: bounded in time, tried again within a budget, with outcomes instead of statuses.
+//! When it fails again and again the circuit opens, and callers hear so at once instead of waiting.
 //!
-//! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means "unknown":
-//! a `reserve` without an answer may have taken the seats.
+//! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means
+//! "unknown": a `reserve` without an answer may have taken the seats.
 //!
 //! The call of every booking leaves together with those of other bookings that come at the same time.
 
@@ -61,7 +61,7 @@ const BATCHES: BatchConfig = BatchConfig {
 #[derive(Debug, Clone)]
 pub struct EventClient {
     wire: Wire,
-    holds: Arc<Batcher<Call<ReserveRequest>, Answer<SeatsChanged>>>,
+    holds: Arc<Coalescer<Call<ReserveRequest>, ServiceAnswer<SeatsChanged>>>,
 }
 
 /// What makes the exchanges.
@@ -85,7 +85,7 @@ pub enum SeatChange {
 
 /// The Event Service answered with a problem.
 #[derive(Debug)]
-enum Answer<T> {
+enum ServiceAnswer<T> {
     Success(T),
     Refused(Box<Problem>),
 }
@@ -110,7 +110,7 @@ impl Origin {
     }
 }
 
-impl<T> Answer<T> {
+impl<T> ServiceAnswer<T> {
     fn status(&self) -> StatusCode {
         match self {
             Self::Success(_) => StatusCode::OK,
@@ -181,8 +181,8 @@ impl EventClient {
         for holds in holds.chunks(SEATS_PER_CALL_MAX) {
             let request = ReleaseRequest { holds: holds.to_vec() };
             let released = match self.wire.call::<SeatsFreed>(Method::POST, "seats/release", Some(&request)).await {
-                Ok(Answer::Success(_)) => Ok(()),
-                Ok(Answer::Refused(problem)) => Err(unexpected(&problem)),
+                Ok(ServiceAnswer::Success(_)) => Ok(()),
+                Ok(ServiceAnswer::Refused(problem)) => Err(unexpected(&problem)),
                 Err(failure) => Err(unavailable(failure)),
             };
             outcome = outcome.and(released);
@@ -244,16 +244,16 @@ impl EventClient {
     pub async fn look_up(&self, seats: &[SessionSeatId]) -> Result<Vec<OwnedSeat>, Error> {
         let request = LookUpRequest { session_seat_ids: seats.to_vec() };
         match self.wire.call::<OwnedSeats>(Method::POST, "seats/look-up", Some(&request)).await.map_err(unavailable)? {
-            Answer::Success(owned) => Ok(owned.items),
-            Answer::Refused(problem) => Err(unexpected(&problem)),
+            ServiceAnswer::Success(owned) => Ok(owned.items),
+            ServiceAnswer::Refused(problem) => Err(unexpected(&problem)),
         }
     }
 
     async fn page<T: DeserializeOwned>(&self, path: &str, cursor: Option<TimeCursor>) -> Result<T, Error> {
         let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
         match self.wire.call(Method::GET, &format!("{path}{cursor}"), None::<&()>).await.map_err(unavailable)? {
-            Answer::Success(page) => Ok(page),
-            Answer::Refused(problem) => Err(unexpected(&problem)),
+            ServiceAnswer::Success(page) => Ok(page),
+            ServiceAnswer::Refused(problem) => Err(unexpected(&problem)),
         }
     }
 
@@ -289,7 +289,11 @@ impl EventClient {
     }
 
     /// Asks for a hold together with those who come at the same time. Its step in the trace has the wait for them in it.
-    async fn in_company(&self, session_id: SessionId, body: ReserveRequest) -> Result<Answer<SeatsChanged>, Error> {
+    async fn in_company(
+        &self,
+        session_id: SessionId,
+        body: ReserveRequest,
+    ) -> Result<ServiceAnswer<SeatsChanged>, Error> {
         let url = self.wire.url_of(&alone(session_id));
         let answered = traces::call(&Method::POST, &url, async {
             let Origin { request_id, traceparent } = Origin::here();
@@ -310,14 +314,14 @@ fn alone(session: SessionId) -> String {
     format!("sessions/{session}/seats/reserve")
 }
 
-fn changed(answer: Answer<SeatsChanged>) -> Result<SeatChange, Error> {
+fn changed(answer: ServiceAnswer<SeatsChanged>) -> Result<SeatChange, Error> {
     match answer {
-        Answer::Success(changed) => Ok(SeatChange::Done(changed)),
-        Answer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
+        ServiceAnswer::Success(changed) => Ok(SeatChange::Done(changed)),
+        ServiceAnswer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
             Ok(SeatChange::Refused(problem.seats))
         }
         // These are the client's to hear of, in the words of who knows the session.
-        Answer::Refused(problem)
+        ServiceAnswer::Refused(problem)
             if matches!(
                 problem.code,
                 Code::SessionNotFound | Code::SessionCancelled | Code::SalesNotStarted | Code::SalesEnded
@@ -325,7 +329,7 @@ fn changed(answer: Answer<SeatsChanged>) -> Result<SeatChange, Error> {
         {
             Err(Error::Refused(problem))
         }
-        Answer::Refused(problem) => Err(unexpected(&problem)),
+        ServiceAnswer::Refused(problem) => Err(unexpected(&problem)),
     }
 }
 
@@ -344,7 +348,7 @@ impl Wire {
 
     /// Makes calls in one exchange. When there is only one, or the Event Service finds fault with all of them together, it is asked for each
     /// by itself.
-    async fn together(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<Answer<SeatsChanged>, Error>> {
+    async fn together(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<ServiceAnswer<SeatsChanged>, Error>> {
         let calls = Calls { calls };
         let count = calls.calls.len();
         let by_itself = async |call: &Call<ReserveRequest>| {
@@ -359,21 +363,23 @@ impl Wire {
         let nobody = Origin::default();
         // Each answer is read by itself: one that has a newer form must not cost the others theirs.
         let try_once = || self.try_once::<Several>(Method::POST, "seats/reserve", Some(&nobody), Some(&calls));
-        let mut error = match self.circuit.call(TRIES, try_once).await {
-            Ok(Answer::Success(Several { answers })) if answers.len() == count => {
+        let error = match self.circuit.call(TRIES, try_once).await {
+            Ok(ServiceAnswer::Success(Several { answers })) if answers.len() == count => {
                 let each = calls.calls.iter().zip(answers).map(async |(call, answer)| {
                     match serde_json::from_str(answer.get()) {
-                        Ok(CallAnswer { done: Some(done), .. }) => Ok(Answer::Success(done)),
+                        Ok(CallAnswer { done: Some(done), .. }) => Ok(ServiceAnswer::Success(done)),
                         // What failed for this one alone may go well now.
                         Ok(CallAnswer { refused: Some(problem), .. }) if problem.status >= 500 => by_itself(call).await,
-                        Ok(CallAnswer { refused: Some(problem), .. }) => Ok(Answer::Refused(Box::new(problem))),
+                        Ok(CallAnswer { refused: Some(problem), .. }) => Ok(ServiceAnswer::Refused(Box::new(problem))),
                         _ => Err(unavailable(anyhow!("the answer has another form than agreed: {answer}"))),
                     }
                 });
                 return join_all(each).await;
             }
-            Ok(Answer::Success(_)) => Error::Internal(anyhow!("the Event Service answered another number of calls")),
-            Ok(Answer::Refused(_)) => return join_all(calls.calls.iter().map(by_itself)).await,
+            Ok(ServiceAnswer::Success(_)) => {
+                Error::Internal(anyhow!("the Event Service answered another number of calls"))
+            }
+            Ok(ServiceAnswer::Refused(_)) => return join_all(calls.calls.iter().map(by_itself)).await,
             Err(failure) => unavailable(failure),
         };
         calls.calls.iter().map(|_| Err(error.for_another())).collect()
@@ -384,7 +390,7 @@ impl Wire {
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> Result<Answer<T>, Failure> {
+    ) -> Result<ServiceAnswer<T>, Failure> {
         self.circuit.call(TRIES, || self.try_once(method.clone(), path, None, body)).await
     }
 
@@ -395,7 +401,7 @@ impl Wire {
         path: &str,
         origin: Option<&Origin>,
         body: Option<&impl Serialize>,
-    ) -> Result<Answer<T>, Failure> {
+    ) -> Result<ServiceAnswer<T>, Failure> {
         let url = self.url_of(path);
         let mut request = self.request(method.clone(), &url);
         // Past it nobody listens to the answer.
@@ -418,14 +424,16 @@ impl Wire {
         });
         let (status, bytes) = exchange.await?;
         if status.is_success() {
-            return Ok(Answer::Success(
+            return Ok(ServiceAnswer::Success(
                 serde_json::from_slice(&bytes).context("the answer has another form than agreed")?,
             ));
         }
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             anyhow::bail!("the Event Service answered {status}");
         }
-        Ok(Answer::Refused(Box::new(serde_json::from_slice(&bytes).context("the refusal is not a problem document")?)))
+        Ok(ServiceAnswer::Refused(Box::new(
+            serde_json::from_slice(&bytes).context("the refusal is not a problem document")?,
+        )))
     }
 }
 

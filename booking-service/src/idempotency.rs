@@ -1,8 +1,9 @@
 //! `Idempotency-Key`: a request that is repeated has its effect once and gets the same answer.
 //!
-//! A key is claimed before the work and finished in the transaction of its effect. While an attempt is at work its twins get
-//! `409`; when it has died, the next one takes over. Answers are kept for 24 hours: successes, and refusals that would be the
-//! same again. An outage is not kept: the next try may do better. Where it may have left something behind, the next one is told of it.
+//! A key is claimed before the work and finished in the transaction of its effect. While an attempt is at work its
+//! twins get `409`; when it has died, the next one takes over. Answers are kept for 24 hours: successes, and refusals
+//! that would be the same again. An outage is not kept: the next try may do better. Where it may have left something
+//! behind, the next one is told of it.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;

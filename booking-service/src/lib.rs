@@ -1,14 +1,14 @@
 //! The Booking Service: price tiers, reservations, payment and tickets.
 //!
-//! Read `migrations/` first, then [`app`], which shows every route on one screen. No file uses a file of a floor above its own:
+//! Read `migrations/` first, then [`app`], which shows every route on one screen. No file uses a file of a floor above
+//! its own:
 //!
-//! | floor | files |
-//! | --- | --- |
-//! | ways in | `main`, [`app`], [`worker`] |
-//! | what happens, step by step | [`workflows`], `tickets`, [`replay`], [`audit`], [`price_tiers`] |
-//! | what all of them share | [`state`] |
-//! | the authority on what became of a reservation: rows and batches | [`reservations`], [`metrics`] |
-//! | one tool for each outside thing | [`outbox`], [`payments`], [`seat_locks`], [`event_client`], [`idempotency`], [`tier_cache`], [`settings`], [`schema`] |
+//! 1. Ways in: `main`, [`app`], [`worker`].
+//! 2. What happens, step by step: [`workflows`], and `tickets`, [`replay`], [`audit`], [`price_tiers`] below them.
+//! 3. What all of them share: [`state`].
+//! 4. The authority on what became of a reservation, rows and batches only: [`reservations`]. Beside it, [`metrics`].
+//! 5. One tool for each outside thing: [`outbox`], [`payments`], [`seat_locks`], [`event_client`], [`idempotency`],
+//!    [`tier_cache`], [`settings`], [`schema`].
 
 pub mod app;
 pub mod audit;

@@ -1,9 +1,9 @@
-//! The payment provider, behind a handful of calls. The only one so far is a mock that behaves like the real thing where it hurts:
-//! it remembers every charge by its idempotency key, it declines, it can fall silent before or after taking the money, and it can
-//! take its time and send a notice of the outcome (`payment_webhook.rs`).
+//! The payment provider, behind a handful of calls. The only one so far is a mock that behaves like the real thing
+//! where it hurts: it remembers every charge by its idempotency key, it declines, it can fall silent before or after
+//! taking the money, and it can take its time and send a notice of the outcome (`workflows/payment_webhook.rs`).
 //!
-//! A payment's id is the idempotency key: asking twice under one key charges once. When an answer did not come, the provider
-//! is asked what became of the charge, never asked to charge again.
+//! A payment's id is the idempotency key: asking twice under one key charges once. When an answer did not come, the
+//! provider is asked what became of the charge, never asked to charge again.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Replay: events that were published are published again, for a receiver that has lost them.
 //!
-//! They keep their ids, so whoever has applied one knows it as a repeat: replaying anything, any number of times, changes nothing
-//! that is right already. The outbox itself is only read; events that have not left yet are the relay's.
+//! They keep their ids, so whoever has applied one knows it as a repeat: replaying anything, any number of times,
+//! changes nothing that is right already. The outbox itself is only read; events that have not left yet are the
+//! relay's.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! The price tiers in use and the database's clock, kept in memory for a second.
 //!
-//! Every booking needs both. Read once a second by each replica, they cost the database nothing that grows with the bookings.
+//! Every booking needs both. Read once a second by each replica, they cost the database nothing that grows with the
+//! bookings.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

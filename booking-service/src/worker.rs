@@ -1,4 +1,5 @@
-//! The worker's schedule: which tick, how often. What a tick does stands elsewhere, takes no input, and is harmless in any number of copies.
+//! The worker's schedule: which tick, how often. What a tick does stands elsewhere, takes no input, and is harmless in
+//! any number of copies.
 
 use std::sync::Arc;
 use std::time::Duration;

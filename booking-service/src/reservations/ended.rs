@@ -1,5 +1,5 @@
-//! What became of those whose seat locks buyers run into. In a stampede nearly everybody asks, so those who ask at the same time are
-//! answered by one statement.
+//! Which owners of seat locks have ended. In a stampede nearly every buyer asks, so questions of the same moment share
+//! one statement.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! The ways out of a reservation's states beside payment: cancelled, expired, abandoned, refunded.
 //!
-//! Each is one conditional update together with its tickets, its refunds and its event. The caller begins and commits the transaction.
+//! Each is one conditional update together with its tickets, its refunds and its event. The caller begins and commits
+//! the transaction.
 
 use service_kit::http::error::{Error, Result};
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};

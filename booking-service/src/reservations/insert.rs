@@ -1,5 +1,6 @@
-//! Step 5 of a booking: the reservation, its items and the kept answer, all or nothing, unless it is too late by the database's clock.
-//! Those that come to it at the same time are one statement and one commit.
+//! Writes new reservations: step 5 of a booking. The reservation, its items and the kept answer are written all or
+//! nothing, unless it is too late by the database's clock. Requests that come at the same time share one statement and
+//! one commit.
 
 use std::collections::HashMap;
 

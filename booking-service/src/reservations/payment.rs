@@ -1,5 +1,5 @@
-//! The two changes that a payment makes here: the lease before the provider is asked, and everything that follows its yes. Those that come
-//! at the same time are one transaction, each judged for itself.
+//! The two changes of a paid reservation: the lease before the provider is asked, and everything that follows its yes.
+//! Payments that come at the same time share one transaction; each is judged for itself.
 
 use std::collections::HashMap;
 use std::time::Duration;

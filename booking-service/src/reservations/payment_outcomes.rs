@@ -1,4 +1,5 @@
-//! The changes of one payment beside its success: a lease that ends without money, a charge whose outcome comes later or too late.
+//! The changes of one payment beside its success: a lease that ends without money, a charge whose outcome comes later
+//! or too late.
 
 use service_kit::http::error::Result;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};

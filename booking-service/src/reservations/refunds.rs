@@ -1,4 +1,5 @@
-//! Refunds: money that is owed to a customer. The change that causes one writes it; the payment provider settles it afterwards.
+//! Refunds: money that is owed to a customer. The change that causes one writes it; the payment provider settles it
+//! afterwards.
 
 use service_kit::http::error::Result;
 use shared_contracts::ids::PaymentId;

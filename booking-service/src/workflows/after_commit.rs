@@ -1,6 +1,8 @@
-//! What follows the commit that ended reservations: their events may leave, their seats are freed, their locks are removed.
+//! What follows the commit that ended reservations: their events may leave, their seats are freed, their locks are
+//! removed.
 //!
-//! All of it is only faster than the events themselves. What fails here, the events or the locks' time limit make up for.
+//! All of it is only faster than the events themselves. What fails here, the events or the locks' time limit make up
+//! for.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,21 @@
-//! The way to `confirmed`: a lease, the payment provider's word, and then everything in one transaction.
+//! The steps of a payment, in order, each with what settles it after a crash:
 //!
-//! No call leaves the process between `begin` and `commit`. Whatever dies on the way is settled by [`take_over_leases`] and
-//! [`conclude`], by asking the provider what became of the charge.
+//! | step | where | after a crash |
+//! | --- | --- | --- |
+//! | 0 claim the `Idempotency-Key` | own database | the next request takes over |
+//! | 1 lease: `active → confirming`, and the payment's row | own database | the provider is asked |
+//! | 2 charge, once for each payment id | payment provider | the provider is asked |
+//! | 3a captured: `confirmed`, with tickets and event | own database | the provider is asked |
+//! | 3b declined or processing: back to `active` | own database | the provider is asked |
+//! | 3c captured, but a seat has another ticket: `expired` | own database | the refund is pending |
+//! | 4 keep the answer, tell the relay, remove the seat locks | own database, Redis | a repeat reads the reservation |
+//!
+//! "The provider is asked" once the lease has run out: `reconcile.rs` asks what became of the charge and does step 3
+//! by the answer. Step 1 and 3a are batches (`reservations/payment.rs`); an outcome that comes later than step 3b
+//! comes by notice (`late_payment.rs`).
+//!
+//! No call leaves the process between `begin` and `commit`. Cancel, expire and this workflow exclude each other by the
+//! lease.
 
 use axum::Json;
 use axum::extract::State;

@@ -7,10 +7,11 @@
 //! | 2 is the session on sale, and are the seats free | Event Service | none needed |
 //! | 3 prices | Event Service | none needed |
 //! | 4 reserve, all or none; 2 to 4 are one exchange | Event Service | release |
-//! | 5 write the reservation and the kept answer (`write_desk.rs`) | own database | none: it is the end |
+//! | 5 write the reservation and the kept answer (`reservations/insert.rs`) | own database | none: it is the end |
 //!
-//! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process that dies
-//! between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become impossible.
+//! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process
+//! that dies between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become
+//! impossible.
 
 use std::collections::HashMap;
 

@@ -8,8 +8,8 @@
 //!  still working       nothing              the charge is called off
 //! ```
 //!
-//! A notice is only the reason to ask: what counts is what the provider says when it is asked. So notices may be lost, doubled,
-//! late or in the wrong order, and this may run at any time, any number of times.
+//! A notice is only the reason to ask: what counts is what the provider says when it is asked. So notices may be lost,
+//! doubled, late or in the wrong order, and this may run at any time, any number of times.
 
 use service_kit::http::error::{Error, Result};
 use service_kit::process::crash::crash_point;

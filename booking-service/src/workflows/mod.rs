@@ -1,4 +1,5 @@
-//! What happens, step by step. A workflow begins and commits its transactions, and calls one tool for each outside thing.
+//! What happens, step by step. A workflow begins and commits its transactions, and calls one tool for each outside
+//! thing.
 
 pub(crate) mod after_commit;
 pub mod confirm;

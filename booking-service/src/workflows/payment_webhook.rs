@@ -1,8 +1,8 @@
-//! The payment provider's notices: how a charge has ended that it took its time with.
+//! The payment provider's notices: how a charge has ended whose outcome came later.
 //!
-//! A notice is believed only with a signature over its time and its bytes as they came, made with a secret that the provider and this
-//! service share. It is written down before it is worked on, answered at once, and worked on again by reconciliation if that failed.
-//! What it says is not taken for the truth either: it is the reason to ask the provider (`reservations/late_payment.rs`).
+//! A notice counts only with a signature over its time and its bytes, made with a secret that the provider and this
+//! service share. It is stored first, then answered and worked on; reconciliation repeats work that failed. The notice
+//! is not trusted for the outcome: it is the reason to ask the provider (`late_payment.rs`).
 
 use axum::Json;
 use axum::extract::State;

@@ -1,7 +1,7 @@
-//! Healing: what a crash, a lost message or a lost answer left half-done is found here and finished.
+//! Reconciliation: finds what a crash, a lost message or a lost answer left half-done, and finishes it.
 //!
-//! Everything works from what the databases say now and takes no other input, so the path after a crash is the everyday path.
-//! Holds are read from the Event Service and judged by the reservations here: that is the only authority on them.
+//! It works only from what the databases say now, so the path after a crash is the everyday path. It reads holds from
+//! the Event Service and judges them by the reservations here, which are the only authority on them.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What becomes of the reservations of a session that was cancelled: the state machine's own ways out, for all of them.
+//! Ends the reservations of a cancelled session: active ones are cancelled, the tickets of paid ones are refunded.
 
 use std::collections::BTreeSet;
 
