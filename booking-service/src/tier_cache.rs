@@ -121,14 +121,14 @@ mod tests {
 
     #[test]
     fn what_was_read_before_a_change_is_not_kept_after_it() {
-        let book = PriceTierCache::default();
+        let cache = PriceTierCache::default();
         let read = || Snapshot { read_at: Instant::now(), clock: DateTime::UNIX_EPOCH, tiers: HashMap::new() };
-        book.keep(read(), 0);
-        assert!(book.state().known.is_some());
-        book.forget();
-        book.keep(read(), 0);
-        assert!(book.state().known.is_none(), "the old price would be believed for another second");
-        book.keep(read(), 1);
-        assert!(book.state().known.is_some());
+        cache.keep(read(), 0);
+        assert!(cache.state().known.is_some());
+        cache.forget();
+        cache.keep(read(), 0);
+        assert!(cache.state().known.is_none(), "the old price would be believed for another second");
+        cache.keep(read(), 1);
+        assert!(cache.state().known.is_some());
     }
 }

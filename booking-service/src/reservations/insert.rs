@@ -155,6 +155,7 @@ const INSERT: &str = "with given as materialized (
  from made
  union all
  select id, null, null, refusal from given where refusal is not null";
+
 async fn insert(
     connection: &mut PgConnection,
     rules: Rules,

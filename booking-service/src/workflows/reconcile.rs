@@ -102,6 +102,7 @@ async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<TimeCursor>) 
 
 async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
     // Nearly all are plainly under way: one look, without a lock, is all that they cost.
+    // `reservations/mod.rs` says why `status || ''`.
     let under_way: HashSet<ReservationId> = sqlx::query_scalar(
         "select id from reservations
          where id = any($1) and (status || '' = 'confirming' or status || '' = 'active' and expiry_time > clock_timestamp())",
