@@ -14,6 +14,7 @@ pub mod internal_api;
 pub mod metrics;
 mod sale;
 pub mod seat_map;
+mod seen_snapshot;
 pub mod session_seats;
 pub mod settings;
 pub mod state;

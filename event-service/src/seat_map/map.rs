@@ -35,7 +35,7 @@ use utoipa::ToSchema;
 use super::chunks::{self, Chunk};
 use crate::catalogue::seats::SeatType;
 use crate::error::session_not_found;
-use crate::session_seats::SeenSnapshot;
+use crate::seen_snapshot::SeenSnapshot;
 
 /// Seats per chunk. A change of one seat rebuilds and compresses one chunk; much smaller chunks compress badly.
 const CHUNK_SEATS: usize = 64;

@@ -37,7 +37,8 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use crate::error::session_not_found;
-use crate::session_seats::{self, SeatChange, SeenSnapshot};
+use crate::seen_snapshot::SeenSnapshot;
+use crate::session_seats::{self, SeatChange};
 
 /// The time between two reads, and so the most that a map is behind. A buyer needs longer to click.
 const TICK: Duration = Duration::from_millis(200);
