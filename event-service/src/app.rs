@@ -1,4 +1,4 @@
-//! The service put together: every route on one screen, and what runs beside them.
+//! Every route on one screen, and the start of the service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,9 +37,9 @@ use crate::state::{AppState, MIGRATIONS};
     info(
         title = "Event Service",
         description = "Organizers, events, locations, halls, seats, sessions and seat maps.\n\n\
-            **New here?** Go down the tags in their order: create an organizer, an event, a location, a hall with seats, and a session; \
-            each example body works once you put in the ids that the answers before gave you. `GET …/seat-map` then shows the seats. \
-            They are booked at the Booking Service (port 8001).",
+            **New here?** Follow the tags in order: create an organizer, an event, a location, a hall with seats, and a session. \
+            Each example body works once you replace its ids by those of the earlier answers. `GET …/seat-map` then shows the seats. \
+            Book them with the Booking Service (port 8001).",
     ),
     tags(
         (name = "1 Organizers"), (name = "2 Events"), (name = "3 Locations"), (name = "4 Halls and seats"), (name = "5 Sessions"),
@@ -48,7 +48,7 @@ use crate::state::{AppState, MIGRATIONS};
 )]
 struct Document;
 
-/// All routes, and the document that describes them: those for everyone, and those for the Booking Service.
+/// The public routes, the routes for the Booking Service, and the document that describes both.
 fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::OpenApi) {
     let metrics = state.metrics.common.routes();
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::complete(Document::openapi()))
@@ -99,7 +99,7 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
     (routes, internal_routes, document)
 }
 
-/// The class of requests that a route belongs to; the internal ones have theirs already.
+/// The class of a route, whose requests share a limit. The internal routes have theirs elsewhere.
 #[must_use]
 pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     let is_map = path.ends_with("/seat-map")
@@ -113,10 +113,10 @@ pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     }
 }
 
-/// The router and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
+/// The router and the OpenAPI document without a database or broker, for the `openapi` command and for tests of the routes.
 ///
 /// # Errors
-/// None that depends on the environment.
+/// A metric or a setting is wrong in the code; the environment can cause no error.
 pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let nowhere = Secret::from("postgres://localhost");
     let db = database::lazy_pool(&nowhere, "openapi", 1)?;
@@ -127,10 +127,10 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     Ok((routes.merge(internal_routes), document))
 }
 
-/// Starts the service: brings the schema up to date, then serves requests and consumes events until `lifecycle` stops.
+/// Migrates the database, then serves requests and consumes events until `lifecycle` stops.
 ///
 /// # Errors
-/// The database does not answer or can't be migrated.
+/// The database does not answer, or a migration fails.
 pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let db = database::connect(&settings.database_url, "event-service", settings.database_connections_max, &MIGRATIONS)
         .await?;
@@ -169,7 +169,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
         Some(address) => {
             let internal = Common {
                 auth: settings.common.auth.internal_only(),
-                // No rate limits are on what other services ask for.
+                // Rate limits are for the public; other services have none.
                 limits: Limits { rates: None, ..settings.common.limits.clone() },
                 ..settings.common.clone()
             };

@@ -14,7 +14,7 @@ use service_kit::process::lifecycle::{self, Lifecycle};
 use service_kit::process::settings::SettingsReader;
 use uuid::Uuid;
 
-/// Millions of small buffers a minute.
+/// The service allocates millions of small buffers per minute, which mimalloc does faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -30,38 +30,38 @@ struct Arguments {
 enum Command {
     /// Serve requests and consume events until SIGTERM
     Serve,
-    /// Bring the database schema up to date and end
+    /// Migrate the database and exit
     Migrate,
-    /// Look at the messages that were set aside, send them again, or drop them
+    /// List, requeue or drop dead-lettered messages
     #[command(subcommand)]
     DeadLetters(DeadLetters),
     /// Print the OpenAPI document
     Openapi,
-    /// Ask the running service whether it is ready; exits 1 when it is not
+    /// Check that the running service is ready; exits with 1 if it is not
     Healthcheck,
 }
 
 #[derive(Subcommand)]
 enum DeadLetters {
-    /// One a line as JSON, oldest first, each with its reason
+    /// Print one message per line as JSON, oldest first, each with its reason
     List {
-        /// How many at most
+        /// The maximum number of messages
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Send them to the queue again, after what they failed of is mended
+    /// Send messages to the queue again, once the cause of their failure is fixed
     Requeue(Chosen),
-    /// Throw them away
+    /// Delete messages
     Drop(Chosen),
 }
 
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Chosen {
-    /// The messages with these ids
+    /// Only the messages with these ids
     #[arg(value_name = "MESSAGE_ID")]
     ids: Vec<Uuid>,
-    /// All of them
+    /// All dead-lettered messages
     #[arg(long)]
     all: bool,
 }
@@ -72,17 +72,17 @@ impl From<Chosen> for Which {
     }
 }
 
-async fn deal_with(letters: DeadLetters, settings: &Settings) -> anyhow::Result<()> {
+async fn run_dead_letters(letters: DeadLetters, settings: &Settings) -> anyhow::Result<()> {
     let (broker, queue) = (&settings.broker, settings.queue.as_str());
-    let (done, met) = match letters {
+    let (done, messages) = match letters {
         DeadLetters::List { limit } => ("set aside", dead_letters::list(broker, queue, limit).await?),
         DeadLetters::Requeue(chosen) => ("sent again", dead_letters::requeue(broker, queue, &chosen.into()).await?),
         DeadLetters::Drop(chosen) => ("dropped", dead_letters::drop(broker, queue, &chosen.into()).await?),
     };
-    for letter in &met {
+    for letter in &messages {
         println!("{}", serde_json::to_string(letter)?);
     }
-    eprintln!("{} messages {done}", met.len());
+    eprintln!("{} messages {done}", messages.len());
     Ok(())
 }
 
@@ -105,7 +105,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     telemetry::init(&settings.common)?;
     match command {
         Command::Openapi | Command::Healthcheck => unreachable!("answered above, without settings"),
-        Command::DeadLetters(letters) => deal_with(letters, &settings).await?,
+        Command::DeadLetters(letters) => run_dead_letters(letters, &settings).await?,
         Command::Migrate => {
             database::connect(&settings.database_url, "event-service", 1, &MIGRATIONS).await?;
         }

@@ -7,31 +7,31 @@ use service_kit::process::common::Common;
 use service_kit::process::settings::{Secret, SettingsError, SettingsReader};
 use shared_contracts::booking_event;
 
-/// All settings, read once at start.
+/// All settings of the process, read once at start.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where to listen, how to log.
+    /// The settings that all services share, such as `PORT` and the log format.
     pub common: Common,
-    /// `INTERNAL_HOST`, `INTERNAL_PORT`: where the internal API is, and nowhere else; with the rest, when no port is given.
+    /// `INTERNAL_HOST`, `INTERNAL_PORT`: the only address of the internal API. Without a port, it shares the public address.
     pub internal_listen: Option<SocketAddr>,
     /// `DATABASE_URL`: PostgreSQL 15 or later.
     pub database_url: Secret,
-    /// `DATABASE_CONNECTIONS_MAX`: of one replica; all replicas together must stay under the server's limit.
+    /// `DATABASE_CONNECTIONS_MAX`: connections of one replica. All replicas together must stay under the server's limit.
     pub database_connections_max: u32,
-    /// `SEAT_STREAM_WATCHERS_MAX`: seat map streams of one replica at a time, each of which is an open file; the default fits under the
-    /// usual limit of 1,024.
+    /// `SEAT_STREAM_WATCHERS_MAX`: open seat map streams of one replica. Each is an open file; the default fits under the usual limit of
+    /// 1,024.
     pub seat_stream_watchers_max: u32,
-    /// `RABBITMQ_URL`, `RABBITMQ_EXCHANGE`.
+    /// `RABBITMQ_URL`, `RABBITMQ_EXCHANGE`: the broker, and the exchange to which the Booking Service publishes.
     pub broker: Broker,
-    /// `RABBITMQ_QUEUE`: shared by all replicas.
+    /// `RABBITMQ_QUEUE`: the queue of booking events, which all replicas share.
     pub queue: String,
 }
 
 impl Settings {
-    /// Reads them from the environment.
+    /// Reads all settings from the environment.
     ///
     /// # Errors
-    /// Every fault found.
+    /// Lists every setting that is wrong.
     pub fn from_env() -> Result<Self, SettingsError> {
         let mut reader = SettingsReader::from_env();
         let common = Common::read(&mut reader, 8000);
@@ -59,10 +59,10 @@ impl Settings {
 
 fn internal_listen(reader: &mut SettingsReader, public: SocketAddr) -> Option<SocketAddr> {
     let host = reader.or("INTERNAL_HOST", public.ip());
-    // 0 means: not set.
+    // 0 means not set.
     let port = Some(reader.or("INTERNAL_PORT", 0)).filter(|port| *port != 0)?;
     if port == public.port() {
-        reader.fault(format!("INTERNAL_PORT={port} is also PORT; give the internal API another, or none"));
+        reader.fault(format!("INTERNAL_PORT={port} is also PORT; give the internal API another port, or none"));
     }
     Some(SocketAddr::new(host, port))
 }

@@ -14,10 +14,10 @@ use crate::metrics::EventMetrics;
 use crate::seat_map::map::SeatMaps;
 use crate::seat_map::stream::SeatStreams;
 
-/// The schema, compiled in.
+/// The migrations of the database, compiled in.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// What handlers may ask for.
+/// The parts that handlers can extract.
 #[derive(Clone, FromRef)]
 pub(crate) struct AppState {
     pub(crate) db: PgPool,
@@ -29,7 +29,7 @@ pub(crate) struct AppState {
 }
 
 impl AppState {
-    /// `batch_db` is for what comes by the thousand, `db` for the rest.
+    /// `batch_db` serves the batch workers, `db` all other queries.
     pub(crate) fn new(
         db: PgPool,
         batch_db: &BatchPool,

@@ -1,6 +1,6 @@
-//! Where all calls of `reserve` come together: those that come at the same time are one statement and one commit, each judged for itself.
+//! Batches the calls that hold seats: calls of the same moment share one statement and one commit. Each succeeds or fails on its own.
 //!
-//! In the minute of an on-sale the commit is what costs most, and it costs the same for sixty holds as for one.
+//! The commit is the largest cost when a sale opens, and it costs the same for sixty holds as for one.
 
 use std::collections::HashSet;
 use std::mem;
@@ -16,14 +16,14 @@ use crate::session_seats::{self, ChangeOutcome, HoldRequest};
 
 const BATCH_CONFIG: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
 
-/// The desk; one a process.
+/// Batches hold requests; one per process.
 #[derive(Debug)]
 pub struct HoldBatcher {
     requests: Batcher<HoldRequest, ChangeOutcome>,
 }
 
 impl HoldBatcher {
-    /// Opens it. It closes when nobody can ask any more.
+    /// Starts the batch workers. They end when the last `HoldBatcher` is dropped.
     #[must_use]
     pub fn start(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let work = move |requests| reserve_all(db.clone(), requests);
@@ -33,7 +33,7 @@ impl HoldBatcher {
     /// Holds all seats of the request, or none.
     ///
     /// # Errors
-    /// The database failed: the seats may be held.
+    /// The database failed. The seats may be held all the same.
     pub async fn reserve(&self, request: HoldRequest) -> Result<ChangeOutcome> {
         self.requests.call(request).await
     }
@@ -52,7 +52,7 @@ async fn reserve_all(db: BatchPool, requests: Vec<HoldRequest>) -> Vec<Result<Ch
     outcomes.into_iter().flatten().collect()
 }
 
-/// Takes out, in their order, requests that want no seat which an earlier one wants; of later, the later ones see what became of it.
+/// Takes out, in order, the requests that share no seat with an earlier one. The others wait for the next batch, which sees the result.
 fn take_disjoint(waiting: &mut Vec<(usize, HoldRequest)>) -> Vec<(usize, HoldRequest)> {
     let mut wanted: HashSet<SessionSeatId> = HashSet::new();
     let (mut batch, mut later) = (Vec::new(), Vec::new());

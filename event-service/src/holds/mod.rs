@@ -1,4 +1,4 @@
-//! Holding seats: what a buyer may have, and the batches in which it is held.
+//! Holding seats: which seats a buyer can have, and the batches that hold them.
 
 pub(crate) mod availability;
 pub mod batch;
