@@ -113,7 +113,8 @@ pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     }
 }
 
-/// The router and the OpenAPI document without a database or broker, for the `openapi` command and for tests of the routes.
+/// The router and the OpenAPI document without a database or broker, for the `openapi` command and for tests of the
+/// routes.
 ///
 /// # Errors
 /// A metric or a setting is wrong in the code; the environment can cause no error.

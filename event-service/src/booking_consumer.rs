@@ -1,7 +1,7 @@
 //! Applies the events of the Booking Service to the seats: delivered at least once, applied exactly once, in any order.
 //!
-//! One transaction writes the inbox row and changes the seats; the consumer acknowledges the message after the commit. A repeated
-//! message finds its inbox row. A late message finds seats that a later event has already changed.
+//! One transaction writes the inbox row and changes the seats; the consumer acknowledges the message after the commit.
+//! A repeated message finds its inbox row. A late message finds seats that a later event has already changed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -23,10 +23,9 @@ use sqlx::{PgConnection, PgPool};
 use crate::metrics::EventMetrics;
 use crate::session_seats::{self, ChangeOutcome, Releasable};
 
-/// RabbitMQ delivers a published batch in pieces, so the consumer waits 10 ms to collect them. Buyers do not wait for this: a paid seat
-/// belongs to its owner already, and the map shows it as sold a moment later.
-const BATCH_CONFIG: BatchConfig =
-    BatchConfig { linger: Duration::from_millis(10), ..BatchConfig::with_timeout(Duration::from_secs(15)) };
+/// RabbitMQ delivers a published batch in pieces, so the consumer waits 10 ms to collect them. Buyers do not wait for
+/// this: a paid seat belongs to its owner already, and the map shows it as sold a moment later.
+const BATCH_CONFIG: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
 
 /// Applies messages in batches, because the commit is the largest cost when a sale opens.
 pub struct Applier {

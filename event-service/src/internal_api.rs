@@ -1,4 +1,5 @@
-//! The internal seat API, for the Booking Service: each handler reads a body, calls [`session_seats`] and shapes the answer.
+//! The internal seat API, for the Booking Service: each handler reads a body, calls [`session_seats`] and shapes the
+//! answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,8 @@ use crate::metrics::EventMetrics;
 use crate::sale;
 use crate::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 
-/// A slow call must not cost the others in its body their answers: the Booking Service waits one second for all of them.
+/// A slow call must not cost the others in its body their answers: the Booking Service waits one second for all of
+/// them.
 const CALL_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Rows of a page of holds or cancelled sessions, unless the caller asks for another number.
@@ -96,8 +98,9 @@ async fn load_open_session(
     Ok(session)
 }
 
-/// The prices of seats that are free, as far as a query without a lock can tell. It spares late buyers the locks of a hold. It passes
-/// overdue holds, which the hold itself reports, and seats that this reservation got by an earlier attempt.
+/// The prices of seats that are free, as far as a query without a lock can tell. It spares late buyers the locks of a
+/// hold. It passes overdue holds, which the hold itself reports, and seats that this reservation got by an earlier
+/// attempt.
 async fn price_free_seats(
     loader: &AvailabilityLoader,
     session_id: SessionId,
@@ -197,7 +200,8 @@ fn call_timed_out() -> Error {
     Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(1))
 }
 
-/// Answers each call as if it were a request of its own. If all of them failed by the service's fault, the first failure answers the body.
+/// Answers each call as if it were a request of its own. If all of them failed by the service's fault, the first
+/// failure answers the body.
 async fn answer_each<T, R, F: Future<Output = Result<R>>>(
     calls: Calls<T>,
     route: &'static str,
@@ -386,7 +390,8 @@ pub(crate) struct WalkQuery {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct HoldsFilter {
-    /// Only holds that are due before this time; the present time if omitted. A later time includes holds that still run.
+    /// Only holds that are due before this time; the present time if omitted. A later time includes holds that still
+    /// run.
     before: Option<DateTime<Utc>>,
 }
 

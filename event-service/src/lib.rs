@@ -1,7 +1,7 @@
 //! The Event Service: the catalogue, the seat maps, and the one authority on which reservation has a seat.
 //!
-//! Read `migrations/` first, then [`app`] with every route on one screen, then one resource such as [`catalogue::organizers`].
-//! The modules, from the top down; none uses one above it:
+//! Read `migrations/` first, then [`app`] with every route on one screen, then one resource such as
+//! [`catalogue::organizers`]. The modules, from the top down; none uses one above it:
 //!
 //! - [`app`]: the routes, and the start of the service; [`state`]: what handlers share.
 //! - [`internal_api`]: REST calls of the Booking Service. [`booking_consumer`]: its events, from RabbitMQ.

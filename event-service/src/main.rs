@@ -75,8 +75,8 @@ impl From<Chosen> for Which {
 async fn run_dead_letters(letters: DeadLetters, settings: &Settings) -> anyhow::Result<()> {
     let (broker, queue) = (&settings.broker, settings.queue.as_str());
     let (done, messages) = match letters {
-        DeadLetters::List { limit } => ("set aside", dead_letters::list(broker, queue, limit).await?),
-        DeadLetters::Requeue(chosen) => ("sent again", dead_letters::requeue(broker, queue, &chosen.into()).await?),
+        DeadLetters::List { limit } => ("dead-lettered", dead_letters::list(broker, queue, limit).await?),
+        DeadLetters::Requeue(chosen) => ("requeued", dead_letters::requeue(broker, queue, &chosen.into()).await?),
         DeadLetters::Drop(chosen) => ("dropped", dead_letters::drop(broker, queue, &chosen.into()).await?),
     };
     for letter in &messages {

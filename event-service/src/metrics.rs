@@ -14,7 +14,8 @@ use sqlx::{FromRow, PgPool};
 const SESSIONS_SHOWN: i64 = 10;
 /// Sessions considered for that: some of the last ones to open have closed again.
 const CANDIDATE_SESSIONS: i64 = 200;
-/// Counting stops at this number of overdue holds, so that a worker that is down for a day does not make counting expensive too.
+/// Counting stops at this number of overdue holds, so that a worker that is down for a day does not make counting
+/// expensive too.
 const OVERDUE_COUNTED_MAX: i64 = 10_000;
 
 /// This service's metrics.
@@ -108,7 +109,8 @@ impl EventMetrics {
         self.holds.with_label_values(&[outcome]).inc();
     }
 
-    /// Counts a message that has had its effect, now or before. `waited_since` is when the change happened, if seats waited for it.
+    /// Counts a message that has had its effect, now or before. `waited_since` is when the change happened, if seats
+    /// waited for it.
     pub(crate) fn count_message(&self, result: &str, waited_since: Option<DateTime<Utc>>) {
         self.consumer.messages.with_label_values(&[result]).inc();
         if let Some(occurred_at) = waited_since.filter(|_| result == "applied") {

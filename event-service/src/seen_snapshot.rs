@@ -1,6 +1,7 @@
 //! A snapshot of the database that a reader has seen, so that its next read returns exactly what became visible since.
 
-/// The transactions that a read has seen: PostgreSQL's snapshot as text, `<xmin>:<xmax>:<those in between that were in progress>`.
+/// The transactions that a read has seen: PostgreSQL's snapshot as text, `<xmin>:<xmax>:<those in between that were in
+/// progress>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct SeenSnapshot(String);
@@ -23,7 +24,8 @@ impl SeenSnapshot {
         (whole && rising && within).then(|| Self(text.to_owned()))
     }
 
-    /// Whether this snapshot is not later than `now`. A later one belongs to another database, and says nothing about this one.
+    /// Whether this snapshot is not later than `now`. A later one belongs to another database, and says nothing about
+    /// this one.
     #[must_use]
     pub fn is_before(&self, now: &Self) -> bool {
         let xmax = |snapshot: &Self| snapshot.0.split(':').nth(1).and_then(|xid| xid.parse::<i64>().ok());

@@ -10,17 +10,18 @@
 //! available ──▶ blocked      block_free: the session is cancelled. A seat that is freed after that is blocked, too.
 //! ```
 //!
-//! Each change is one conditional statement that names the reservation. `shared-contracts/src/transitions.rs` has the rules, and a test
-//! holds random sequences of changes against them. A statement changes all of its rows or none. It locks them in the order of their ids,
-//! so two reservations that want the same seats in another order can't deadlock.
+//! Each change is one conditional statement that names the reservation. `shared-contracts/src/transitions.rs` has the
+//! rules, and a test holds random sequences of changes against them. A statement changes all of its rows or none. It
+//! locks them in the order of their ids, so two reservations that want the same seats in another order can't deadlock.
 //! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service decides the reservation.
 //!
-//! Each change gives the row a number, `change_seq`, and the id of its transaction, `change_xid`. The number is drawn while the row is
-//! locked, so it orders the changes of one seat. The transaction id serves readers that must miss none: `seat_map/stream.rs` and
+//! Each change gives the row a number, `change_seq`, and the id of its transaction, `change_xid`. The number is drawn
+//! while the row is locked, so it orders the changes of one seat. The transaction id serves readers that must miss
+//! none: `seat_map/stream.rs` and
 //! `seat_map/map.rs`.
 //!
-//! Statements find rows by `session_seat_id` alone and compare `session_id` afterwards. A new session has no statistics yet; with both
-//! as keys, the planner may read the whole session for one seat.
+//! Statements find rows by `session_seat_id` alone and compare `session_id` afterwards. A new session has no statistics
+//! yet; with both as keys, the planner may read the whole session for one seat.
 
 use std::collections::HashMap;
 
@@ -112,8 +113,8 @@ pub struct HoldRequest {
     pub reserved_until: DateTime<Utc>,
 }
 
-/// Holds all seats of each request for its reservation, or none of them. Each request succeeds or fails on its own. No seat may be in two
-/// requests. Repeating a request is safe.
+/// Holds all seats of each request for its reservation, or none of them. Each request succeeds or fails on its own. No
+/// seat may be in two requests. Repeating a request is safe.
 ///
 /// # Errors
 /// The database failed; nothing was changed.
@@ -177,12 +178,13 @@ pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) ->
 pub enum Releasable {
     /// Held seats. Sold seats stay sold.
     Held,
-    /// Held and sold seats. The event of a refund may come before that of the confirmation, which then finds nothing to sell.
+    /// Held and sold seats. The event of a refund may come before that of the confirmation, which then finds nothing to
+    /// sell.
     HeldOrSold,
 }
 
-/// Locks the sessions of the seats `$1` against a cancellation, and then the seats. Every transaction locks a session before its seats;
-/// the `count(*)` forces that order here.
+/// Locks the sessions of the seats `$1` against a cancellation, and then the seats. Every transaction locks a session
+/// before its seats; the `count(*)` forces that order here.
 macro_rules! locked {
     () => {
         "shared as materialized (
@@ -198,8 +200,8 @@ macro_rules! locked {
     };
 }
 
-/// Locks the seats, and their sessions against a cancellation, for a transaction of several changes. Each change locks its own seats in
-/// order; only locking all of them first puts the whole transaction in order.
+/// Locks the seats, and their sessions against a cancellation, for a transaction of several changes. Each change locks
+/// its own seats in order; only locking all of them first puts the whole transaction in order.
 ///
 /// # Errors
 /// The database failed.
@@ -208,8 +210,9 @@ pub async fn lock(tx: &mut PgConnection, seats: &[SessionSeatId]) -> Result<()> 
     Ok(())
 }
 
-/// Frees the seats that their reservations still have in a [`Releasable`] state, and returns them. It skips seats that another
-/// reservation has by now. This and the cancellation of a session wait for each other; otherwise neither would see the other's change.
+/// Frees the seats that their reservations still have in a [`Releasable`] state, and returns them. It skips seats that
+/// another reservation has by now. This and the cancellation of a session wait for each other; otherwise neither would
+/// see the other's change.
 ///
 /// # Errors
 /// The database failed.
@@ -251,8 +254,8 @@ pub async fn confirm(
     Ok(outcomes.into_iter().next().unwrap_or(ChangeOutcome::Done))
 }
 
-/// Sells each reservation all of its seats, which it must hold, or none of them. Each succeeds or fails on its own, even if two want the
-/// same seat. No reservation may be in `orders` twice.
+/// Sells each reservation all of its seats, which it must hold, or none of them. Each succeeds or fails on its own,
+/// even if two want the same seat. No reservation may be in `orders` twice.
 ///
 /// # Errors
 /// The database failed; nothing was changed.
@@ -369,8 +372,8 @@ pub async fn owned(connection: &mut PgConnection, session_id: SessionId) -> Resu
     Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
 }
 
-/// Removes the session's seats that no reservation has. It waits for a hold in progress, whose seats stay; call [`owned`] afterwards to
-/// count them.
+/// Removes the session's seats that no reservation has. It waits for a hold in progress, whose seats stay; call
+/// [`owned`] afterwards to count them.
 ///
 /// # Errors
 /// The database failed.
@@ -453,8 +456,8 @@ impl ChangeRow {
     }
 }
 
-/// The latest change of each seat of `sessions` that became visible after the snapshot `from`, in the order of the change numbers, and the
-/// snapshot of this read. Without `from`, only the snapshot.
+/// The latest change of each seat of `sessions` that became visible after the snapshot `from`, in the order of the
+/// change numbers, and the snapshot of this read. Without `from`, only the snapshot.
 ///
 /// # Errors
 /// The database failed.
@@ -464,7 +467,8 @@ pub async fn changes_since(
     from: Option<&SeenSnapshot>,
     limit: i64,
 ) -> Result<(SeenSnapshot, Vec<SeatChange>)> {
-    // One statement, so that the rows belong to the snapshot. The first condition uses the index, and the second is exact.
+    // One statement, so that the rows belong to the snapshot. The first condition uses the index, and the second is
+    // exact.
     let rows: Vec<ChangeRow> = sqlx::query_as(
         "select pg_current_snapshot()::text as seen, changes.* from (select) as always
          left join lateral (

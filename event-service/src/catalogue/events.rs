@@ -74,7 +74,8 @@ pub(crate) struct EventFilter {
     /// Only events of this type.
     #[param(inline)]
     event_type: Option<EventType>,
-    /// Only events whose title or description contains all of these words. Parts of words match, and letter case is ignored.
+    /// Only events whose title or description contains all of these words. Parts of words match, and letter case is
+    /// ignored.
     #[param(max_length = 100, example = "winter")]
     q: Option<String>,
 }

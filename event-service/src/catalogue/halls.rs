@@ -175,7 +175,8 @@ impl Hall {
     }
 }
 
-/// Locks the row for an edit. Until the transaction ends, no other request changes it, or adds a seat or a session to it.
+/// Locks the row for an edit. Until the transaction ends, no other request changes it, or adds a seat or a session to
+/// it.
 async fn lock(tx: &mut PgConnection, id: HallId, if_match: &IfMatch) -> Result<Hall> {
     let found: Option<Hall> =
         sqlx::query_as("select * from halls where hall_id = $1 for update").bind(id).fetch_optional(tx).await?;

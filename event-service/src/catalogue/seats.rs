@@ -75,7 +75,8 @@ pub struct CreateSeat {
     y: Option<f64>,
 }
 
-/// Body of the call that creates many seats: either a grid (`rows` and `seats_per_row`, labelled from 1) or a list (`seats`).
+/// Body of the call that creates many seats: either a grid (`rows` and `seats_per_row`, labelled from 1) or a list
+/// (`seats`).
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({ "rows": 40, "seats_per_row": 50, "section": "Stalls", "seat_type": "regular" }))]
 pub struct CreateSeats {
@@ -187,7 +188,8 @@ pub(crate) async fn get_seat(State(db): State<PgPool>, ApiPath(id): ApiPath<Seat
 
 /// Change a seat
 ///
-/// Its labels (`section`, `row_number`, `seat_number`) are printed on tickets, so they can change only while no session has the seat.
+/// Its labels (`section`, `row_number`, `seat_number`) are printed on tickets, so they can change only while no session
+/// has the seat.
 #[utoipa::path(patch, path = "/api/v1/seats/{seat_id}", tag = "4 Halls and seats", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSeat,
     params(("seat_id" = SeatId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Seat, headers(("ETag" = String))), UpdateRefusals))]
@@ -289,7 +291,8 @@ impl CreateSeats {
     }
 }
 
-/// Adds seats within the hall's capacity. It locks the hall's row first, so that two calls can't exceed the capacity together.
+/// Adds seats within the hall's capacity. It locks the hall's row first, so that two calls can't exceed the capacity
+/// together.
 async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateSeat>) -> Result<Vec<SeatId>> {
     let capacity: Option<i32> = sqlx::query_scalar("select capacity from halls where hall_id = $1 for no key update")
         .bind(hall_id)

@@ -108,7 +108,8 @@ problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a session and its session seats
 ///
-/// Creates one session seat for each seat that the hall has now, all or nothing. Two sessions in one hall can't overlap.
+/// Creates one session seat for each seat that the hall has now, all or nothing. Two sessions in one hall can't
+/// overlap.
 #[utoipa::path(post, path = "/api/v1/sessions", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = CreateSession,
     responses((status = 201, description = "Created", body = Session, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_session", parameters(("session_id" = "$response.body#/session_id")))),
@@ -196,8 +197,8 @@ pub(crate) async fn get_session(
 
 /// Change a session
 ///
-/// Event, hall and currency can change only while no seat is reserved or sold; session seats get new ids then. A new price applies to
-/// reservations made from now on.
+/// Event, hall and currency can change only while no seat is reserved or sold; session seats get new ids then. A new
+/// price applies to reservations made from now on.
 #[utoipa::path(patch, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdateSession,
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = Session, headers(("ETag" = String))), UpdateRefusals))]
@@ -258,8 +259,8 @@ pub(crate) async fn update_session(
 
 /// Cancel a session
 ///
-/// Takes the session off sale at once. Within seconds, the Booking Service ends its reservations and refunds its tickets. Repeating the
-/// call is safe.
+/// Takes the session off sale at once. Within seconds, the Booking Service ends its reservations and refunds its
+/// tickets. Repeating the call is safe.
 #[utoipa::path(post, path = "/api/v1/sessions/{session_id}/cancel", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Cancelled", body = Session, headers(("ETag" = String))), CancelRefusals))]
@@ -284,7 +285,8 @@ pub(crate) async fn cancel_session(
 
 /// Delete a session and its session seats
 ///
-/// Refused while seats are reserved or sold: cancel the session first, which refunds the buyers, and delete it after that.
+/// Refused while seats are reserved or sold: cancel the session first, which refunds the buyers, and delete it after
+/// that.
 #[utoipa::path(delete, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_session(

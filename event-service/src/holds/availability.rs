@@ -1,4 +1,5 @@
-//! Which seats a buyer can have, and for how much: one statement reads a session and some of its seats. It takes no lock.
+//! Which seats a buyer can have, and for how much: one statement reads a session and some of its seats. It takes no
+//! lock.
 
 use std::collections::HashMap;
 use std::time::Duration;

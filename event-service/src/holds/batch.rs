@@ -1,4 +1,5 @@
-//! Batches the calls that hold seats: calls of the same moment share one statement and one commit. Each succeeds or fails on its own.
+//! Batches the calls that hold seats: calls of the same moment share one statement and one commit. Each succeeds or
+//! fails on its own.
 //!
 //! The commit is the largest cost when a sale opens, and it costs the same for sixty holds as for one.
 
@@ -52,7 +53,8 @@ async fn reserve_all(db: BatchPool, requests: Vec<HoldRequest>) -> Vec<Result<Ch
     outcomes.into_iter().flatten().collect()
 }
 
-/// Takes out, in order, the requests that share no seat with an earlier one. The others wait for the next batch, which sees the result.
+/// Takes out, in order, the requests that share no seat with an earlier one. The others wait for the next batch, which
+/// sees the result.
 fn take_disjoint(waiting: &mut Vec<(usize, HoldRequest)>) -> Vec<(usize, HoldRequest)> {
     let mut wanted: HashSet<SessionSeatId> = HashSet::new();
     let (mut batch, mut later) = (Vec::new(), Vec::new());

@@ -1,7 +1,9 @@
-//! A long text in chunks, so that a change rebuilds only the chunk that has it. Each chunk is compressed and hashed once, by itself.
+//! A long text in chunks, so that a change rebuilds only the chunk that has it. Each chunk is compressed and hashed
+//! once, by itself.
 //!
-//! The gzip form is one stream. Every chunk is deflated on its own up to a byte boundary (a sync flush) and refers to nothing before it,
-//! so chunks can be joined in any number. RFC 1952 asks for a header before them, and for an end, the checksum and the length after them.
+//! The gzip form is one stream. Every chunk is deflated on its own up to a byte boundary (a sync flush) and refers to
+//! nothing before it, so chunks can be joined in any number. RFC 1952 asks for a header before them, and for an end,
+//! the checksum and the length after them.
 
 use std::sync::OnceLock;
 
@@ -13,7 +15,8 @@ use sha2::{Digest, Sha256};
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 /// An empty last block.
 const DEFLATE_END: [u8; 2] = [3, 0];
-/// Level 1 takes half the time of this one but makes 40 % more bytes (measured). The time is spent once, the bytes go to every reader.
+/// Level 1 takes half the time of this one but makes 40 % more bytes (measured). The time is spent once, the bytes go
+/// to every reader.
 const LEVEL: Compression = Compression::new(2);
 /// The most bytes that a flush adds, and that incompressible text grows by.
 const DEFLATE_OVERHEAD: usize = 64;

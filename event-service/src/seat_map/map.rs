@@ -1,8 +1,9 @@
 //! A session's seats with their states: as a bare array, and as a map with a version and an ETag.
 //!
-//! Each replica caches maps as compressed JSON, in chunks of some seats. Every request asks the database which seats have changed since
-//! the cached map, and only their chunks are built again. The query compares transactions, as in `seat_map/stream.rs`, so it misses no
-//! change. So a map is as fresh as one read from the tables, on every replica. Requests that arrive at the same time share one query.
+//! Each replica caches maps as compressed JSON, in chunks of some seats. Every request asks the database which seats
+//! have changed since the cached map, and only their chunks are built again. The query compares transactions, as in
+//! `seat_map/stream.rs`, so it misses no change. So a map is as fresh as one read from the tables, on every replica.
+//! Requests that arrive at the same time share one query.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -90,9 +91,10 @@ pub(crate) async fn list_session_seats(
 
 /// Get a session's seat map
 ///
-/// Send the `ETag` of an earlier answer as `If-None-Match`; the answer is `304` if nothing has changed since. The service compresses the
-/// map with gzip, zstd or br, as `Accept-Encoding` prefers; gzip is the fastest, because the service keeps maps in that form. To follow
-/// changes as they happen, open `…/seat-map/stream` first and load the map after its `snapshot` event.
+/// Send the `ETag` of an earlier answer as `If-None-Match`; the answer is `304` if nothing has changed since. The
+/// service compresses the map with gzip, zstd or br, as `Accept-Encoding` prefers; gzip is the fastest, because the
+/// service keeps maps in that form. To follow changes as they happen, open `…/seat-map/stream` first and load the map
+/// after its `snapshot` event.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
     responses((status = 200, description = "The map", body = SeatMap, headers(("ETag" = String))), (status = 304, description = "Unchanged", headers(("ETag" = String))), Refusals))]
@@ -143,8 +145,8 @@ impl Coding {
     }
 }
 
-/// An answer's bytes, and an ETag of their content. The version would not do as a tag, because changes can become visible in another
-/// order than that of their numbers.
+/// An answer's bytes, and an ETag of their content. The version would not do as a tag, because changes can become
+/// visible in another order than that of their numbers.
 #[derive(Debug, Clone)]
 struct Answer {
     body: Bytes,
@@ -171,8 +173,8 @@ struct MapRequest {
 /// The answers for one session.
 type Answers = HashMap<(Form, Coding), Answer>;
 
-/// Batches requests for seat maps. Requests that arrive while a map is being built share the next build. So each sees every change that
-/// was committed before it asked, and cost does not grow with the number of readers.
+/// Batches requests for seat maps. Requests that arrive while a map is being built share the next build. So each sees
+/// every change that was committed before it asked, and cost does not grow with the number of readers.
 #[derive(Debug)]
 pub(crate) struct SeatMaps {
     requests: Batcher<MapRequest, Answer>,
@@ -244,8 +246,8 @@ async fn answer_session(
     answers
 }
 
-/// A session, and the snapshot in which it was read. Its seats are read with it or after it; the next refresh reads a change in between
-/// again.
+/// A session, and the snapshot in which it was read. Its seats are read with it or after it; the next refresh reads a
+/// change in between again.
 #[derive(Debug, FromRow)]
 struct ReadPoint {
     session_id: SessionId,
@@ -262,8 +264,8 @@ impl ReadPoint {
         found.ok_or_else(|| session_not_found(session_id))
     }
 
-    /// The present read point, and the seats that have changed since this one. No seats if the session was edited: then all may have
-    /// changed. One statement reads both, so that they belong to one snapshot.
+    /// The present read point, and the seats that have changed since this one. No seats if the session was edited: then
+    /// all may have changed. One statement reads both, so that they belong to one snapshot.
     async fn changes_since(&self, connection: &mut PgConnection) -> Result<(Self, Vec<SeatRow>)> {
         // Of the conditions on the changes, the first uses the index, and the second is exact.
         let mut rows = sqlx::query(concat!(

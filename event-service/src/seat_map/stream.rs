@@ -5,15 +5,16 @@
 //!         ◀── change, change, …   one per seat, with its new status
 //! ```
 //!
-//! Each tick, one statement reads the changes of all watched sessions of this process. Each batch is serialized once for all watchers of
-//! its session. An event id is a cursor: the database snapshot that has been seen, and the session's version. The statement selects rows
-//! by the transaction that wrote them and not by their number, because numbers become visible out of order. So no replica misses a change,
-//! and a change may come twice. Of two changes of a seat, the one with the higher version is the later. An edit of the session may have
-//! replaced its seats or their prices, so it sends a new `snapshot`. The stream of a deleted session ends.
+//! Each tick, one statement reads the changes of all watched sessions of this process. Each batch is serialized once
+//! for all watchers of its session. An event id is a cursor: the database snapshot that has been seen, and the
+//! session's version. The statement selects rows by the transaction that wrote them and not by their number, because
+//! numbers become visible out of order. So no replica misses a change, and a change may come twice. Of two changes of a
+//! seat, the one with the higher version is the later. An edit of the session may have replaced its seats or their
+//! prices, so it sends a new `snapshot`. The stream of a deleted session ends.
 //!
-//! Everything is bounded. [`SeatStreams::new`] limits the watchers. [`BATCHES_KEPT`] limits what waits for a slow reader: the service cuts
-//! off one that falls further behind, and it resumes by `Last-Event-ID`. [`CHANGES_MAX`] limits the changes of one read: more of them
-//! become a new `snapshot`.
+//! Everything is bounded. [`SeatStreams::new`] limits the watchers. [`BATCHES_KEPT`] limits what waits for a slow
+//! reader: the service cuts off one that falls further behind, and it resumes by `Last-Event-ID`. [`CHANGES_MAX`]
+//! limits the changes of one read: more of them become a new `snapshot`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -48,7 +49,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const BATCHES_KEPT: usize = 64;
 /// Changes of one read. A watcher that missed more loads the map again, which is shorter then.
 const CHANGES_MAX: i64 = 10_000;
-/// The time for one read. A server that has vanished stays silent for 15 minutes, and must not stop all streams for so long.
+/// The time for one read. A server that has vanished stays silent for 15 minutes, and must not stop all streams for so
+/// long.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a rejected watcher should wait.
 const RETRY_AFTER_SECONDS: u32 = 10;
@@ -126,11 +128,13 @@ struct StreamEvent {
 /// Follow a session's seat map
 ///
 /// Server-Sent Events. First comes a `snapshot` (`{session_id, version}`): load the seat map after it. Then a `change`
-/// (`{session_seat_id, status, version}`) comes for each seat that changes; of two for one seat, the one with the higher version counts.
+/// (`{session_seat_id, status, version}`) comes for each seat that changes; of two for one seat, the one with the
+/// higher version counts.
 ///
-/// To resume after a lost connection, send the last event's id as `Last-Event-ID`; browsers do so by themselves. The stream continues
-/// without a gap, or with a new `snapshot` if too much has happened. An edit of the session also sends a new `snapshot`. The stream of a
-/// deleted session ends. A comment line every 15 s keeps proxies from closing the connection.
+/// To resume after a lost connection, send the last event's id as `Last-Event-ID`; browsers do so by themselves. The
+/// stream continues without a gap, or with a new `snapshot` if too much has happened. An edit of the session also sends
+/// a new `snapshot`. The stream of a deleted session ends. A comment line every 15 s keeps proxies from closing the
+/// connection.
 #[utoipa::path(get, path = "/api/v1/sessions/{session_id}/seat-map/stream", tag = "5 Sessions",
     params(("session_id" = SessionId, Path), ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event received")),
     responses((status = 200, description = "The stream", body = StreamEvent, content_type = "text/event-stream"), Refusals))]
@@ -174,8 +178,8 @@ impl SeatStreams {
         })?;
         let mut connection = self.db.acquire().await?;
         let session_version = session_version_of(&mut connection, session_id).await?;
-        // This watcher subscribes before its first read, and the feed's snapshot is older than that read: no change can fall between
-        // the two.
+        // This watcher subscribes before its first read, and the feed's snapshot is older than that read: no change can
+        // fall between the two.
         let subscribed = self.feeds().get(&session_id).map(|feed| feed.batches.subscribe());
         let batches = match subscribed {
             Some(batches) => batches,
@@ -220,7 +224,8 @@ impl SeatStreams {
         self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Feeds all watchers until the process stops. A failed read leaves the cursors unchanged, so the next read makes up for it.
+    /// Feeds all watchers until the process stops. A failed read leaves the cursors unchanged, so the next read makes
+    /// up for it.
     ///
     /// # Errors
     /// None. The result fits the signature of a task of the process.
@@ -255,7 +260,8 @@ impl SeatStreams {
         }
     }
 
-    /// Reads and sends one batch. Sessions with the same cursor share a read; one that has just got its first watcher is read alone.
+    /// Reads and sends one batch. Sessions with the same cursor share a read; one that has just got its first watcher
+    /// is read alone.
     async fn tick(&self) -> Result<()> {
         let mut by_snapshot: HashMap<SeenSnapshot, Vec<SessionId>> = HashMap::new();
         {
@@ -316,7 +322,8 @@ impl Watcher {
         }
         tokio::select! {
             () = self.stopping.cancelled() => None,
-            // An error means that this watcher lags too far behind. Its stream ends, and the client resumes by its last event id.
+            // An error means that this watcher lags too far behind. Its stream ends, and the client resumes by its last
+            // event id.
             batch = self.batches.recv() => batch.ok(),
             () = tokio::time::sleep(HEARTBEAT) => Some(Bytes::from_static(b": heartbeat\n\n")),
         }
@@ -340,7 +347,8 @@ fn timed_out() -> Error {
     sqlx::Error::PoolTimedOut.into()
 }
 
-/// Serializes changes as events. Only the last one has an id, because a reader that is cut off earlier has not seen all of them.
+/// Serializes changes as events. Only the last one has an id, because a reader that is cut off earlier has not seen all
+/// of them.
 fn to_events(changes: &[SeatChange], cursor: &StreamCursor) -> Bytes {
     use std::fmt::Write;
     let mut text = String::with_capacity(changes.len() * 128 + 32);
@@ -394,7 +402,8 @@ mod tests {
         assert_eq!(streams.permits.available_permits(), 1, "its permit is free");
     }
 
-    /// The server receives a read and never answers it. The session does not exist, so that the next read ends its stream.
+    /// The server receives a read and never answers it. The session does not exist, so that the next read ends its
+    /// stream.
     #[tokio::test]
     async fn a_read_that_is_never_answered_does_not_stop_the_stream() {
         let url = database("event", &MIGRATIONS).await;
