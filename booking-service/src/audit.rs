@@ -12,7 +12,8 @@ use anyhow::Context;
 use serde::Serialize;
 use service_kit::amqp::{Broker, dead_letters_of};
 use shared_contracts::ids::{ReservationId, SessionSeatId};
-use shared_contracts::seat_api::{Hold, OwnedSeat, SEATS_PER_CALL_MAX, SeatStatus};
+use shared_contracts::seat::SeatStatus;
+use shared_contracts::seat_api::{Hold, OwnedSeat, SEATS_PER_CALL_MAX};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 

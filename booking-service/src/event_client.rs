@@ -61,7 +61,7 @@ const BATCHES: BatchConfig = BatchConfig {
 #[derive(Debug, Clone)]
 pub struct EventClient {
     wire: Wire,
-    holds: Arc<Coalescer<Call<ReserveRequest>, ServiceAnswer<SeatsChanged>>>,
+    holds: Arc<Batcher<Call<ReserveRequest>, ServiceAnswer<SeatsChanged>>>,
 }
 
 /// What makes the exchanges.
@@ -363,7 +363,7 @@ impl Wire {
         let nobody = Origin::default();
         // Each answer is read by itself: one that has a newer form must not cost the others theirs.
         let try_once = || self.try_once::<Several>(Method::POST, "seats/reserve", Some(&nobody), Some(&calls));
-        let error = match self.circuit.call(TRIES, try_once).await {
+        let mut error = match self.circuit.call(TRIES, try_once).await {
             Ok(ServiceAnswer::Success(Several { answers })) if answers.len() == count => {
                 let each = calls.calls.iter().zip(answers).map(async |(call, answer)| {
                     match serde_json::from_str(answer.get()) {

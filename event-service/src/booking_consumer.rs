@@ -25,7 +25,8 @@ use crate::session_seats::{self, ChangeOutcome, Releasable};
 
 /// RabbitMQ delivers a published batch in pieces, so the consumer waits 10 ms to collect them. Buyers do not wait for
 /// this: a paid seat belongs to its owner already, and the map shows it as sold a moment later.
-const BATCH_CONFIG: Lanes = Lanes { gather: Duration::from_millis(10), ..Lanes::usual(Duration::from_secs(15)) };
+const BATCH_CONFIG: BatchConfig =
+    BatchConfig { linger: Duration::from_millis(10), ..BatchConfig::with_timeout(Duration::from_secs(15)) };
 
 /// Applies messages in batches, because the commit is the largest cost when a sale opens.
 pub struct Applier {
