@@ -31,7 +31,8 @@ const FLOORS: [(&str, &[&str]); 5] = [
             "state internal_api booking_consumer",
             "seat_map",
             "catalogue holds",
-            "error sale metrics session_seats settings lib",
+            "session_seats sale",
+            "error metrics seen_snapshot settings lib",
         ],
     ),
     (
