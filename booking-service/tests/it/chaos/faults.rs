@@ -40,7 +40,7 @@ enum Fault {
     Kill { member: usize, down_for: Duration, crash_at: Option<String> },
     /// SIGSTOP, and SIGCONT after this time.
     Freeze { member: usize, time: Duration },
-    /// SIGTERM.
+    /// SIGTERM. The process starts again at once.
     Stop { member: usize },
     /// A wire is in this mode for this time.
     Wire { wire: usize, mode: Mode, time: Duration },
