@@ -1,10 +1,11 @@
-//! What buyers do. Each scenario sets up its own sale, measures one or more phases, and says whether its own promise was kept.
+//! What buyers do. Each scenario puts its own sale up, measures one or more phases, and checks its own promise.
 
 use anyhow::Context;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::bench::{Bench, Phase};
+use crate::bench::{Bench, LoadArguments, Phase};
+use crate::sale::SaleArguments;
 
 pub mod expiry;
 pub mod growth;
@@ -14,56 +15,68 @@ pub mod mixed;
 pub mod reserve;
 pub mod seat_map;
 
-/// The scenarios.
+/// What buyers do in a run, with the scenario's options.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Scenario {
-    /// Reservations of distinct seats
+    /// Reserve distinct seats
     Reserve(reserve::Arguments),
-    /// Seat map, reservation, payment, ticket
-    Journey(journey::Arguments),
-    /// Thousands of buyers want the same ten seats
+    /// Load the seat map, reserve, pay, and read the ticket
+    Journey(BuyerArguments),
+    /// Let thousands of buyers want the same ten seats
     Hot(hot::Arguments),
-    /// A large seat map, loaded anew and asked for changes
+    /// Load a large seat map anew, then ask for changes
     SeatMap(seat_map::Arguments),
-    /// Nine readers for each buyer
-    Mixed(mixed::Arguments),
-    /// A hundred thousand holds end at once while reservations go on; best with --rate
+    /// Send nine reads for each reservation
+    Mixed(BuyerArguments),
+    /// Let a hundred thousand holds end at once while reservations go on; best with --rate
     Expiry(expiry::Arguments),
-    /// The same booking in larger and larger sessions and tables
+    /// Reserve in larger and larger sessions and tables
     Growth(growth::Arguments),
 }
 
-/// What a scenario has measured and found.
+/// The options of a scenario whose buyers also read the seat map.
+#[derive(Debug, Clone, Args)]
+pub struct BuyerArguments {
+    #[command(flatten)]
+    load: LoadArguments,
+    #[command(flatten)]
+    sale: SaleArguments,
+    /// Compression of the seat map
+    #[arg(long, value_enum, default_value_t = seat_map::Encoding::Gzip)]
+    encoding: seat_map::Encoding,
+}
+
+/// The result of a scenario.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Measured {
-    /// Stretch by stretch.
+    /// The phases, in the order in which they ran.
     pub phases: Vec<Phase>,
-    /// Its own promises.
+    /// The scenario's own promises, apart from those of the audit.
     pub promises: Vec<Promise>,
-    /// What else it has counted, by name.
+    /// Other counts, as pairs of name and value.
     pub figures: Vec<(String, String)>,
 }
 
-/// Something that must be so, whatever the load.
+/// A statement that must hold under any load.
 #[derive(Debug, Clone, Serialize)]
 pub struct Promise {
-    /// What.
+    /// The statement, in a few words.
     pub says: String,
-    /// Whether it was.
+    /// Whether the statement held.
     pub kept: bool,
-    /// What was found.
+    /// What the check found, in words.
     pub found: String,
 }
 
 impl Promise {
-    /// A promise and what was found of it.
+    /// Makes a promise from a statement and what was found.
     pub fn new(says: &str, kept: bool, found: impl Into<String>) -> Self {
         Self { says: says.to_owned(), kept, found: found.into() }
     }
 }
 
 impl Scenario {
-    /// Its name, as on the command line.
+    /// The scenario's name on the command line.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -77,10 +90,10 @@ impl Scenario {
         }
     }
 
-    /// Runs it.
+    /// Runs the scenario on a system.
     ///
     /// # Errors
-    /// The system does not answer, or refuses the set-up.
+    /// If the system does not answer, or refuses the set-up.
     pub async fn run(&self, bench: &Bench<'_>) -> anyhow::Result<Measured> {
         let measured = match self {
             Self::Reserve(arguments) => reserve::run(arguments, bench).await,
