@@ -11,7 +11,8 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::reserve::RESERVE;
-use super::{BuyerArguments, Measured, Promise};
+use super::seat_map::BuyerArguments;
+use super::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::Bench;
 use crate::http::{Body, Call, Outcome};

@@ -9,7 +9,8 @@ use hyper::header::HeaderValue;
 use uuid::Uuid;
 
 use super::reserve::RESERVE;
-use super::{BuyerArguments, Measured, Promise};
+use super::seat_map::BuyerArguments;
+use super::{Measured, Promise};
 use crate::arrivals::{Client, Operation};
 use crate::bench::Bench;
 use crate::http::{Body, Call};

@@ -1,11 +1,10 @@
 //! What buyers do. Each scenario puts its own sale up, measures one or more phases, and checks its own promise.
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde::Serialize;
 
-use crate::bench::{Bench, LoadArguments, Phase};
-use crate::sale::SaleArguments;
+use crate::bench::{Bench, Phase};
 
 pub mod expiry;
 pub mod growth;
@@ -21,29 +20,17 @@ pub enum Scenario {
     /// Reserve distinct seats
     Reserve(reserve::Arguments),
     /// Load the seat map, reserve, pay, and read the ticket
-    Journey(BuyerArguments),
+    Journey(seat_map::BuyerArguments),
     /// Let thousands of buyers want the same ten seats
     Hot(hot::Arguments),
     /// Load a large seat map anew, then ask for changes
     SeatMap(seat_map::Arguments),
     /// Send nine reads for each reservation
-    Mixed(BuyerArguments),
+    Mixed(seat_map::BuyerArguments),
     /// Let a hundred thousand holds end at once while reservations go on; best with --rate
     Expiry(expiry::Arguments),
     /// Reserve in larger and larger sessions and tables
     Growth(growth::Arguments),
-}
-
-/// The options of a scenario whose buyers also read the seat map.
-#[derive(Debug, Clone, Args)]
-pub struct BuyerArguments {
-    #[command(flatten)]
-    load: LoadArguments,
-    #[command(flatten)]
-    sale: SaleArguments,
-    /// Compression of the seat map
-    #[arg(long, value_enum, default_value_t = seat_map::Encoding::Gzip)]
-    encoding: seat_map::Encoding,
 }
 
 /// The result of a scenario.

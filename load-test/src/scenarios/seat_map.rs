@@ -13,7 +13,7 @@ use crate::arrivals::{Client, Operation};
 use crate::bench::{Bench, LoadArguments};
 use crate::http::{Body, Call, Connection, Outcome};
 use crate::measure::{Recorder, Step};
-use crate::sale;
+use crate::sale::{self, SaleArguments};
 
 const LOADED: Step = Step { name: "seat map", good: &[200], refused: &[] };
 const UNCHANGED: Step = Step { name: "unchanged?", good: &[304], refused: &[] };
@@ -29,6 +29,18 @@ pub struct Arguments {
     /// Compression of the seat map
     #[arg(long, value_enum, default_value_t = Encoding::Gzip)]
     encoding: Encoding,
+}
+
+/// The options of a scenario whose buyers also load the seat map.
+#[derive(Debug, Clone, Args)]
+pub struct BuyerArguments {
+    #[command(flatten)]
+    pub(super) load: LoadArguments,
+    #[command(flatten)]
+    pub(super) sale: SaleArguments,
+    /// Compression of the seat map
+    #[arg(long, value_enum, default_value_t = Encoding::Gzip)]
+    pub(super) encoding: Encoding,
 }
 
 /// The compression that clients accept.
