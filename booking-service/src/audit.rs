@@ -62,13 +62,13 @@ pub struct Finding {
 /// What was found of one promise.
 #[derive(Debug, Serialize)]
 pub struct PromiseVerdict {
-    /// From 1.
+    /// The promise's number, from 1 to 8.
     pub promise: usize,
     /// In a few words.
     pub says: &'static str,
     /// Rows and seats that were looked at.
     pub checked: i64,
-    /// Violations.
+    /// How many rows break the promise; 0 when it is kept.
     pub violations: usize,
     /// Differences that were gone at the second look.
     pub in_passing: usize,

@@ -43,7 +43,7 @@ pub enum ChargeOutcome {
 /// A charge as the mock's ledger remembers it: its key, its amount, its state.
 type Charge = (PaymentId, Money, &'static str);
 
-/// The provider.
+/// Takes and returns money. This version has the mock one only.
 #[derive(Debug)]
 pub struct PaymentProvider {
     ledger: PgPool,

@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::tier_cache::PriceTierCache;
 
-/// A price tier.
+/// A multiplier for seat prices, such as 0.5 for children.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct PriceTier {
     id: PriceTierId,

@@ -52,7 +52,7 @@ pub enum LockOutcome {
     Bypassed,
 }
 
-/// The gate.
+/// The seat locks in Redis, which keep crowds away from the Event Service. They decide nothing.
 pub struct SeatLocks {
     redis: ConnectionManager,
     away: AtomicBool,

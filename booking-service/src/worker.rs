@@ -33,7 +33,7 @@ pub struct Audits {
     pub interval: Duration,
     /// How patient each is.
     pub window: AuditWindow,
-    /// The broker.
+    /// The broker whose dead letters an audit counts.
     pub broker: Broker,
     /// The Event Service's queue there.
     pub queue: String,

@@ -51,7 +51,7 @@ enum DeadLetters {
     },
     /// Send messages to the queue again, once the cause of their failure is fixed
     Requeue(Chosen),
-    /// Delete messages
+    /// Delete dead-lettered messages for good
     Drop(Chosen),
 }
 

@@ -1,8 +1,10 @@
-//! How buyers arrive, and what drives them.
+//! How buyers arrive, and the loops that drive them.
 //!
-//! **Closed loop**: N clients, each with its next request as soon as it has an answer. That finds the highest rate, and tells little
-//! of waiting: a slow system is asked less often. **Open loop**: buyers come by the clock, whether or not the others have been served,
-//! and each one's latency begins when they were due. What waits for a slow system then shows as latency.
+//! **Closed loop**: each of N clients sends its next request when it has an answer. It finds the highest rate. It says
+//! little about waiting, because a slow system gets fewer requests.
+//!
+//! **Open loop**: buyers arrive by the clock, whether or not earlier ones have been served. Each latency is measured
+//! from the moment when the buyer was due, so time spent waiting for a slow system counts.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -17,83 +19,83 @@ use uuid::Uuid;
 use crate::http::{Address, Connection};
 use crate::measure::{Point, Recorder};
 
-/// Due arrivals that wait to be noticed: more than come while one turn of the loop goes by.
+/// How many due arrivals may wait in the channel: more than arrive during one turn of the loop.
 const DUE_MAX: usize = 4096;
 
-/// One buyer at a time: their connections, one to each service.
+/// One buyer at a time, with a connection to each service.
 pub struct Client {
-    /// To the Event Service.
+    /// The connection to the Event Service.
     pub event: Connection,
-    /// To the Booking Service, or one of its replicas.
+    /// The connection to the Booking Service, or to one of its replicas.
     pub booking: Connection,
 }
 
 impl Client {
-    /// A buyer's id that nobody has had before.
+    /// Makes a buyer's id that no one had before.
     #[must_use]
     pub fn new_user() -> Uuid {
         Uuid::now_v7()
     }
 }
 
-/// What arrivals do.
+/// What each arrival does.
 pub trait Operation {
-    /// Does it once, from the moment it was due. `false`: there is nothing left to do, and this was nothing.
+    /// Does it once for the arrival that was due at `due`. Returns `false` if nothing was left to do.
     fn run(&self, client: &mut Client, due: Instant, recorder: &Recorder) -> impl Future<Output = bool>;
 }
 
-/// How they arrive.
+/// How buyers arrive.
 #[derive(Debug, Clone, Copy)]
 pub enum Arrivals {
-    /// So many clients, each as fast as it is served.
+    /// Each client sends its next request when it has an answer.
     Closed {
-        /// How many.
+        /// The number of clients.
         clients: usize,
     },
-    /// By the clock.
+    /// Buyers arrive by the clock.
     Open {
-        /// Arrivals a second.
+        /// How many arrive per second.
         rate: f64,
-        /// Arrivals beyond these are not sent, and counted as that.
+        /// The most arrivals in flight. Further ones are counted as not sent.
         in_flight_max: usize,
     },
 }
 
-/// When the k-th arrival is due, after the first.
+/// When an arrival is due, counted from the first one, which has the number 0.
 fn due_after(rate: f64, arrival: u64) -> Duration {
     Duration::from_secs_f64(arrival as f64 / rate)
 }
 
-/// Clients that have nothing to do, with their connections; they are used again, the last one first.
-pub struct Crew {
+/// The idle clients with their connections. The client that returned last is used first.
+pub struct ClientPool {
     event: Address,
     bookings: Vec<Address>,
     idle: RefCell<Vec<Client>>,
     made: Cell<usize>,
 }
 
-impl Crew {
-    /// Nobody yet.
+impl ClientPool {
+    /// Makes a pool without clients.
     #[must_use]
     pub fn new(event: &Address, bookings: &[Address]) -> Self {
         Self { event: event.clone(), bookings: bookings.to_vec(), idle: RefCell::default(), made: Cell::new(0) }
     }
 
-    /// One more client. Clients are dealt to the replicas of the Booking Service in turn.
-    fn hire(&self) -> Client {
+    /// Makes one more client. Clients are spread over the replicas of the Booking Service in turn.
+    fn new_client(&self) -> Client {
         let index = self.made.replace(self.made.get() + 1);
         let booking = &self.bookings[index % self.bookings.len()];
         Client { event: Connection::to(&self.event), booking: Connection::to(booking) }
     }
 
     fn take(&self) -> Client {
-        self.idle.borrow_mut().pop().unwrap_or_else(|| self.hire())
+        self.idle.borrow_mut().pop().unwrap_or_else(|| self.new_client())
     }
 
-    /// Sees to it that so many are there, connected.
+    /// Makes sure that this many idle clients are there and connected.
     ///
     /// # Errors
-    /// A service does not answer.
+    /// If a service does not answer.
     pub async fn connect(&self, clients: usize) -> anyhow::Result<()> {
         let mut ready: Vec<Client> = (0..clients).map(|_| self.take()).collect();
         for client in &mut ready {
@@ -105,21 +107,21 @@ impl Crew {
     }
 }
 
-/// How a drive went.
+/// The result of [`drive`].
 #[derive(Debug, Clone, Copy)]
 pub struct Drive {
-    /// From the first arrival to the last answer.
+    /// Seconds from the first arrival to the last answer.
     pub seconds: f64,
     /// Arrivals that were due and not sent, because too many were in flight.
     pub not_sent: u64,
-    /// Whether there was nothing left to do before the time was over.
+    /// Whether nothing was left to do before the time was over.
     pub used_up: bool,
 }
 
-/// Lets `operation` happen for `time`, or until `stop` is set or there is nothing left to do. `progress` gets each second's numbers, and
-/// how many operations are in flight.
+/// Runs `operation` for `time`, or until `stop` is set or nothing is left to do. `progress` gets each second's numbers
+/// and the operations in flight.
 pub async fn drive<O: Operation + 'static>(
-    crew: &Crew,
+    pool: &ClientPool,
     arrivals: Arrivals,
     time: Duration,
     operation: &Rc<O>,
@@ -129,13 +131,13 @@ pub async fn drive<O: Operation + 'static>(
 ) -> Drive {
     let begun = Instant::now();
     let mut driver = Driver {
-        crew,
+        pool,
         operation,
         recorder,
         running: JoinSet::new(),
         used_up: false,
         not_sent: 0,
-        over: Over { at: begun + time, stop: Rc::clone(stop) },
+        deadline: Deadline { at: begun + time, stop: Rc::clone(stop) },
     };
     match arrivals {
         Arrivals::Closed { clients } => driver.closed(clients, progress).await,
@@ -144,37 +146,37 @@ pub async fn drive<O: Operation + 'static>(
     Drive { seconds: begun.elapsed().as_secs_f64(), not_sent: driver.not_sent, used_up: driver.used_up }
 }
 
-/// When to begin nothing new.
+/// When no new operation may begin.
 #[derive(Clone)]
-struct Over {
+struct Deadline {
     at: Instant,
     stop: Rc<Cell<bool>>,
 }
 
-impl Over {
-    fn is_it(&self) -> bool {
+impl Deadline {
+    fn is_over(&self) -> bool {
         self.stop.get() || Instant::now() >= self.at
     }
 }
 
 struct Driver<'a, O> {
-    crew: &'a Crew,
+    pool: &'a ClientPool,
     operation: &'a Rc<O>,
     recorder: &'a Rc<Recorder>,
-    /// Clients at work. Each ends with its client and whether there was something to do.
+    /// The clients at work. Each task returns its client, and whether there was something to do.
     running: JoinSet<(Client, bool)>,
     used_up: bool,
     not_sent: u64,
-    over: Over,
+    deadline: Deadline,
 }
 
 impl<O: Operation + 'static> Driver<'_, O> {
     async fn closed(&mut self, clients: usize, progress: impl Fn(&Point, usize)) {
         for _ in 0..clients {
             let (operation, recorder) = (Rc::clone(self.operation), Rc::clone(self.recorder));
-            let (mut client, over) = (self.crew.take(), self.over.clone());
+            let (mut client, deadline) = (self.pool.take(), self.deadline.clone());
             self.running.spawn_local(async move {
-                while !over.is_it() {
+                while !deadline.is_over() {
                     if !operation.run(&mut client, Instant::now(), &recorder).await {
                         return (client, false);
                     }
@@ -204,14 +206,15 @@ impl<O: Operation + 'static> Driver<'_, O> {
         progress: impl Fn(&Point, usize),
     ) {
         let (announce, mut due) = mpsc::channel(DUE_MAX);
-        // The clock is a thread of its own: the runtime's timers count in whole milliseconds, which is as much as a fast answer takes.
-        let clock = thread::spawn(move || tell_time(rate, begun, time, &announce));
+        // The clock has its own thread. The runtime's timers count whole milliseconds, which is as long as a fast
+        // answer takes.
+        let clock = thread::spawn(move || announce_arrivals(rate, begun, time, &announce));
         let mut seconds = Seconds::begin();
         let mut open = true;
         while open || !self.running.is_empty() {
             tokio::select! {
                 arrival = due.recv(), if open => match arrival {
-                    Some(_) if self.used_up || self.over.stop.get() => open = false,
+                    Some(_) if self.used_up || self.deadline.stop.get() => open = false,
                     Some(arrival) if self.running.len() < in_flight_max => self.send(arrival),
                     Some(_) => self.not_sent += 1,
                     None => open = false,
@@ -221,14 +224,14 @@ impl<O: Operation + 'static> Driver<'_, O> {
             }
         }
         seconds.last(self.recorder);
-        // Closed, so that the clock stops at its next arrival.
+        // Closes the channel, so that the clock stops at its next arrival.
         drop(due);
         self.not_sent += clock.join().unwrap_or_default();
     }
 
     fn send(&mut self, due: Instant) {
         let (operation, recorder) = (Rc::clone(self.operation), Rc::clone(self.recorder));
-        let mut client = self.crew.take();
+        let mut client = self.pool.take();
         self.running.spawn_local(async move {
             let done = operation.run(&mut client, due, &recorder).await;
             (client, done)
@@ -236,15 +239,15 @@ impl<O: Operation + 'static> Driver<'_, O> {
     }
 
     fn returned(&mut self, ended: Result<(Client, bool), tokio::task::JoinError>) {
-        // A client that panicked is a fault of this program, and the panic has been printed.
+        // If a client panicked, that is a bug in this program, and the panic has been printed.
         let Ok((client, done)) = ended else { return };
         self.used_up |= !done;
-        self.crew.idle.borrow_mut().push(client);
+        self.pool.idle.borrow_mut().push(client);
     }
 }
 
-/// Announces each arrival at its time. Returns how many could not be announced because the other side was too slow.
-fn tell_time(rate: f64, begun: Instant, time: Duration, announce: &mpsc::Sender<Instant>) -> u64 {
+/// Announces each arrival when it is due. Returns how many were not announced because the receiver was too slow.
+fn announce_arrivals(rate: f64, begun: Instant, time: Duration, announce: &mpsc::Sender<Instant>) -> u64 {
     let mut missed = 0;
     for arrival in 0.. {
         let after = due_after(rate, arrival);
@@ -262,7 +265,7 @@ fn tell_time(rate: f64, begun: Instant, time: Duration, announce: &mpsc::Sender<
     missed
 }
 
-/// The seconds of a run.
+/// Splits a run into seconds.
 struct Seconds {
     ticks: tokio::time::Interval,
     last: Instant,
@@ -282,7 +285,7 @@ impl Seconds {
         progress(&recorder.tick(length), in_flight);
     }
 
-    /// What is left belongs into the series, too, unless it is too short to tell a rate.
+    /// The remainder is a point of the series, too, unless it is too short for a rate.
     fn last(&self, recorder: &Recorder) {
         let length = self.last.elapsed();
         if length >= Duration::from_millis(250) {
@@ -299,7 +302,7 @@ mod tests {
 
     const STEP: Step = Step { name: "wait", good: &[200], refused: &[] };
 
-    /// Takes a while, and ends after so many times.
+    /// An operation of this length that can run this many times.
     struct Wait {
         takes: Duration,
         left: Cell<u64>,
@@ -319,12 +322,12 @@ mod tests {
 
     async fn wait(arrivals: Arrivals, time: u64, takes: u64, left: u64) -> (Drive, crate::measure::Counted) {
         let address = "http://127.0.0.1:1".parse().unwrap();
-        let crew = Crew::new(&address, std::slice::from_ref(&address));
+        let pool = ClientPool::new(&address, std::slice::from_ref(&address));
         let operation = Rc::new(Wait { takes: Duration::from_millis(takes), left: Cell::new(left) });
         let recorder = Rc::new(Recorder::of(STEP));
         let (time, stop) = (Duration::from_millis(time), Rc::new(Cell::new(false)));
         let local = tokio::task::LocalSet::new();
-        let driven = local.run_until(drive(&crew, arrivals, time, &operation, &recorder, &stop, |_, _| {})).await;
+        let driven = local.run_until(drive(&pool, arrivals, time, &operation, &recorder, &stop, |_, _| {})).await;
         (driven, recorder.finish(driven.seconds))
     }
 
@@ -336,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn in_an_open_loop_all_arrive_in_time_and_waiting_counts() {
+    async fn in_an_open_loop_all_arrive_in_time_and_waiting_counts_as_latency() {
         let arrivals = Arrivals::Open { rate: 1000.0, in_flight_max: 1000 };
         let (driven, counted) = wait(arrivals, 200, 50, 1000).await;
         assert_eq!((counted.operations, driven.not_sent), (200, 0));
@@ -344,14 +347,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_much_is_not_sent_and_counted() {
+    async fn arrivals_beyond_the_limit_are_not_sent_and_are_counted() {
         let (driven, counted) = wait(Arrivals::Open { rate: 1000.0, in_flight_max: 2 }, 200, 1000, 1000).await;
-        // On a busy machine the first two may be done before the last are due.
+        // On a busy machine, the first two may be done before the last are due.
         assert!(counted.operations + driven.not_sent == 200 && (2..10).contains(&counted.operations), "{driven:?}");
     }
 
     #[tokio::test]
-    async fn a_closed_loop_ends_when_there_is_nothing_left() {
+    async fn a_closed_loop_ends_when_nothing_is_left_to_do() {
         let (driven, counted) = wait(Arrivals::Closed { clients: 4 }, 60_000, 1, 10).await;
         assert_eq!((counted.operations, driven.used_up), (10, true));
         assert!(driven.seconds < 5.0);

@@ -1,4 +1,4 @@
-//! One measurement: warm up, read every counter, let the load run, read them again.
+//! One measurement: warm up, read every counter, run the load, read the counters again.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -8,39 +8,40 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use crate::arrivals::{Arrivals, Crew, Operation, drive};
+use crate::arrivals::{Arrivals, ClientPool, Operation, drive};
 use crate::databases::{Logs, WalUse};
 use crate::measure::{Counted, Point, Recorder, Step};
 use crate::processes::{CpuSeconds, Snapshot, open_files_max};
 use crate::system::System;
 
-/// A generator that uses more of its one thread than this may be what limits the rate.
+/// If the generator uses more of its one thread than this, it may be what limits the rate.
 const GENERATOR_BUSY_MAX: f64 = 0.8;
 
-/// One to each service.
+/// A client has one connection to each service.
 const CONNECTIONS_PER_CLIENT: usize = 2;
-/// Files that are open beside the connections: databases, `/proc`, the runtime's own.
-const FILES_BESIDE: usize = 64;
+/// Open files apart from the connections: databases, `/proc`, the runtime's own.
+const OTHER_FILES: usize = 64;
 
-/// How much load, and for how long.
+/// How much load to send, and for how long.
 #[derive(Debug, Clone, Args)]
 pub struct LoadArguments {
-    /// Closed loop: so many clients, each as fast as it is served
+    /// Closed loop: this many clients, each of which sends its next request when it has an answer
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub clients: u32,
-    /// Open loop: so many arrivals a second, by the clock, whether or not others have been served; latency counts from when one was due
+    /// Open loop: this many arrivals per second, by the clock, whether or not earlier ones have been served; latency
+    /// counts from the moment when an arrival was due
     #[arg(long, value_parser = positive)]
     pub rate: Option<f64>,
-    /// Open loop: arrivals beyond so many in flight are not sent, and counted as that
+    /// Open loop: arrivals beyond this many in flight are not sent, and are counted as not sent
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub in_flight_max: u32,
-    /// How long to measure
+    /// How many seconds to measure
     #[arg(long, default_value = "10", value_parser = positive)]
     pub seconds: f64,
-    /// The same load before that, uncounted: connections, plans and caches are then as they are in the long run
+    /// The same load before that, uncounted, so that connections, plans and caches are as in the long run
     #[arg(long, default_value = "2", value_parser = not_negative)]
     pub warm_up_seconds: f64,
-    /// Don't count the flushes of the databases' logs, which takes twenty quiet seconds a phase
+    /// Don't count flushes of the databases' logs, which takes twenty quiet seconds per phase
     #[arg(long)]
     pub no_flushes: bool,
 }
@@ -56,7 +57,7 @@ fn not_negative(text: &str) -> Result<f64, String> {
 }
 
 impl LoadArguments {
-    /// How buyers arrive.
+    /// How the buyers of this load arrive.
     #[must_use]
     pub fn arrivals(&self) -> Arrivals {
         match self.rate {
@@ -65,13 +66,14 @@ impl LoadArguments {
         }
     }
 
-    /// How many operations there will be, if one takes no time; where clients set the pace, `closed` is as good a guess as any.
+    /// The most operations that the load can need. In a closed loop the clients set the pace, and the guess `closed` is
+    /// used.
     #[must_use]
     pub fn operations_max(&self, closed: usize) -> usize {
         self.rate.map_or(closed, |rate| (rate * (self.seconds + self.warm_up_seconds)).ceil() as usize)
     }
 
-    /// In a few words.
+    /// The load in a few words.
     #[must_use]
     pub fn describe(&self) -> String {
         match self.rate {
@@ -81,52 +83,52 @@ impl LoadArguments {
     }
 }
 
-/// One stretch of load, and all that was counted meanwhile.
+/// One phase of load, and all that was counted in it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Phase {
-    /// What it is.
+    /// The phase's name.
     pub name: String,
-    /// How buyers arrived.
+    /// How buyers arrived, in a few words.
     pub load: String,
-    /// From the first arrival to the last answer.
+    /// Seconds from the first arrival to the last answer.
     pub seconds: f64,
-    /// Operations a second.
+    /// Operations per second.
     pub per_second: f64,
-    /// Arrivals that were not sent.
+    /// Arrivals that were not sent because too many were in flight.
     pub not_sent: u64,
-    /// Operations, latencies, outcomes.
+    /// Operations, latencies and outcomes.
     #[serde(flatten)]
     pub counted: Counted,
-    /// CPU time, where processes are known.
+    /// CPU time. `null` if no processes are known.
     pub cpu: Option<CpuSeconds>,
-    /// The system's CPU time for each operation.
+    /// The system's CPU time per operation.
     pub cpu_ms_per_operation: Option<f64>,
-    /// What the databases have written, where they are known.
+    /// What the databases wrote, for each whose URL is known.
     pub wal: Vec<WalUse>,
-    /// What to know about the numbers.
+    /// Remarks that limit what the numbers say.
     pub notes: Vec<String>,
 }
 
-/// Measures on one system.
+/// Measures the phases of a scenario on one system.
 pub struct Bench<'a> {
-    /// The system.
+    /// The system under load.
     pub system: &'a System,
-    crew: Crew,
-    /// Set to end the present phase before its time.
+    pool: ClientPool,
+    /// Set this to end the current phase before its time.
     pub stop: Rc<Cell<bool>>,
 }
 
 impl<'a> Bench<'a> {
-    /// On this system.
+    /// Makes a bench for this system.
     #[must_use]
     pub fn on(system: &'a System) -> Self {
-        Self { system, crew: Crew::new(&system.event, &system.bookings), stop: Rc::default() }
+        Self { system, pool: ClientPool::new(&system.event, &system.bookings), stop: Rc::default() }
     }
 
-    /// Lets `operation` happen as `load` says. `main` is the step that it ends with.
+    /// Runs `operation` under this `load`. `main` is the step with which the operation ends.
     ///
     /// # Errors
-    /// A service or a database does not answer, or a process has gone.
+    /// If a service or a database does not answer, or a process has ended.
     pub async fn measure<O: Operation + 'static>(
         &self,
         name: &str,
@@ -136,35 +138,35 @@ impl<'a> Bench<'a> {
     ) -> anyhow::Result<Phase> {
         let arrivals = load.arrivals();
         self.stop.set(false);
-        // In an open loop the others are connected when they are needed, like buyers who come in a rush.
+        // In an open loop, the other clients connect when they are needed, as buyers in a rush do.
         let (clients, clients_max) = match arrivals {
             Arrivals::Closed { clients } => (clients, clients),
             Arrivals::Open { in_flight_max, .. } => (in_flight_max.min(64), in_flight_max),
         };
-        may_open(clients_max * CONNECTIONS_PER_CLIENT + FILES_BESIDE)?;
-        self.crew.connect(clients).await?;
+        ensure_open_files(clients_max * CONNECTIONS_PER_CLIENT + OTHER_FILES)?;
+        self.pool.connect(clients).await?;
         println!("\n{}: {name} ({})", self.system.name, load.describe());
         let warm_up = Duration::from_secs_f64(load.warm_up_seconds);
         let uncounted = Rc::new(Recorder::of(main));
         if !warm_up.is_zero() {
-            drive(&self.crew, arrivals, warm_up, operation, &uncounted, &self.stop, |_, _| {}).await;
+            drive(&self.pool, arrivals, warm_up, operation, &uncounted, &self.stop, |_, _| {}).await;
         }
         let mut logs = if load.no_flushes { Logs::none() } else { Logs::open(self.system).await? };
-        // Before: what the set-up and the warm-up have written. After: what the load has.
+        // The first reading includes what the set-up and the warm-up wrote, the second also what the load wrote.
         let wal_before = logs.read_settled().await?;
-        // Some servers have ended connections that were quiet meanwhile.
-        self.crew.connect(clients).await?;
+        // Some servers close connections that were quiet in the meantime.
+        self.pool.connect(clients).await?;
         let recorder = Rc::new(Recorder::of(main));
         let before = Snapshot::take(&self.system.parts)?;
         let time = Duration::from_secs_f64(load.seconds);
-        let driven = drive(&self.crew, arrivals, time, operation, &recorder, &self.stop, progress).await;
+        let driven = drive(&self.pool, arrivals, time, operation, &recorder, &self.stop, progress).await;
         let cpu = before.until(&Snapshot::take(&self.system.parts)?)?;
         let counted = recorder.finish(driven.seconds);
         ensure!(!counted.steps.is_empty(), "nothing was left to do after the warm-up; give more seats or less time");
         let wal_after = logs.read_settled().await?;
         let mut notes = Vec::new();
         if driven.used_up {
-            notes.push(format!("there was nothing left to do after {:.1} s", driven.seconds));
+            notes.push(format!("nothing was left to do after {:.1} s", driven.seconds));
         }
         let busy = cpu.generator / driven.seconds;
         if busy > GENERATOR_BUSY_MAX {
@@ -187,9 +189,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn may_open(files: usize) -> anyhow::Result<()> {
+fn ensure_open_files(files: usize) -> anyhow::Result<()> {
     let max = open_files_max();
-    ensure!(files <= max, "so many clients need {files} open files, and {max} are allowed: `ulimit -n {files}` first");
+    ensure!(
+        files <= max,
+        "this many clients need {files} open files, and {max} are allowed: run `ulimit -n {files}` first"
+    );
     Ok(())
 }
 
@@ -206,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_rates_are_numbers_that_make_sense() {
+    fn times_and_rates_must_be_valid_numbers() {
         assert_eq!(positive("0.5"), Ok(0.5));
         assert_eq!(not_negative("0"), Ok(0.0));
         for wrong in ["0", "-1", "NaN", "inf", "ten"] {

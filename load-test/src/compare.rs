@@ -1,5 +1,5 @@
-//! Two systems, the same scenario, in turn: A B A B A B. What disturbs the machine for a while then disturbs both, and a median of the
-//! rounds is not one lucky run.
+//! Runs the same scenario on two systems in turn: A B A B A B. A disturbance of the machine then affects both. A median
+//! of several rounds does not depend on one lucky run.
 
 use std::fmt::Write;
 
@@ -8,40 +8,40 @@ use serde::Serialize;
 use crate::bench::Phase;
 use crate::report::RunResult;
 
-/// All rounds, and their medians side by side.
+/// All rounds of both systems, and their medians side by side.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
-    /// The scenario.
+    /// The scenario's name.
     pub scenario: String,
     /// The names of the two systems.
     pub systems: [String; 2],
-    /// Figure by figure.
+    /// One row for each figure of each phase.
     pub rows: Vec<Row>,
     /// The rounds of each system.
     pub rounds: [Vec<RunResult>; 2],
 }
 
-/// One figure of both.
+/// One figure of both systems.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// The phase.
+    /// The phase's name.
     pub phase: String,
-    /// What is compared.
+    /// The figure's name, with its unit.
     pub figure: String,
-    /// The medians, and the extremes.
+    /// The medians and extremes of each system. `null` where a system has no such figure.
     pub spreads: [Option<Spread>; 2],
-    /// The first system's median by the second's.
+    /// The first system's median divided by the second's.
     pub ratio: Option<f64>,
 }
 
-/// What the rounds gave for one figure.
+/// The values of one figure over all rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// Of an even number of rounds, the mean of the middle two.
+    /// The median. For an even number of rounds, the mean of the middle two.
     pub median: f64,
-    /// The smallest.
+    /// The smallest value.
     pub min: f64,
-    /// The largest.
+    /// The largest value.
     pub max: f64,
 }
 
@@ -57,7 +57,7 @@ impl Spread {
 
 type Figure = (&'static str, fn(&Phase) -> Option<f64>);
 
-/// The main step, and what it costs.
+/// The figures of a phase's main step, and its costs.
 const FIGURES: [Figure; 9] = [
     ("operations/s", |phase| Some(phase.per_second)),
     ("p50 ms", |phase| main(phase).map(|main| main.p50_ms)),
@@ -78,12 +78,12 @@ fn main(phase: &Phase) -> Option<&crate::measure::Latency> {
 }
 
 impl Comparison {
-    /// Of these rounds; none of the two lists is empty.
+    /// Compares these rounds. Neither list may be empty.
     #[must_use]
     pub fn of(rounds: [Vec<RunResult>; 2]) -> Self {
         let first = |index: usize| rounds[index].first();
         let name = |index: usize| first(index).map(|result| result.system.clone()).unwrap_or_default();
-        // A phase that only one of them has (an ETag that the other does not give) stands alone.
+        // A phase that only one system has is still listed. For example, the other system may send no ETag.
         let phases = (0..2).filter_map(first).max_by_key(|result| result.measured.phases.len());
         let phases: Vec<String> =
             phases.into_iter().flat_map(|result| &result.measured.phases).map(|phase| phase.name.clone()).collect();
@@ -108,13 +108,13 @@ impl Comparison {
         }
     }
 
-    /// Whether every round of both kept its promises.
+    /// Whether every round of both systems kept its promises.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.rounds.iter().flatten().all(RunResult::is_good)
     }
 
-    /// The table for the terminal.
+    /// The comparison as a table for the terminal.
     #[must_use]
     pub fn to_text(&self) -> String {
         let [one, other] = &self.systems;
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_does_not_care_for_one_bad_round() {
+    fn the_median_ignores_one_bad_round() {
         assert_eq!(Spread::of(vec![9.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 9.0 }));
         assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]).map(|spread| spread.median), Some(2.5));
         assert_eq!(Spread::of(Vec::new()), None);

@@ -1,4 +1,4 @@
-//! PostgreSQL's own count of what it has written and flushed.
+//! PostgreSQL's own counts of what it has written and flushed.
 
 use std::time::Duration;
 
@@ -8,24 +8,25 @@ use sqlx::{Connection, PgConnection};
 
 use crate::system::System;
 
-/// A backend hands its numbers in within this time of its last statement (PostgreSQL's longest delay is ten seconds).
+/// A backend reports its numbers within this time after its last statement. PostgreSQL's longest delay is ten seconds.
 const NUMBERS_LATE_MAX: Duration = Duration::from_millis(10_500);
 
-/// A connection to the database at `url`.
+/// Connects to the database at `url`.
 ///
 /// # Errors
-/// It does not answer.
+/// If the database does not answer.
 pub async fn connect(url: &str) -> anyhow::Result<PgConnection> {
-    // Not the URL: it holds a password.
+    // The error does not show the URL, because it contains a password.
     PgConnection::connect(url)
         .await
         .context("a database of the system does not answer; are --event-db and --booking-db right?")
 }
 
-/// The databases whose log is watched. Their connections stay open, so that making them costs nothing while CPU time is counted.
+/// The databases whose log is watched. Their connections stay open, so that opening them costs nothing while CPU time
+/// is counted.
 pub struct Logs(Vec<(&'static str, PgConnection)>);
 
-/// What a server has written to its log, since some time.
+/// What a server has written to its log since its counters were reset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, sqlx::FromRow)]
 pub struct Wal {
     syncs: i64,
@@ -36,23 +37,23 @@ pub struct Wal {
 /// What one server has written to its log during a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct WalUse {
-    /// The server.
+    /// The server's label.
     pub server: String,
-    /// Flushes to disk.
+    /// How many flushes to disk.
     pub flushes: i64,
-    /// Records.
+    /// How many log records.
     pub records: i64,
-    /// Bytes.
+    /// How many bytes.
     pub bytes: i64,
-    /// Flushes for each operation.
+    /// Flushes per operation.
     pub flushes_per_operation: f64,
 }
 
 impl Logs {
-    /// Of the databases that are known.
+    /// Connects to each database of the system whose URL is known.
     ///
     /// # Errors
-    /// One of them does not answer.
+    /// If one of them does not answer.
     pub async fn open(system: &System) -> anyhow::Result<Self> {
         let mut open = Vec::new();
         for (server, url) in [("event-db", &system.event_db), ("booking-db", &system.booking_db)] {
@@ -63,16 +64,16 @@ impl Logs {
         Ok(Self(open))
     }
 
-    /// Of no database.
+    /// Watches no database.
     #[must_use]
     pub fn none() -> Self {
         Self(Vec::new())
     }
 
-    /// Their numbers, in the order of the databases, once every backend has handed in what it has done until now.
+    /// The counters of each database, read once every backend has reported what it did until now.
     ///
     /// # Errors
-    /// The server is one that does not count this way (14 to 17 do).
+    /// If a server has no such counters (versions 14 to 17 have them).
     pub async fn read_settled(&mut self) -> anyhow::Result<Vec<Wal>> {
         if !self.0.is_empty() {
             tokio::time::sleep(NUMBERS_LATE_MAX).await;
@@ -81,12 +82,12 @@ impl Logs {
         for (server, connection) in &mut self.0 {
             let sql = "select wal_sync as syncs, wal_records as records, wal_bytes::int8 as bytes from pg_stat_wal";
             let read = sqlx::query_as(sql).fetch_one(connection).await;
-            numbers.push(read.with_context(|| format!("{server} does not tell its flushes; PostgreSQL 14 to 17 do"))?);
+            numbers.push(read.with_context(|| format!("{server} does not count its flushes; PostgreSQL 14 to 17 do"))?);
         }
         Ok(numbers)
     }
 
-    /// What was written between two readings.
+    /// The difference between two readings.
     #[must_use]
     pub fn used(&self, before: &[Wal], after: &[Wal], operations: u64) -> Vec<WalUse> {
         let each = self.0.iter().zip(before.iter().zip(after));

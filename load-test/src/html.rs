@@ -1,4 +1,4 @@
-//! The report as one page that needs nothing else: tables, and plots as SVG.
+//! The report as one HTML page without external files: tables, and plots as SVG.
 
 use std::fmt::Write;
 
@@ -15,18 +15,18 @@ td:first-child,th:first-child{text-align:left}figure{margin:1em 0}figcaption{mar
 svg{max-width:48em;width:100%;background:#fafafa}svg text{font-size:11px;fill:#555}.grid{stroke:#ddd}
 .good{color:#3a7d34}.bad{color:#b00020;font-weight:bold}";
 
-/// The page of one run.
+/// The page of a single run.
 #[must_use]
 pub fn of_run(result: &RunResult) -> String {
     page(&format!("{} on {}", result.scenario, result.system), &body(result))
 }
 
-/// The page of a comparison: the medians, the curves of both, and the last round of each.
+/// The page of a comparison: the medians, the curves of all rounds, and the last round of each system.
 #[must_use]
 pub fn of_comparison(comparison: &Comparison) -> String {
     let [one, other] = comparison.systems.each_ref().map(|name| escape(name));
     let mut text = format!(
-        "<p>Medians of {} rounds, in turn; in brackets the smallest and the largest.</p>",
+        "<p>Medians of {} rounds, run in turn. The brackets show the smallest and the largest value.</p>",
         comparison.rounds[0].len()
     );
     let _ = write!(text, "<table><tr><th></th><th></th><th>{one}</th><th>{other}</th><th>ratio</th></tr>");
@@ -71,7 +71,7 @@ fn body(result: &RunResult) -> String {
         text += &verdict(promise.kept, &format!("{}: {}", promise.says, promise.found));
     }
     match &result.audit {
-        None => text += "<li>no audit: none was named</li>",
+        None => text += "<li>no audit: no audit command was given</li>",
         Some(verdicts) => {
             for each in verdicts {
                 let found = format!("audit, promise {}, {}: {} violations", each.promise, each.says, each.violations);
@@ -136,9 +136,12 @@ fn row(name: &str, latency: &Latency) -> String {
 fn costs(phase: &Phase) -> String {
     let mut text = String::new();
     if let (Some(cpu), Some(each)) = (&phase.cpu, phase.cpu_ms_per_operation) {
-        text += "<table><tr><th>CPU</th><th>seconds</th><th>ms an operation</th></tr>";
+        text += "<table><tr><th>CPU</th><th>seconds</th><th>ms per operation</th></tr>";
         let total = [("the system", cpu.system)];
-        let beside = [("beside it: the generator", cpu.generator), ("beside it: others on this machine", cpu.others)];
+        let beside = [
+            ("not included: the generator", cpu.generator),
+            ("not included: other processes on this machine", cpu.others),
+        ];
         let parts = cpu.parts.iter().map(|(label, seconds)| (label.as_str(), *seconds));
         for (label, seconds) in parts.chain(total).chain(beside) {
             let share = if cpu.system > 0.0 { each * seconds / cpu.system } else { 0.0 };
@@ -149,14 +152,14 @@ fn costs(phase: &Phase) -> String {
     for wal in &phase.wal {
         let _ = writeln!(
             text,
-            "<p>{}: {} flushes of the log ({:.2} an operation), {} records, {} bytes.</p>",
+            "<p>{}: {} flushes of the log ({:.2} per operation), {} records, {} bytes.</p>",
             wal.server, wal.flushes, wal.flushes_per_operation, wal.records, wal.bytes
         );
     }
     text
 }
 
-/// The milliseconds axis that holds all of these lines.
+/// A milliseconds axis for all of these lines.
 fn milliseconds(lines: &[Line]) -> Axis {
     let values =
         || lines.iter().flat_map(|line| line.points.iter().map(|(_, millis)| *millis)).filter(|millis| *millis > 0.0);
@@ -176,13 +179,13 @@ fn over_time(series: &[Point]) -> String {
         points: series.iter().map(|point| (point.at_seconds, read(point))).collect(),
     };
     let rates = [
-        line("done", |point| point.good_per_second),
+        line("succeeded", |point| point.good_per_second),
         line("refused", |point| point.refused as f64),
         line("failed", |point| point.failed as f64),
     ];
     let most = rates.iter().flat_map(|line| &line.points).map(|(_, rate)| *rate).fold(1.0, f64::max);
     let latencies =
         [line("p50", |point| point.p50_ms), line("p99", |point| point.p99_ms), line("max", |point| point.max_ms)];
-    svg("A second, over the seconds of the run", &time, &Axis::linear(most), &rates)
-        + &svg("Latency over the seconds of the run", &time, &milliseconds(&latencies), &latencies)
+    svg("Per second, over the run", &time, &Axis::linear(most), &rates)
+        + &svg("Latency, over the run", &time, &milliseconds(&latencies), &latencies)
 }

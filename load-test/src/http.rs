@@ -1,7 +1,7 @@
-//! A buyer's connections: plain HTTP/1.1, kept alive, one request at a time on each.
+//! A buyer's connections: plain HTTP/1.1, kept alive, with one request at a time.
 //!
-//! The generator shares the machine with what it measures, so there is no pool, no redirect and no decoding: bodies are made before
-//! the run, and an answer's body is kept only where the next step needs something out of it.
+//! The generator shares the machine with what it measures, so it has no pool, no redirects and no decoding. Request
+//! bodies are made before the run. An answer's body is kept only if the next step needs it.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -19,10 +19,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// An answer that takes longer counts as none: the buyer has gone.
+/// An answer that takes longer counts as missing, because a buyer would not wait for it.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Where a service is: `http://host:port`.
+/// A service's address: `http://host:port`.
 #[derive(Debug, Clone)]
 pub struct Address(Arc<Resolved>);
 
@@ -39,7 +39,9 @@ impl FromStr for Address {
         let uri: Uri = text.parse().with_context(|| format!("{text} is not a URL like http://localhost:8000"))?;
         let authority = match (uri.scheme_str(), uri.authority(), uri.path()) {
             (Some("http"), Some(authority), "/") => authority,
-            (Some("https"), ..) => bail!("{text}: TLS is not spoken here; measure behind what ends it"),
+            (Some("https"), ..) => {
+                bail!("{text}: the load test has no TLS; give the address behind the proxy that ends it")
+            }
             _ => bail!("{text} is not a URL like http://localhost:8000"),
         };
         let (host, port) = (authority.host(), authority.port_u16().unwrap_or(80));
@@ -56,14 +58,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// How a request ended, as the report counts it.
+/// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// With this status.
+    /// With an answer that has this status.
     Status(u16),
-    /// The connection broke, or could not be made.
+    /// The connection broke, or could not be opened.
     NoAnswer,
-    /// There was no answer within half a minute.
+    /// No answer came within half a minute.
     TimedOut,
 }
 
@@ -77,15 +79,15 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// An answer, or that there was none.
+/// An answer, or a record that none came.
 pub struct Answer {
-    /// How it ended.
+    /// How the request ended.
     pub outcome: Outcome,
-    /// Its headers.
+    /// The answer's headers.
     pub headers: HeaderMap,
-    /// Its body, where it was asked for.
+    /// The answer's body, if it was kept.
     pub body: Vec<u8>,
-    /// The body's length on the wire.
+    /// The body's length in bytes, as transferred.
     pub bytes: u64,
 }
 
@@ -94,19 +96,19 @@ impl Answer {
         Self { outcome, headers: HeaderMap::new(), body: Vec::new(), bytes: 0 }
     }
 
-    /// Whether it came with this status.
+    /// Whether the answer has this status.
     #[must_use]
     pub fn is(&self, status: u16) -> bool {
         self.outcome == Outcome::Status(status)
     }
 }
 
-/// What to do with an answer's body.
+/// What happens to an answer's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// Hand it over.
+    /// It is returned.
     Keep,
-    /// Read it to its end and count its bytes.
+    /// It is read to the end, and only its bytes are counted.
     Count,
 }
 
@@ -120,12 +122,12 @@ pub struct Call {
 }
 
 impl Call {
-    /// A `GET`.
+    /// Makes a `GET` request.
     pub fn get(path: impl Into<String>) -> Self {
         Self { method: Method::GET, path: path.into(), headers: HeaderMap::new(), content: Bytes::new() }
     }
 
-    /// A `POST` of JSON; without a body if `content` is empty.
+    /// Makes a `POST` request with a JSON body, or without a body if `content` is empty.
     pub fn post(path: impl Into<String>, content: impl Into<Bytes>) -> Self {
         let mut call = Self { method: Method::POST, content: content.into(), ..Self::get(path) };
         if !call.content.is_empty() {
@@ -134,7 +136,7 @@ impl Call {
         call
     }
 
-    /// With this header.
+    /// Adds this header.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
@@ -142,23 +144,23 @@ impl Call {
     }
 }
 
-/// One connection, made when it is first needed and again when it has broken.
+/// A connection, which opens at the first request and again after it has broken.
 pub struct Connection {
     address: Address,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Connection {
-    /// To this service; nothing is sent yet.
+    /// Makes a connection to this service, without opening it.
     #[must_use]
     pub fn to(address: &Address) -> Self {
         Self { address: address.clone(), sender: None }
     }
 
-    /// Makes the connection, so that the first request does not wait for it.
+    /// Opens the connection, so that the first request does not wait for it.
     ///
     /// # Errors
-    /// Nobody answers there.
+    /// If no service answers there.
     pub async fn open(&mut self) -> anyhow::Result<()> {
         if self.sender.as_ref().is_some_and(|sender| !sender.is_closed()) {
             return Ok(());

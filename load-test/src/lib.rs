@@ -1,11 +1,21 @@
-//! The load test: buyers by the thousand on a running system.
+//! The load test: thousands of buyers on a running system.
 //!
-//! In the order of reading: `scenarios/` (what buyers do), `arrivals.rs` (how they come), `bench.rs` (one measurement), `measure.rs`
-//! (latencies and outcomes), `processes.rs` (CPU time), `databases.rs` (flushes), `sale.rs` (what is sold), `http.rs` (a connection),
-//! `system.rs` (what is driven), `audit.rs` (were the promises kept), `report.rs`, `html.rs`, `plot.rs`, `compare.rs` (two systems in turn).
+//! The modules in the order of reading:
+//! - `scenarios`: what buyers do
+//! - `arrivals`: how buyers arrive
+//! - `bench`: one measurement
+//! - `measure`: latencies and outcomes
+//! - `processes`: CPU time
+//! - `databases`: flushes of the databases' logs
+//! - `sale`: what is sold
+//! - `http`: one connection
+//! - `system`: the system under load
+//! - `audit`: whether the promises were kept
+//! - `report`, `html`, `plot`: the results of a run
+//! - `compare`: two systems in turn
 //!
-//! It has one thread, whose CPU time is shown apart: it shares the machine with what it measures, and threads that wake each other
-//! would cost more than they give.
+//! The generator has one thread, and its CPU time is reported separately. It shares the machine with the system that it
+//! measures, and several threads that wake each other would cost more than they gain.
 
 pub mod arrivals;
 pub mod audit;

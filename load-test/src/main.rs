@@ -13,14 +13,15 @@ use load_test::scenarios::Scenario;
 use load_test::system::{System, SystemArguments};
 use load_test::{audit, html};
 
-/// Drives a running system with buyers, and reports rates, latencies, CPU time an operation, and whether its promises held.
-/// Exits with 2 when one was broken.
+/// Drives a running system with buyers, and reports rates, latencies, CPU time per operation, and whether the promises
+/// held.
+/// Exits with 2 when a promise was broken.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     #[command(flatten)]
     system: SystemArguments,
-    /// Where the reports go, as JSON and as a page
+    /// Folder for the reports, as JSON and as HTML
     #[arg(long, global = true, value_name = "FOLDER", default_value = "target/load-test")]
     output: PathBuf,
     #[command(subcommand)]
@@ -31,26 +32,26 @@ struct Arguments {
 enum Command {
     #[command(flatten)]
     One(Scenario),
-    /// The same scenario on two systems in turn: A B A B A B
+    /// Run the same scenario on two systems in turn: A B A B A B
     Compare(Box<Pair>),
 }
 
 #[derive(Args)]
 struct Pair {
-    /// The first system: the options that name one, in one argument, such as '--name ours --state-dir .local'
+    /// The first system: its options in one argument, such as '--name ours --state-dir .local'
     #[arg(long, allow_hyphen_values = true, value_parser = system_line)]
     a: SystemArguments,
-    /// The second system
+    /// The second system, given in the same way
     #[arg(long, allow_hyphen_values = true, value_parser = system_line)]
     b: SystemArguments,
-    /// Rounds of each
+    /// How many rounds each system gets
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     rounds: u8,
     #[command(subcommand)]
     scenario: Scenario,
 }
 
-/// A system's options by themselves.
+/// The options of one system, without a program name or a scenario.
 #[derive(Parser)]
 #[command(no_binary_name = true)]
 struct SystemLine {
@@ -79,7 +80,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Whether all promises were kept.
+/// Runs the command. Returns whether all promises were kept.
 async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let stamp = now().format("%Y%m%d-%H%M%S");
     let (good, [json, html]) = match &arguments.command {
@@ -110,7 +111,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 
 async fn run_once(system: &System, scenario: &Scenario) -> anyhow::Result<RunResult> {
     let begun_at = now();
-    // A wrong process id is better told of now than after the set-up.
+    // Checks the process ids before the set-up, which takes long.
     Snapshot::take(&system.parts)?;
     let measured = scenario.run(&Bench::on(system)).await?;
     let audit = match &system.audit {
@@ -136,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// Words as a shell would make them of such a line: single quotes hold together, a number sign ends it.
+    /// Splits a line into words as a shell would: single quotes hold words together, and a number sign ends the line.
     fn words(line: &str) -> Vec<String> {
         let line = line.split(" # ").next().unwrap();
         let quoted = line.split('\'').enumerate();
@@ -149,10 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn the_command_lines_of_the_readme_are_understood() {
-        let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
-        let readme = fs::read_to_string(readme).unwrap().replace("\\\n", " ");
-        let lines: Vec<&str> = readme.lines().filter(|line| line.starts_with("target/release/load-test ")).collect();
+    fn the_command_lines_of_the_performance_guide_are_understood() {
+        let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
+        let guide = fs::read_to_string(guide).unwrap().replace("\\\n", " ");
+        let lines: Vec<&str> = guide.lines().filter(|line| line.starts_with("target/release/load-test ")).collect();
         assert!(lines.len() >= 4, "only {} were found", lines.len());
         for line in lines {
             if let Err(error) = Arguments::try_parse_from(words(line)) {

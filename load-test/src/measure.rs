@@ -1,4 +1,4 @@
-//! What is counted while the load runs: latencies and outcomes by step, and how they went second by second.
+//! What is counted under load: latencies and outcomes by step, and their course second by second.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,27 +9,27 @@ use serde::Serialize;
 
 use crate::http::Outcome;
 
-/// The longest latency told apart from longer ones, in microseconds: more than any request may take.
+/// The longest latency that is recorded exactly, in microseconds. It is more than any request may take.
 const LATENCY_MICROS_MAX: u64 = 120_000_000;
-/// Where the percentile curve has its points: closer together the further out, as that is where the curve bends.
+/// The percentiles of the curve. They are closer together at the upper end, where the curve bends.
 const CURVE: [f64; 22] = [
     0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 99.0, 99.5, 99.75, 99.9,
     99.95, 99.99, 99.999,
 ];
 
-/// Something that a buyer does and waits for.
+/// An action of a buyer that is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// As the report names it.
+    /// The step's name in the report.
     pub name: &'static str,
-    /// The statuses that mean it was done.
+    /// The statuses that mean success.
     pub good: &'static [u16],
-    /// The statuses of a right answer of another kind, such as that the seat is taken.
+    /// The statuses of a correct refusal, for example of a taken seat.
     pub refused: &'static [u16],
 }
 
 fn histogram() -> Histogram<u64> {
-    // The bounds are constants that the library accepts: from 1, at least twice that, three digits.
+    // The library accepts these constants: from 1, to at least twice that, with three digits.
     Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 3).unwrap_or_else(|error| unreachable!("{error}"))
 }
 
@@ -38,10 +38,10 @@ struct StepCount {
     by_outcome: BTreeMap<Outcome, Histogram<u64>>,
 }
 
-/// Gathers what happens. For one thread: the generator has only one.
+/// Collects the counts of a run. It is for one thread, as the generator has only one.
 pub struct Recorder {
     begun: Instant,
-    /// The step that an operation ends with: the progress line and the series are of this one.
+    /// The step that ends an operation. Progress lines and the series show this step.
     main: Step,
     counts: RefCell<Vec<StepCount>>,
     second: RefCell<Second>,
@@ -54,27 +54,27 @@ struct Second {
     failed: u64,
 }
 
-/// One second of a run, of its main step.
+/// The main step in one second of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Point {
-    /// When it ended, from the beginning.
+    /// When the second ended, in seconds from the beginning.
     pub at_seconds: f64,
-    /// How many were done, a second.
+    /// Successes per second.
     pub good_per_second: f64,
-    /// How many were refused.
+    /// The number of refusals.
     pub refused: u64,
-    /// How many had a wrong answer or none.
+    /// The number of wrong and missing answers.
     pub failed: u64,
-    /// Half of those that were done took no longer.
+    /// The median latency of the successes, in milliseconds.
     pub p50_ms: f64,
-    /// 99 % of those that were done took no longer.
+    /// The 99th percentile of the same.
     pub p99_ms: f64,
-    /// The longest of them.
+    /// The maximum of the same.
     pub max_ms: f64,
 }
 
 impl Recorder {
-    /// Begins to count.
+    /// Makes a recorder and starts its clock.
     #[must_use]
     pub fn of(main: Step) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Recorder {
         counts[index].by_outcome.entry(outcome).or_insert_with(histogram).saturating_record(micros);
     }
 
-    /// Ends the present second of the series; `length` is how long it was.
+    /// Ends the current second of the series, which had this `length`.
     pub fn tick(&self, length: Duration) -> Point {
         let mut second = self.second.borrow_mut();
         let millis = |percentile| second.good.value_at_percentile(percentile) as f64 / 1000.0;
@@ -124,7 +124,7 @@ impl Recorder {
         point
     }
 
-    /// What was counted in `seconds`.
+    /// The result, for a run of this many seconds.
     #[must_use]
     pub fn finish(&self, seconds: f64) -> Counted {
         let counts = self.counts.borrow();
@@ -141,31 +141,31 @@ impl Recorder {
     }
 }
 
-/// All that a recorder has counted.
+/// Everything that a recorder has counted.
 #[derive(Debug, Clone, Serialize)]
 pub struct Counted {
     /// The name of the main step.
     pub main: String,
-    /// Main steps that were done: what rates and costs are divided by.
+    /// How many main steps succeeded. Rates and costs are per operation.
     pub operations: u64,
-    /// Main steps that were rightly refused.
+    /// How many main steps were correctly refused.
     pub refused: u64,
-    /// Main steps with a wrong answer or none. A step on the way that fails ends the main one with its outcome.
+    /// How many main steps had a wrong answer or none. A failed step on the way ends the main step with its outcome.
     pub failed: u64,
-    /// Step by step.
+    /// The counts of each step.
     pub steps: Vec<StepResult>,
-    /// Second by second, of the main step.
+    /// The main step, second by second.
     pub series: Vec<Point>,
 }
 
 impl Counted {
-    /// The main step; `None` if it never happened.
+    /// The main step. `None` if it never ran.
     #[must_use]
     pub fn main(&self) -> Option<&StepResult> {
         self.steps.iter().find(|step| step.name == self.main)
     }
 
-    /// How many main steps ended so.
+    /// How many main steps had this outcome.
     #[must_use]
     pub fn ended(&self, outcome: Outcome) -> u64 {
         let latency = self.main().and_then(|main| main.by_outcome.get(&outcome.to_string()));
@@ -173,22 +173,22 @@ impl Counted {
     }
 }
 
-/// What was counted of one step.
+/// The counts of one step.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepResult {
-    /// The step.
+    /// The step's name.
     pub name: String,
-    /// How often it was done.
+    /// How often it succeeded.
     pub good: u64,
-    /// How often it was rightly refused.
+    /// How often it was correctly refused.
     pub refused: u64,
-    /// How often there was a wrong answer or none.
+    /// How often the answer was wrong or missing.
     pub failed: u64,
-    /// How often it was done, a second.
+    /// Successes per second.
     pub per_second: f64,
-    /// How long it took when it was done.
+    /// The latencies of the successes.
     pub latency: Latency,
-    /// The same for each outcome.
+    /// The latencies of each outcome.
     pub by_outcome: BTreeMap<String, Latency>,
 }
 
@@ -217,31 +217,31 @@ impl StepCount {
     }
 }
 
-/// How long something took, in milliseconds.
+/// Latencies in milliseconds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Latency {
-    /// How many were timed.
+    /// How many were measured.
     pub count: u64,
-    /// The mean.
+    /// The arithmetic mean.
     pub mean_ms: f64,
-    /// Half took no longer.
+    /// The 50th percentile.
     pub p50_ms: f64,
-    /// 90 % took no longer.
+    /// The 90th percentile.
     pub p90_ms: f64,
-    /// 99 % took no longer.
+    /// The 99th percentile.
     pub p99_ms: f64,
-    /// 99.9 % took no longer.
+    /// The 99.9th percentile.
     pub p999_ms: f64,
-    /// The longest.
+    /// The longest latency.
     pub max_ms: f64,
-    /// Percentile and milliseconds, for the plot.
+    /// Percentiles with their latencies, for the plot.
     pub curve: Vec<(f64, f64)>,
 }
 
 impl Latency {
     fn of(latencies: &Histogram<u64>) -> Self {
         let millis = |percentile| latencies.value_at_percentile(percentile) as f64 / 1000.0;
-        // Of ten requests nobody knows the 99.9th percentile: the curve ends where a single request would be it.
+        // Ten requests have no 99.9th percentile. The curve ends where less than one request would be above it.
         let known = |percentile: &&f64| (100.0 - **percentile) / 100.0 * latencies.len() as f64 >= 1.0;
         Self {
             count: latencies.len(),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_are_of_what_was_done_and_outcomes_are_kept_apart() {
+    fn latencies_are_of_successes_and_each_outcome_has_its_own() {
         let recorder = Recorder::of(STEP);
         recorder.count(Step { name: "on the way", ..STEP }, Outcome::Status(409), ago(1));
         for _ in 0..98 {
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_holds_only_its_own() {
+    fn a_second_counts_only_its_own_requests() {
         let recorder = Recorder::of(STEP);
         recorder.count(STEP, Outcome::Status(201), ago(8000));
         recorder.count(STEP, Outcome::TimedOut, ago(90));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_curve_tells_nothing_that_too_few_requests_can_not_know() {
+    fn the_curve_ends_where_too_few_requests_were_measured() {
         let mut few = histogram();
         few.record_n(1000, 100).unwrap();
         assert_eq!(Latency::of(&few).curve.last().unwrap().0, 99.0);

@@ -4,30 +4,30 @@ use serde::Serialize;
 
 use crate::bench::Phase;
 
-/// What a scenario has measured and found.
+/// The result of a scenario.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Measured {
-    /// Stretch by stretch.
+    /// The phases, in the order in which they ran.
     pub phases: Vec<Phase>,
-    /// Its own promises.
+    /// The scenario's own promises, apart from those of the audit.
     pub promises: Vec<Promise>,
-    /// What else it has counted, by name.
+    /// Other counts, as pairs of name and value.
     pub figures: Vec<(String, String)>,
 }
 
-/// Something that must be so, whatever the load.
+/// A statement that must hold under any load.
 #[derive(Debug, Clone, Serialize)]
 pub struct Promise {
-    /// What.
+    /// The statement, in a few words.
     pub says: String,
-    /// Whether it was.
+    /// Whether the statement held.
     pub kept: bool,
-    /// What was found.
+    /// What the check found, in words.
     pub found: String,
 }
 
 impl Promise {
-    /// A promise and what was found of it.
+    /// Makes a promise from a statement and what was found.
     pub fn new(says: &str, kept: bool, found: impl Into<String>) -> Self {
         Self { says: says.to_owned(), kept, found: found.into() }
     }

@@ -4,18 +4,18 @@ use std::fmt::Write;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
-/// Room for the labels: left, top, right, bottom.
+/// The space for labels: left, top, right, bottom.
 const MARGIN: [f64; 4] = [60.0, 10.0, 40.0, 30.0];
 const COLOURS: [&str; 8] = ["#0b62a4", "#c1440e", "#3a7d34", "#7b3fa0", "#8a6d00", "#008080", "#b0306a", "#555555"];
 
-/// An axis: how values are laid out on it, and where it has marks.
+/// An axis: how it places values, and where it has marks.
 pub struct Axis {
     place: fn(f64) -> f64,
     marks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    /// From 0 to a round number.
+    /// An axis from 0 to a round number.
     #[must_use]
     pub fn linear(max: f64) -> Self {
         let step = round_step(max / 5.0);
@@ -23,7 +23,7 @@ impl Axis {
         Self { place: |value| value, marks: marks.map(|value| (value, value.to_string())).collect() }
     }
 
-    /// Powers of ten, in milliseconds.
+    /// An axis with powers of ten, in milliseconds.
     #[must_use]
     pub fn milliseconds(min: f64, max: f64) -> Self {
         let (from, to) = (min.max(0.001).log10().floor() as i32, max.max(0.01).log10().ceil() as i32);
@@ -34,7 +34,7 @@ impl Axis {
         }
     }
 
-    /// Percentiles: each further nine takes as much room as the one before.
+    /// An axis of percentiles. Each further nine takes as much space as the one before.
     #[must_use]
     pub fn percentiles() -> Self {
         let marks = [0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999];
@@ -44,7 +44,7 @@ impl Axis {
         }
     }
 
-    /// Where between 0 and 1 a value lies.
+    /// Where a value lies on the axis, from 0 to 1.
     fn share(&self, value: f64) -> f64 {
         let ends = self.marks.first().zip(self.marks.last());
         let Some(((min, _), (max, _))) = ends else { return 0.0 };
@@ -59,15 +59,15 @@ fn round_step(step: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|round| *round >= step).unwrap_or(power * 10.0)
 }
 
-/// A line with its name.
+/// A named line of the plot.
 pub struct Line {
-    /// For the legend.
+    /// The line's name in the legend.
     pub name: String,
-    /// Its points.
+    /// The line's points, as x and y.
     pub points: Vec<(f64, f64)>,
 }
 
-/// The plot, with a legend above it.
+/// Draws the lines as SVG, with a legend above.
 #[must_use]
 pub fn svg(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> String {
     let [left, top, right, bottom] = MARGIN;
@@ -100,7 +100,7 @@ pub fn svg(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> String {
     svg + "</svg></figure>\n"
 }
 
-/// Text for a page.
+/// Escapes text for HTML.
 #[must_use]
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_nine_takes_the_same_room() {
+    fn each_nine_takes_the_same_space() {
         let axis = Axis::percentiles();
         let (one, two, three) = (axis.share(90.0), axis.share(99.0), axis.share(99.9));
         assert!(((two - one) - (three - two)).abs() < 1e-9 && axis.share(0.0).abs() < 1e-9);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_can_not_become_a_part_of_the_page() {
+    fn a_name_is_escaped_in_the_page() {
         let line = Line { name: "<script>".to_owned(), points: vec![(0.0, 1.0)] };
         let svg = svg("\"&", &Axis::percentiles(), &Axis::milliseconds(1.0, 10.0), &[line]);
         assert!(!svg.contains("<script>") && svg.contains("&lt;script&gt;") && svg.contains("&quot;&amp;"));

@@ -1,8 +1,8 @@
-//! CPU seconds of every process involved, from `/proc`.
+//! The CPU seconds of every process involved, read from `/proc`.
 //!
-//! A part of the system is named by one process id and counts with all its descendants: what they have used, and what those
-//! among them used that have ended since, which the kernel adds to the parent that waits for them. So a PostgreSQL server is its
-//! postmaster with every backend, also with those that come and go while the load runs.
+//! A part of the system is named by one process id, and includes all descendants of that process. When a process ends,
+//! the kernel adds its time to the parent that waits for it. So a PostgreSQL server is its postmaster with every
+//! backend, even those that start and end during the load.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -11,14 +11,14 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-/// Looks at `/proc` until two in a row agree on which processes there are: a process that ends between the reading of its own
-/// numbers and of its parent's would be missed or counted twice.
-const LOOKS_MAX: usize = 10;
+/// `/proc` is read until two readings in a row show the same processes. Otherwise a process that ends between the
+/// readings of its own numbers and of its parent's would be missed or counted twice. This is the limit.
+const READINGS_MAX: usize = 10;
 
-/// A part of the system: what to call it, and its first process.
+/// A part of the system, with its label and its first process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// As the report names it.
+    /// The part's label in the report.
     pub label: String,
     /// The process that started the others.
     pub pid: u32,
@@ -34,18 +34,18 @@ impl FromStr for Part {
     }
 }
 
-/// What `/proc/<pid>/stat` says of one process. Times are in ticks.
+/// One process, as `/proc/<pid>/stat` shows it. Times are in ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {
     parent: u32,
-    /// User and system time, its own and that of children that it has waited for.
+    /// User and system time of the process, and of the children that it has waited for.
     ticks: u64,
-    /// Since the machine's start; with the id it names a process for ever.
+    /// The start time since the machine's boot. With the id it identifies a process.
     started: u64,
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The command name stands in brackets and may hold blanks and brackets itself.
+    // The command name is in brackets, and may contain blanks and brackets itself.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     Some(Stat {
@@ -61,7 +61,7 @@ fn read_table() -> anyhow::Result<Table> {
     let mut table = Table::new();
     for entry in fs::read_dir("/proc").context("CPU time can only be counted where there is a /proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // It may have ended since the folder was read.
+        // The process may have ended since the folder was read.
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         table.insert(pid, parse_stat(&text).with_context(|| format!("/proc/{pid}/stat has an unknown form"))?);
     }
@@ -75,18 +75,18 @@ fn same_processes(one: &Table, other: &Table) -> bool {
 
 fn settled_table() -> anyhow::Result<Table> {
     let mut table = read_table()?;
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..READINGS_MAX {
         let next = read_table()?;
         if same_processes(&table, &next) {
             return Ok(next);
         }
         table = next;
     }
-    // A machine on which processes come and go all the time: off by what one of them used, which is little.
+    // On this machine processes start and end all the time. The error is what one of them used, which is little.
     Ok(table)
 }
 
-/// The ticks of a process and all its descendants.
+/// The ticks of a process and of all its descendants.
 fn ticks_of_tree(table: &Table, root: u32) -> u64 {
     let mut ticks = 0;
     let mut open = vec![root];
@@ -97,7 +97,7 @@ fn ticks_of_tree(table: &Table, root: u32) -> u64 {
     ticks
 }
 
-/// Ticks a second, as the kernel has told this process in its auxiliary vector; no machine of today has another number than 100.
+/// Ticks per second, which the kernel tells each process in its auxiliary vector. Current machines all have 100.
 fn ticks_per_second() -> u64 {
     const AT_CLKTCK: u64 = 17;
     let vector = fs::read("/proc/self/auxv").unwrap_or_default();
@@ -106,19 +106,19 @@ fn ticks_per_second() -> u64 {
     entry.map_or(100, |entry| word(&entry[8..]))
 }
 
-/// How many files this process may have open, connections among them.
+/// How many files this process may have open, including connections.
 #[must_use]
 pub fn open_files_max() -> usize {
     parse_open_files(&fs::read_to_string("/proc/self/limits").unwrap_or_default())
 }
 
-/// The first number of the line is the limit that holds; where it is no number there is none.
+/// The first number of the line is the limit in force. If it is no number, there is no limit.
 fn parse_open_files(limits: &str) -> usize {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(usize::MAX)
 }
 
-/// Ticks in which some processor of the machine was at work, from the first line of `/proc/stat`.
+/// The ticks in which any processor of the machine worked, from the first line of `/proc/stat`.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().map(|field| field.parse::<u64>());
     let mut next = || fields.next()?.ok();
@@ -128,7 +128,7 @@ fn busy_ticks(stat: &str) -> Option<u64> {
     Some(user + nice + system + irq + softirq)
 }
 
-/// The CPU time that had been used at one moment.
+/// The CPU time used up to one moment.
 pub struct Snapshot {
     parts: Vec<(Part, u64, u64)>,
     generator: u64,
@@ -136,10 +136,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Now.
+    /// Reads the CPU time that has been used by now.
     ///
     /// # Errors
-    /// There is no such process, or no `/proc`.
+    /// If one of the processes does not exist, or there is no `/proc`.
     pub fn take(parts: &[Part]) -> anyhow::Result<Self> {
         let table = settled_table()?;
         let taken = parts.iter().map(|part| {
@@ -155,10 +155,10 @@ impl Snapshot {
         })
     }
 
-    /// What was used from `self` to `later`.
+    /// The CPU time used between `self` and `later`.
     ///
     /// # Errors
-    /// A process is another one now, so its time is lost.
+    /// If a process was replaced meanwhile, so that its time is lost.
     pub fn until(&self, later: &Self) -> anyhow::Result<CpuSeconds> {
         let seconds = |ticks: u64| ticks as f64 / ticks_per_second() as f64;
         let mut parts = BTreeMap::new();
@@ -175,16 +175,17 @@ impl Snapshot {
     }
 }
 
-/// CPU seconds, user and system together, of one stretch of time.
+/// The CPU seconds of one phase, user and system time together.
 #[derive(Debug, Clone, Serialize)]
 pub struct CpuSeconds {
-    /// By part of the system.
+    /// Seconds by part of the system.
     pub parts: BTreeMap<String, f64>,
-    /// All parts together.
+    /// The sum of all parts.
     pub system: f64,
-    /// This program's own.
+    /// Seconds of this program itself.
     pub generator: f64,
-    /// What else was at work on the machine: much of it means that the figures are disturbed, or that a part was not named.
+    /// Seconds of all other processes on the machine. A high value means that the figures are disturbed, or that a part
+    /// was not named.
     pub others: f64,
 }
 
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_counts_with_all_that_descend_from_it_and_nothing_else() {
+    fn a_tree_counts_all_descendants_of_its_root_and_nothing_else() {
         let stat = |parent, ticks| Stat { parent, ticks, started: 1 };
         let table =
             Table::from([(1, stat(0, 1000)), (5, stat(1, 1)), (6, stat(5, 10)), (7, stat(6, 100)), (8, stat(1, 1000))]);
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_that_holds_is_the_first() {
+    fn the_first_limit_is_the_one_in_force() {
         let limits =
             "Max processes             95      95      processes\nMax open files            1024    524288    files\n";
         assert_eq!(parse_open_files(limits), 1024);

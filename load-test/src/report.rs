@@ -1,4 +1,4 @@
-//! The result of a run: as a table for the terminal, as JSON, and as a page (`html.rs`).
+//! The result of a run: as text for the terminal, as JSON, and as HTML (`html.rs`).
 
 use std::fmt::Write;
 use std::fs;
@@ -14,25 +14,25 @@ use crate::bench::Phase;
 use crate::measure::Latency;
 use crate::measured::Measured;
 
-/// One scenario on one system.
+/// One scenario run on one system.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunResult {
-    /// The scenario.
+    /// The scenario's name.
     pub scenario: String,
     /// The system's name.
     pub system: String,
-    /// When it began.
+    /// When the run began.
     pub begun_at: DateTime<Utc>,
-    /// What it ran on: all parts of the system share it with the generator, if the system is on this machine.
+    /// The machine of the generator. A system on the same machine shares it.
     pub machine: Machine,
-    /// What was measured.
+    /// What the scenario measured.
     #[serde(flatten)]
     pub measured: Measured,
-    /// The audit's verdicts; `null` if there was no audit.
+    /// The audit's verdicts. `null` if there was no audit.
     pub audit: Option<Vec<Verdict>>,
 }
 
-/// The generator's machine.
+/// The generator's machine: cores, processor and kernel.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     cores: usize,
@@ -41,7 +41,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one.
+    /// Describes the machine that this program runs on.
     #[must_use]
     pub fn this() -> Self {
         let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -54,20 +54,20 @@ impl Machine {
     }
 }
 
-/// The time of day, for a report.
+/// The current time, for a report.
 #[must_use]
 pub fn now() -> DateTime<Utc> {
     SystemTime::now().into()
 }
 
 impl RunResult {
-    /// Whether the audit, if there was one, and the scenario's own promises are content.
+    /// Whether the scenario's promises were kept, and the audit's too if there was one.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.measured.promises.iter().all(|promise| promise.kept) && self.audit.as_deref().is_none_or(is_clean)
     }
 
-    /// All of it for the terminal.
+    /// The whole result for the terminal.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = format!("\n{} on {}\n", self.scenario, self.system);
@@ -86,7 +86,7 @@ impl RunResult {
 
     fn audit_text(&self) -> String {
         let Some(verdicts) = &self.audit else {
-            return "  no audit: none was named (--audit, or --state-dir)\n".to_owned();
+            return "  no audit: no audit command was given (--audit, or --state-dir)\n".to_owned();
         };
         let mut text = format!("  audit: {}\n", if is_clean(verdicts) { "clean" } else { "NOT CLEAN" });
         for verdict in verdicts.iter().filter(|verdict| verdict.violations > 0) {
@@ -113,24 +113,24 @@ fn phase_text(phase: &Phase) -> String {
     );
     for step in &counted.steps {
         text += &latency_line(&step.name, &step.latency);
-        // One outcome is what the line above tells of.
+        // With a single outcome, the line above says the same.
         for (outcome, latency) in step.by_outcome.iter().filter(|_| step.by_outcome.len() > 1) {
             text += &latency_line(&format!("  {outcome}"), latency);
         }
     }
     if let (Some(cpu), Some(each)) = (&phase.cpu, phase.cpu_ms_per_operation) {
         let parts: Vec<String> = cpu.parts.iter().map(|(label, seconds)| format!("{label} {seconds:.2}")).collect();
-        let _ = writeln!(text, "    CPU {each:.3} ms an operation; seconds: {}", parts.join(", "));
+        let _ = writeln!(text, "    CPU {each:.3} ms per operation; seconds: {}", parts.join(", "));
         let _ = writeln!(
             text,
-            "    beside it: the generator {:.2} s, others on this machine {:.2} s",
+            "    not included: the generator {:.2} s, other processes on this machine {:.2} s",
             cpu.generator, cpu.others
         );
     }
     for wal in &phase.wal {
         let _ = writeln!(
             text,
-            "    {}: {} flushes ({:.2} an operation), {} records, {} bytes of log",
+            "    {}: {} flushes ({:.2} per operation), {} records, {} bytes of log",
             wal.server, wal.flushes, wal.flushes_per_operation, wal.records, wal.bytes
         );
     }
@@ -148,7 +148,7 @@ fn latency_line(name: &str, latency: &Latency) -> String {
 /// Writes `<folder>/<name>.json` and `.html`, and returns their paths.
 ///
 /// # Errors
-/// The folder can't be written.
+/// If the folder cannot be written.
 pub fn save(folder: &Path, name: &str, json: &impl Serialize, html: &str) -> anyhow::Result<[PathBuf; 2]> {
     let save = || -> anyhow::Result<[PathBuf; 2]> {
         fs::create_dir_all(folder)?;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_says_what_is_broken_and_what_was_not_looked_at() {
+    fn the_text_says_what_is_broken_and_that_no_audit_ran() {
         let text = result(false, None).to_text();
         assert!(text.contains("BROKEN") && text.contains("no audit"), "{text}");
         assert!(result(true, Some(3)).to_text().contains("promise 1, no seat twice: 3 violations"));

@@ -1,4 +1,6 @@
-//! What is sold: organizer, event, location, hall, seats, sessions and price tier, made through the public API like any organizer would.
+//! What is sold: organizer, event, location, hall, seats, sessions and price tier, made through the public API.
+
+use std::slice;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -12,33 +14,33 @@ use uuid::Uuid;
 use crate::http::{Address, Body, Call, Connection, Outcome};
 use crate::system::System;
 
-/// Seats made by one call, as a list: a system that is measured beside this one may take no more, and no grid.
+/// Seats made by one call, as a list. Another system in a comparison may accept no more, and no grid.
 const SEATS_PER_CALL: usize = 1000;
-/// Seats of one row of the hall.
+/// Seats in each row of the hall.
 const SEATS_PER_ROW: usize = 100;
 
-/// How much there is to sell.
+/// How much is put on sale.
 #[derive(Debug, Clone, Args)]
 pub struct SaleArguments {
-    /// Seats of each session
+    /// Seats per session
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     seats: u32,
-    /// Sessions, sold one after the other; when left out, as many as the load can need
+    /// Sessions, sold one after the other; by default as many as the load can need
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     sessions: Option<u32>,
 }
 
 impl SaleArguments {
-    /// As many sessions as are needed, each with so many seats.
+    /// As many sessions as needed, with this many seats each.
     #[must_use]
     pub fn of(seats: u32) -> Self {
         Self { seats, sessions: None }
     }
 
-    /// Puts that on sale: at least `needed` seats, unless the number of sessions is given.
+    /// Puts at least `needed` seats on sale, unless the number of sessions is given.
     ///
     /// # Errors
-    /// A service does not answer, or refuses.
+    /// If a service does not answer, or refuses.
     pub async fn open(&self, system: &System, needed: usize) -> anyhow::Result<Vec<Session>> {
         let seats = self.seats as usize;
         let sessions = self.sessions.map_or(needed.div_ceil(seats), |sessions| sessions as usize);
@@ -49,27 +51,32 @@ impl SaleArguments {
 /// A session seat that can be bought.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Seat {
-    /// Its id.
+    /// The session seat's id.
     pub session_seat_id: Uuid,
     row_number: String,
     seat_number: String,
 }
 
-/// One session and its seats.
+/// A session on sale, with its seats.
 pub struct Session {
-    /// Its id.
+    /// The session's id.
     pub id: Uuid,
-    /// All of its seats.
+    /// All seats of the session.
     pub seats: Vec<Seat>,
-    /// A price tier of its own.
+    /// The session's own price tier.
     pub tier: Uuid,
 }
 
 impl Session {
-    /// The path of its seat map.
+    /// The path of the session's seat map.
     #[must_use]
     pub fn seat_map(&self) -> String {
         format!("/api/v1/sessions/{}/seat-map", self.id)
+    }
+
+    /// Each seat with the body of a reservation of only this seat.
+    pub fn single_seats(&self) -> impl Iterator<Item = (&Seat, Bytes)> {
+        self.seats.iter().map(move |seat| (seat, self.reservation(slice::from_ref(seat))))
     }
 
     /// The body of a reservation of these seats.
@@ -86,26 +93,26 @@ impl Session {
     }
 }
 
-/// The request for a reservation, by a buyer.
+/// The request of this user for a reservation.
 #[must_use]
 pub fn reserve(body: Bytes, user: Uuid) -> Call {
     by(Call::post("/api/v1/reservations", body), user)
 }
 
-/// A call in a buyer's name.
+/// Adds the user's id to a request.
 #[must_use]
 pub fn by(call: Call, user: Uuid) -> Call {
     let mut buffer = Uuid::encode_buffer();
     let text = user.hyphenated().encode_lower(&mut buffer);
-    // A UUID is letters, digits and hyphens: always a header value.
+    // A UUID has only letters, digits and hyphens, so it is always a valid header value.
     let value = HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
     call.with("x-user-id", value)
 }
 
-/// Puts `sessions` sessions on sale, one after the other in one new hall with `seats` seats.
+/// Puts this many sessions on sale, on one day after the other, in one new hall with this many seats.
 ///
 /// # Errors
-/// A service does not answer, or refuses.
+/// If a service does not answer, or refuses.
 pub async fn open(event: &Address, booking: &Address, sessions: usize, seats: usize) -> anyhow::Result<Vec<Session>> {
     let mut organizer = Organizer { event: Connection::to(event), booking: Connection::to(booking) };
     organizer.event.open().await?;
@@ -152,13 +159,14 @@ impl Organizer {
     }
 
     async fn session(&mut self, event_id: &str, hall_id: &str, day: usize) -> anyhow::Result<Session> {
-        // Far away, so that sales do not end under a test; one session a day, as those of one hall may not overlap.
+        // The dates are far away, so that sales do not end during a test. Sessions of one hall may not overlap, so each
+        // has its own day.
         let date = chrono::NaiveDate::from_ymd_opt(2090, 1, 1).context("that day exists")?;
         let date = date + chrono::Days::new(day as u64);
         let session = json!({ "event_id": event_id, "hall_id": hall_id, "base_price": 100.00,
             "start_time": format!("{date}T19:00:00Z"), "end_time": format!("{date}T22:00:00Z") });
         let id: Uuid = create(&mut self.event, "/api/v1/sessions", &session, "session_id").await?;
-        // A tier of this session alone, at the path and by the name that also other systems know.
+        // A tier of this session only. The path and the member name are those that other systems know, too.
         let tier = json!({ "session_id": id, "name": "Standard", "multiplier": 1.0 });
         let tier = create(&mut self.booking, "/api/v1/price-tiers", &tier, "id").await?;
         let path = format!("/api/v1/sessions/{id}/seats");
@@ -176,7 +184,7 @@ async fn create<T: DeserializeOwned>(
     member: &str,
 ) -> anyhow::Result<T> {
     let answer = connection.send(Call::post(path, new.to_string()), Body::Keep).await;
-    // Some answer a bulk call with 200.
+    // Some systems answer a bulk call with 200.
     if !matches!(answer.outcome, Outcome::Status(200 | 201)) {
         let text = String::from_utf8_lossy(&answer.body);
         bail!("setting up: POST {path} answered {}: {}", answer.outcome, text.chars().take(500).collect::<String>());

@@ -1,5 +1,5 @@
-//! The system under load: where it is, which processes it has, how it is audited. Any deployment can be named part by part; one that
-//! `start.sh` has started natively is found by its state folder.
+//! The system under load: its addresses, its processes and its audit. Any deployment can be described part by part. A
+//! system that `start.sh` has started natively is found by its state folder.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,70 +12,72 @@ use clap::Args;
 use crate::http::Address;
 use crate::processes::Part;
 
-/// Which system to drive. What stands here wins over what the state folder tells.
+/// Which system to drive. These options take precedence over the state folder.
 #[derive(Debug, Clone, Args)]
 pub struct SystemArguments {
-    /// Its name in reports
+    /// The system's name in reports
     #[arg(long, global = true, default_value = "system")]
     name: String,
-    /// The state folder of a system that ./start.sh --native has started (usually .local): addresses, processes, databases and audit are
-    /// taken from what runs
+    /// The state folder of a system started by ./start.sh --native (usually .local): addresses, processes, databases
+    /// and audit are taken from the running system
     #[arg(long, global = true, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
-    /// The Event Service, such as http://localhost:8000
+    /// The Event Service's address, such as http://localhost:8000
     #[arg(long, global = true, value_name = "URL")]
     event_url: Option<Address>,
-    /// The Booking Service, or its replicas, separated by commas: clients are dealt to them in turn
+    /// The Booking Service's address, or those of its replicas, separated by commas: clients are spread over them in
+    /// turn
     #[arg(long, global = true, value_name = "URL", value_delimiter = ',')]
     booking_url: Vec<Address>,
-    /// A process whose CPU time counts, with all that descends from it: label=pid, several separated by commas
+    /// A process whose CPU time counts, with all its descendants: label=pid, several separated by commas
     #[arg(long, global = true, value_name = "LABEL=PID", value_delimiter = ',')]
     process: Vec<Part>,
     /// The Event Service's database: to count flushes of its log, and for the scenario expiry
     #[arg(long, global = true, value_name = "URL")]
     event_db: Option<String>,
-    /// The Booking Service's database: the same, and for the scenario growth
+    /// The Booking Service's database: to count flushes of its log, and for the scenarios expiry and growth
     #[arg(long, global = true, value_name = "URL")]
     booking_db: Option<String>,
-    /// A shell command that audits the system and prints JSON, such as `docker exec booking-service booking-service audit --json`
+    /// A shell command that audits the system and prints JSON, such as
+    /// `docker exec booking-service booking-service audit --json`
     #[arg(long, global = true, value_name = "COMMAND")]
     audit: Option<String>,
 }
 
-/// The system under load.
+/// The system under load, with everything that is known of it.
 pub struct System {
-    /// Its name in reports.
+    /// The system's name in reports.
     pub name: String,
-    /// The Event Service.
+    /// The Event Service's address.
     pub event: Address,
-    /// The Booking Service's replicas, at least one.
+    /// The addresses of the Booking Service's replicas, at least one.
     pub bookings: Vec<Address>,
-    /// Its processes, as far as they are known.
+    /// The system's processes that are known.
     pub parts: Vec<Part>,
-    /// The Event Service's database.
+    /// The URL of the Event Service's database.
     pub event_db: Option<String>,
-    /// The Booking Service's database.
+    /// The URL of the Booking Service's database.
     pub booking_db: Option<String>,
-    /// How to audit it.
+    /// The program that audits the system.
     pub audit: Option<Program>,
 }
 
-/// A program with what it needs.
+/// A program with its arguments and environment.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// Its file.
+    /// The path of the program.
     pub file: PathBuf,
-    /// Its arguments.
+    /// The program's arguments.
     pub arguments: Vec<OsString>,
-    /// Its whole environment; this program's own where it is `None`.
+    /// The program's whole environment. `None`: this program's own.
     pub environment: Option<Vec<(OsString, OsString)>>,
 }
 
 impl SystemArguments {
-    /// Finds what is not given in the state folder.
+    /// Takes what is not given from the state folder.
     ///
     /// # Errors
-    /// The addresses are not known, or nothing runs there.
+    /// If an address is not known, or nothing runs there.
     pub fn find(&self) -> anyhow::Result<System> {
         let mut found = self.state_dir.as_deref().map(Native::in_folder).transpose()?;
         let given = self.audit.as_ref().map(|command| Program {
@@ -105,7 +107,7 @@ impl SystemArguments {
     }
 }
 
-/// What `start.sh --native` has started: pid files, and the environment that each process was given.
+/// What `start.sh --native` has started: its pid files, and each process's environment.
 struct Native {
     parts: Vec<Part>,
     event: Address,
@@ -133,7 +135,7 @@ impl Native {
             booking: address(&booking)?,
             event_db: event.get("DATABASE_URL"),
             booking_db: booking.get("DATABASE_URL"),
-            // The very program that runs, with the settings it runs with.
+            // The program that is running, with the settings that it runs with.
             audit: Program {
                 file: format!("/proc/{booking_pid}/exe").into(),
                 arguments: vec!["audit".into(), "--json".into()],
@@ -144,7 +146,7 @@ impl Native {
     }
 }
 
-/// The processes of all pid files. Each holds the pid, the start time and the boot id.
+/// The processes of all pid files. Each file holds the pid, the start time and the boot id.
 fn running_parts(folder: &Path) -> anyhow::Result<Vec<Part>> {
     let entries = fs::read_dir(folder);
     let entries =
@@ -164,7 +166,7 @@ fn running_parts(folder: &Path) -> anyhow::Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// The environment a process was started with.
+/// The environment with which a process was started.
 struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::ids::{ReservationId, SessionSeatId};
 
-/// Who has a session seat.
+/// Whether a session seat can be bought, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -36,7 +36,7 @@ impl SeatStatus {
 /// A seat that stopped a `reserve` or `confirm`, in the `seats` member of the `409` problem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SeatConflict {
-    /// The seat.
+    /// The session seat that can't be had.
     pub session_seat_id: SessionSeatId,
     /// Its present state; absent when no such seat exists in the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]

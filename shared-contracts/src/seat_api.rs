@@ -34,7 +34,7 @@ pub struct CheckAvailabilityRequest {
 pub struct Availability {
     /// Whether every seat asked for is available.
     pub available: bool,
-    /// The session.
+    /// The session that the call is about.
     pub session_id: SessionId,
     /// Each seat asked for that exists in this session.
     pub seats: Vec<SeatAvailability>,
@@ -48,9 +48,9 @@ pub struct Availability {
 /// One seat's availability.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SeatAvailability {
-    /// The seat.
+    /// Identifies the seat within its session.
     pub session_seat_id: SessionSeatId,
-    /// Who has it.
+    /// Whether the seat can be bought, and if not, why.
     pub status: SeatStatus,
     /// Whether it can be reserved.
     pub available: bool,
@@ -80,7 +80,7 @@ pub struct ReserveRequest {
 pub struct SeatsOfReservation {
     /// The hold's owner.
     pub reservation_id: ReservationId,
-    /// The seats.
+    /// The session seats to change, each once.
     #[schema(min_items = 1, max_items = 500)]
     pub session_seat_ids: Vec<SessionSeatId>,
 }
@@ -88,16 +88,16 @@ pub struct SeatsOfReservation {
 /// A reservation's hold of one seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
 pub struct Hold {
-    /// Who holds it.
+    /// The reservation that holds the seat.
     pub reservation_id: ReservationId,
-    /// The seat.
+    /// The session seat that is held.
     pub session_seat_id: SessionSeatId,
 }
 
 /// Body of `seats/release`: holds that end together, of any sessions.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ReleaseRequest {
-    /// The holds.
+    /// The holds to release, each once.
     #[schema(min_items = 1, max_items = 500)]
     pub holds: Vec<Hold>,
 }
@@ -112,7 +112,7 @@ pub struct SeatsFreed {
 /// Answer of `reserve`, `release` and `confirm`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SeatsChanged {
-    /// The reservation.
+    /// The reservation that is to hold the seats.
     pub reservation_id: ReservationId,
     /// The seats that are now as asked for; for `release`, those that this call freed.
     pub session_seat_ids: Vec<SessionSeatId>,
@@ -124,7 +124,7 @@ pub struct SeatsChanged {
 /// A call among others, with what it would have in its path and its header fields.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Call<T> {
-    /// The session.
+    /// The session whose seats are to be held.
     pub session_id: SessionId,
     /// The id of the request that it belongs to, as in `X-Request-Id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,7 +141,7 @@ pub struct Call<T> {
 /// Calls of one kind, of any sessions. Each is judged for itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Calls<T> {
-    /// The calls.
+    /// The calls to make, each judged by itself.
     #[schema(min_items = 1, max_items = 32)]
     pub calls: Vec<Call<T>>,
 }
@@ -176,7 +176,7 @@ pub struct CallAnswers<T> {
 /// Answer of `pricing`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Pricing {
-    /// The session.
+    /// The session whose prices these are.
     pub session_id: SessionId,
     /// The session's price before seat and tier.
     pub base_price: Money,
@@ -189,7 +189,7 @@ pub struct Pricing {
 /// One seat's price and labels.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SeatPrice {
-    /// The seat.
+    /// The session seat that has this price.
     pub session_seat_id: SessionSeatId,
     /// Its price before the tier's multiplier.
     pub price: Money,
@@ -204,9 +204,9 @@ pub struct SeatPrice {
 pub struct OverdueHold {
     /// The hold's owner.
     pub reservation_id: ReservationId,
-    /// The session.
+    /// The session of the held seat.
     pub session_id: SessionId,
-    /// The seat.
+    /// The session seat that is held.
     pub session_seat_id: SessionSeatId,
     /// The hold's end.
     pub reserved_until: DateTime<Utc>,
@@ -243,7 +243,7 @@ impl std::str::FromStr for TimeCursor {
 /// Answer of `holds/overdue`: oldest first; `next_cursor` goes on after the last.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct OverdueHolds {
-    /// The holds.
+    /// Overdue holds, the earliest first.
     pub items: Vec<OverdueHold>,
     /// Pass it as `cursor` for the next page; null on the last.
     pub next_cursor: Option<String>,
@@ -252,7 +252,7 @@ pub struct OverdueHolds {
 /// A session that does not take place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
 pub struct CancelledSession {
-    /// The session.
+    /// The session that was cancelled.
     pub session_id: SessionId,
     /// When it was cancelled.
     pub cancelled_at: DateTime<Utc>,
@@ -261,7 +261,7 @@ pub struct CancelledSession {
 /// Answer of `sessions/cancelled`: in the order in which they were; `next_cursor` goes on after the last.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CancelledSessions {
-    /// The sessions.
+    /// Cancelled sessions, the earliest cancellation first.
     pub items: Vec<CancelledSession>,
     /// Pass it as `cursor` for the next page; null on the last.
     pub next_cursor: Option<String>,
@@ -270,9 +270,9 @@ pub struct CancelledSessions {
 /// A seat that someone holds or owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
 pub struct OwnedSeat {
-    /// The seat.
+    /// The session seat that has an owner.
     pub session_seat_id: SessionSeatId,
-    /// The session.
+    /// The session of that seat.
     pub session_id: SessionId,
     /// `reserved` or `sold`.
     pub status: SeatStatus,
@@ -291,6 +291,6 @@ pub struct LookUpRequest {
 /// Answer of `seats/look-up`: those of the seats that someone holds or owns.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct OwnedSeats {
-    /// The seats.
+    /// Owned seats, in the order of their ids.
     pub items: Vec<OwnedSeat>,
 }

@@ -37,7 +37,7 @@ pub(crate) struct NewReservation {
 /// Whether a reservation must leave its customer within what one may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FairUse {
-    /// It must.
+    /// The limits on one user's reservations and seats apply.
     Counted,
     /// It need not.
     Exempt,

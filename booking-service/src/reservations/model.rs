@@ -32,14 +32,14 @@ pub(crate) const BOOKING_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
 pub(crate) const LEASE_SECONDS: f64 = 30.0;
 
-/// A reservation.
+/// A customer's order of seats of one session.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct Reservation {
-    /// Its id.
+    /// Identifies the reservation; a UUIDv7.
     pub id: ReservationId,
-    /// The customer.
+    /// The customer that made the reservation.
     pub user_id: UserId,
-    /// The session.
+    /// The session whose seats are reserved.
     pub session_id: SessionId,
     /// When it was made.
     pub booking_time: DateTime<Utc>,
@@ -53,7 +53,7 @@ pub struct Reservation {
     pub currency: Currency,
     /// What became of it.
     pub status: ReservationStatus,
-    /// Its seats.
+    /// One item for each reserved seat.
     #[sqlx(skip)]
     pub items: Vec<ReservationItem>,
     /// When its row was made.
@@ -67,10 +67,10 @@ pub struct Reservation {
 /// One seat of a reservation.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct ReservationItem {
-    /// Its id.
+    /// Identifies the item; a UUIDv7.
     #[sqlx(rename = "item_id")]
     pub id: ReservationItemId,
-    /// The seat.
+    /// The reserved seat of the session.
     pub session_seat_id: SessionSeatId,
     /// The tier that made its price.
     pub price_tier_id: PriceTierId,
@@ -201,7 +201,7 @@ pub(crate) async fn states(
 /// A hold of a seat, and the seat's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionHold {
-    /// The session.
+    /// The session of the held seat.
     pub session_id: SessionId,
     /// The seat and the reservation that holds it.
     pub hold: Hold,

@@ -22,7 +22,7 @@ use crate::outbox;
 
 const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(10)).with_linger();
 
-/// Who wants to pay for what.
+/// A request for the lease of a reservation, which its owner is about to pay.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseRequest {
     pub(crate) id: ReservationId,

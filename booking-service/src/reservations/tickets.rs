@@ -30,11 +30,11 @@ pub struct Ticket {
     pub id: TicketId,
     /// The reservation that it came from.
     pub reservation_id: ReservationId,
-    /// Its owner.
+    /// The customer that paid for the ticket.
     pub user_id: UserId,
-    /// The session.
+    /// The session that the ticket admits to.
     pub session_id: SessionId,
-    /// The seat.
+    /// The seat of the session that the ticket is for.
     pub session_seat_id: SessionSeatId,
     /// The seat's row.
     pub row_number: Label,
@@ -59,9 +59,9 @@ pub struct Ticket {
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum TicketStatus {
-    /// It does.
+    /// The ticket admits its owner.
     Active,
-    /// It has.
+    /// The ticket has admitted its owner already.
     Used,
     /// It was given back.
     Refunded,

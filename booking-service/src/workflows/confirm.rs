@@ -68,12 +68,12 @@ pub enum PaymentStatus {
 /// A reservation that is paid, or about to be.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmedReservation {
-    /// The reservation.
+    /// The reservation as it is after this call.
     #[serde(flatten)]
     pub reservation: Reservation,
     /// Whether the money is taken.
     pub payment_status: PaymentStatus,
-    /// The charge.
+    /// Identifies the payment; also the provider's idempotency key.
     pub payment_id: PaymentId,
     /// One for each seat once it is paid; their QR codes are at `/api/v1/tickets/{id}`.
     pub tickets: Vec<Ticket>,

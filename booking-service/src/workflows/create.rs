@@ -272,7 +272,7 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
 }
 
-/// Step 5.
+/// Step 5 of the table: writes the reservation, or undoes the hold.
 async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, claim: &Claim) -> Result<Reservation> {
     let writing = app.inserts.insert(draft.priced(order, use_of), claim.clone());
     let error = match app.metrics.step(MeasuredStep::Write, writing).await {

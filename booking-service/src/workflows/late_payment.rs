@@ -61,7 +61,7 @@ async fn decline(app: &App, id: PaymentId) -> Result<Concluded> {
     Ok(Concluded::NotCharged)
 }
 
-/// The money is there and the reservation is not. Who let it expire gets the seats all the same, if nobody else has them.
+/// The payment is captured and the reservation has expired. The payer still gets the seats if they are free.
 async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     if payment.reservation != ReservationState::Expired {
         return void_and_refund(app, payment.id).await;

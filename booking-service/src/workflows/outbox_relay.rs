@@ -57,7 +57,7 @@ pub(crate) async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::
             *at = Instant::now() + pause;
         }
         faulty = fault;
-        // Who comes meanwhile leaves together with those after them. A full batch has company enough.
+        // Wait briefly so that events committed meanwhile join this batch. A full batch leaves at once.
         if urgent_at > Instant::now() {
             tokio::time::sleep(GATHER_TIME).await;
         }

@@ -249,8 +249,8 @@ async fn a_temporary_state_is_not_a_violation() {
                     where reservation_id in (select reservation_id from session_seats where reserved_until < now())";
         sqlx::query(mend).execute(&system.event_db).await.unwrap();
     };
-    let look = audit(&system.app, &system.settings.broker, &system.settings.queue, window);
-    let (report, ()) = tokio::join!(look, mend);
+    let report = audit(&system.app, &system.settings.broker, &system.settings.queue, window);
+    let (report, ()) = tokio::join!(report, mend);
     let report = report.unwrap();
     assert!(report.is_clean(), "\n{report}");
     assert_eq!(report.verdicts[2].in_passing, 1, "\n{report}");

@@ -117,7 +117,7 @@ async fn a_reservation_does_not_expire_during_its_payment() {
     system.confirm(&id, user, Some(json!({ "payment_id": "pay_timeout_charged" })), 503).await;
     system.let_reservations_run_out().await;
     assert_eq!(booking_service::workflows::end::expire_due(&system.app, 100).await.unwrap(), 0);
-    // Nor does someone who wants its seats end it, although the hold is past its time.
+    // A buyer that wants its seats does not end it either, although the hold is past its time.
     let past = "update session_seats set reserved_until = reserved_until - interval '1 hour' where status = 'reserved'";
     sqlx::query(past).execute(&system.event_db).await.unwrap();
     let settled = reconcile::reconcile_once(&system.app, &mut reconcile::Sweep::default()).await.unwrap();

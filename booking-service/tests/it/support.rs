@@ -378,7 +378,7 @@ impl System {
     /// Audits both databases, as `booking-service audit` does. The system is at rest, so one pass is enough.
     pub(crate) async fn audit(&self) -> Report {
         let window = AuditWindow { settle: Duration::ZERO, late: Duration::from_secs(60) };
-        // The wires that a test has cut are not what is to be judged.
+        // It avoids the connections that a test has cut.
         let app = app::for_command(
             &Settings { event_service_url: self.event_base.clone(), ..self.settings.clone() },
             "audit",

@@ -130,7 +130,7 @@ async fn whichever_step_of_a_booking_fails_nothing_stays_held() {
             faults.extend(times.iter().map(|hits_max| (link, word, strike, *hits_max)));
         }
     }
-    // Those that wait for a silent database wait together.
+    // Attempts that wait for a silent database come first, so they wait at the same time.
     faults.sort_by_key(|(link, _, strike, _)| (*link != Database, *strike != Fault::Silence));
     let sale = system.sale(2 * faults.len() as u32).await;
     let attempts = faults.into_iter().enumerate().map(async |(index, fault)| {

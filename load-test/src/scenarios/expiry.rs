@@ -1,4 +1,4 @@
-//! `expiry`: holds by the hundred thousand end at the same moment, while reservations in another session go on.
+//! `expiry`: up to a hundred thousand holds end at the same moment, while reservations in another session go on.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -16,14 +16,14 @@ use crate::measured::{Measured, Promise};
 use crate::sale::{self, Session};
 use crate::scenarios::reserve::{RESERVE, Reserve};
 
-/// Holds written by one statement.
+/// How many holds one statement writes.
 const HOLDS_PER_STATEMENT: usize = 10_000;
-/// From the last hold's writing to the end of all of them: the reservations alone are measured in it.
+/// The time from the writing of the last hold to the common end. Only reservations run in it.
 const CALM: Duration = Duration::from_secs(3);
-/// How often it is looked how many are left.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the held seats are counted.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How.
+/// The options of `expiry`.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -31,12 +31,12 @@ pub struct Arguments {
     /// Holds that end at once
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     holds: u32,
-    /// All seats must be on sale again within this time
+    /// Time within which all seats must be on sale again
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=3600))]
     within_seconds: u32,
 }
 
-/// Writes holds with their reservations, as bookings would have left them. Their end is far away.
+/// Writes holds with their reservations, as bookings would have left them. They end in a day.
 async fn hold(event_db: &mut PgConnection, booking_db: &mut PgConnection, session: &Session) -> anyhow::Result<()> {
     for seats in session.seats.chunks(HOLDS_PER_STATEMENT) {
         let seats: Vec<Uuid> = seats.iter().map(|seat| seat.session_seat_id).collect();
@@ -69,7 +69,7 @@ async fn hold(event_db: &mut PgConnection, booking_db: &mut PgConnection, sessio
     Ok(())
 }
 
-/// Lets all of them end at one moment, which is returned.
+/// Sets the same end for all holds. Returns that moment.
 async fn let_end(
     event_db: &mut PgConnection,
     booking_db: &mut PgConnection,
@@ -92,16 +92,16 @@ async fn seconds_since(booking_db: &mut PgConnection, due: DateTime<Utc>) -> any
     Ok(sqlx::query_scalar(sql).bind(due).fetch_one(booking_db).await?)
 }
 
-/// How the seats came back.
+/// How the seats returned to sale.
 #[derive(Debug, Default)]
-struct Return {
-    /// Seconds after the end, and how many were on sale again.
+struct SeatsBack {
+    /// Seconds after the end, and how many seats were on sale again.
     points: Vec<(f64, usize)>,
     complete: bool,
 }
 
-impl Return {
-    /// The first look at which this share was back.
+impl SeatsBack {
+    /// When this share of the seats was first seen on sale again.
     fn after(&self, holds: usize, share: f64) -> String {
         let wanted = (holds as f64 * share).ceil() as usize;
         let found = self.points.iter().find(|(_, back)| *back >= wanted);
@@ -109,7 +109,7 @@ impl Return {
     }
 }
 
-/// Looks until all seats are back or `time_max` is over, and then sets `stop`.
+/// Counts the held seats until none is left or `time_max` is over, and then sets `stop`.
 async fn watch(
     mut event_db: PgConnection,
     session: Uuid,
@@ -117,11 +117,11 @@ async fn watch(
     due: Instant,
     time_max: Duration,
     stop: Rc<Cell<bool>>,
-) -> anyhow::Result<Return> {
-    let mut back = Return::default();
+) -> anyhow::Result<SeatsBack> {
+    let mut back = SeatsBack::default();
     let watched = async {
         while due.elapsed() < time_max && !back.complete {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let sql = "select count(*) from session_seats where session_id = $1 and status = 'reserved'";
             let left: i64 = sqlx::query_scalar(sql).bind(session).fetch_one(&mut event_db).await?;
             let (at, count) = (due.elapsed().as_secs_f64(), holds - left as usize);
@@ -151,7 +151,7 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
     let reserve = Rc::new(Reserve::all_of(&on_sale, 1));
     let calm = bench.measure("reservations before the end", &arguments.load, RESERVE, &reserve).await?;
 
-    // Moving the end of all of them is one statement in each database, and must be over before it comes.
+    // The update of the end is one statement in each database. Both must be over before the end comes.
     let in_seconds = CALM.as_secs_f64() + holds as f64 / 10_000.0;
     let due = let_end(&mut event_db, &mut booking_db, &held[0], in_seconds).await?;
     let ahead = -seconds_since(&mut booking_db, due).await?;
@@ -160,13 +160,13 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
     let time_max = Duration::from_secs(arguments.within_seconds.into());
     let watching = watch(event_db, held[0].id, holds, Instant::now(), time_max, Rc::clone(&bench.stop));
     let watching = tokio::task::spawn_local(watching);
-    // Without the quiet seconds that counting flushes needs: the end does not wait.
+    // Does not count flushes, because that needs quiet seconds and the end does not wait.
     let load = LoadArguments { warm_up_seconds: 0.0, no_flushes: true, ..whole };
     let rush = bench.measure("reservations while holds end", &load, RESERVE, &reserve).await?;
     let back = watching.await??;
 
     let left = holds - back.points.last().map_or(0, |(_, back)| *back);
-    let found = format!("{left} of {holds} were not after {} s", arguments.within_seconds);
+    let found = format!("{left} of {holds} were not on sale after {} s", arguments.within_seconds);
     let figures = [("half", 0.5), ("99 %", 0.99), ("all", 1.0)]
         .map(|(name, share)| (format!("{name} of the seats on sale again"), back.after(holds, share)));
     Ok(Measured {
@@ -184,8 +184,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_counts_from_the_look_that_saw_it() {
-        let back = Return { points: vec![(0.5, 10), (1.0, 98), (1.5, 99), (2.0, 100)], complete: true };
+    fn a_share_is_reached_at_the_first_count_that_shows_it() {
+        let back = SeatsBack { points: vec![(0.5, 10), (1.0, 98), (1.5, 99), (2.0, 100)], complete: true };
         assert_eq!(back.after(100, 0.5), "1.0 s after their end");
         assert_eq!(back.after(100, 0.99), "1.5 s after their end");
         assert_eq!(back.after(200, 1.0), "not seen");

@@ -1,4 +1,5 @@
-//! `growth`: the same booking in sessions of more and more seats, beside more and more reservations of earlier days. It should cost the same.
+//! `growth`: the same booking in sessions with more and more seats, and in tables with more and more old reservations.
+//! The cost should stay the same.
 
 use std::rc::Rc;
 
@@ -12,26 +13,26 @@ use crate::measured::{Measured, Promise};
 use crate::sale::SaleArguments;
 use crate::scenarios::reserve::{RESERVE, Reserve};
 
-/// Old reservations written by one statement.
+/// How many old reservations one statement writes.
 const RESERVATIONS_PER_STATEMENT: i64 = 100_000;
-/// Reservations that a closed loop is expected to need.
+/// How many reservations a closed loop is expected to need.
 const CLOSED_MAX: usize = 20_000;
 
-/// How.
+/// The options of `growth`.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
     load: LoadArguments,
-    /// Seats of the session, size by size
+    /// Seats per session: one or more sizes, measured in turn
     #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     session_seats: Vec<u32>,
-    /// Reservations in the table, size by size: rising, as they are only ever added
+    /// Reservations in the table: one or more sizes, rising, because rows are only added
     #[arg(long, value_delimiter = ',', default_value = "0,1000000,5000000", value_parser = clap::value_parser!(u32).range(0..=100_000_000))]
     reservations: Vec<u32>,
 }
 
-/// Adds reservations of the past year that have expired, each with its item, up to `wanted` in all: whatever a table of that size
-/// costs a booking, these cost it. Their ids are those of their time, as theirs would be.
+/// Adds expired reservations of the past year, each with its item, up to `wanted` in all. Their ids contain their
+/// booking time, as real ids do. So they cost a booking what a table of that size would cost it.
 async fn fill(booking_db: &mut PgConnection, wanted: u32) -> anyhow::Result<i64> {
     let mut there: i64 = sqlx::query_scalar("select count(*) from reservations").fetch_one(&mut *booking_db).await?;
     while there < i64::from(wanted) {
@@ -57,7 +58,7 @@ async fn fill(booking_db: &mut PgConnection, wanted: u32) -> anyhow::Result<i64>
         there += more;
         println!("{there} reservations in the table");
     }
-    // What autovacuum would have done by and by.
+    // Autovacuum would do this in time.
     sqlx::query("vacuum analyze reservations").execute(&mut *booking_db).await?;
     sqlx::query("vacuum analyze reservation_items").execute(&mut *booking_db).await?;
     Ok(there)

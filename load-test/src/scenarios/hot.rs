@@ -1,4 +1,5 @@
-//! `hot`: the rush. Thousands of buyers want the same few seats; each seat has one winner, and the others hear so quickly.
+//! `hot`: thousands of buyers want the same few seats at once. Each seat has one winner, and the others must hear
+//! quickly that it is taken.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,32 +15,33 @@ use crate::measure::{Recorder, Step};
 use crate::measured::{Measured, Promise};
 use crate::sale::{self, SaleArguments};
 
-/// A buyer's attempt, until it is known who has the seat.
+/// A buyer's request, repeated until the buyer knows who has the seat.
 const ATTEMPT: Step = Step { name: "attempt", good: &[201, 409], refused: &[] };
-/// An answer that only says: too many, come again.
+/// An answer that only tells the buyer to try again.
 const TURNED_AWAY: Step = Step { name: "turned away", good: &[429, 503], refused: &[] };
-/// How often a buyer who is turned away comes again.
+/// How often a buyer sends the request at most.
 const TRIES_MAX: usize = 10;
-/// How long they wait where the answer does not say.
+/// How long a buyer waits if the answer has no `Retry-After`.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// When it is given up, if the last buyer has not come by then. `--seconds` has no say: a rush that ends early proves nothing.
+/// When the run ends even if buyers are left. `--seconds` does not apply, because a rush that ends early proves
+/// nothing.
 const TIME_MAX_SECONDS: f64 = 600.0;
 
-/// How.
+/// The options of `hot`.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
     load: LoadArguments,
     #[command(flatten)]
     sale: SaleArguments,
-    /// Buyers of a round
+    /// Buyers per round
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     buyers: u32,
-    /// Seats that all of them want
+    /// Seats that all buyers of a round want
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     wanted: u32,
-    /// Rounds, each for other seats
+    /// Rounds, each with other seats
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }
@@ -53,7 +55,8 @@ struct Rush {
 }
 
 impl Rush {
-    /// Which seat a buyer wants: the first round's buyers its first seats in turn, and so on.
+    /// The seat that a buyer wants. The buyers of the first round take turns at its seats, then those of the second,
+    /// and so on.
     fn wish(&self, buyer: usize) -> Option<usize> {
         let seat = buyer / self.buyers_per_round * self.seats_per_round + buyer % self.seats_per_round;
         (seat < self.seats.len()).then_some(seat)
@@ -66,7 +69,7 @@ impl Rush {
         let found = format!(
             "{total} winners for {} seats; at most {most} for one seat{}",
             winners.len(),
-            if complete { "" } else { "; the time was over before all buyers had come" }
+            if complete { "" } else { "; the time was over before all buyers had arrived" }
         );
         Promise::new("each wanted seat has exactly one winner", wrong == 0 && complete, found)
     }
@@ -81,19 +84,19 @@ impl Operation for Rush {
         for _ in 1..TRIES_MAX {
             let answer = client.booking.send(call.clone(), Body::Count).await;
             if !matches!(answer.outcome, Outcome::Status(429 | 503)) {
-                return self.heard(seat, &answer, due, recorder);
+                return self.finish(seat, &answer, due, recorder);
             }
             recorder.count(TURNED_AWAY, answer.outcome, begun);
             tokio::time::sleep(retry_after(&answer)).await;
             begun = Instant::now();
         }
         let answer = client.booking.send(call, Body::Count).await;
-        self.heard(seat, &answer, due, recorder)
+        self.finish(seat, &answer, due, recorder)
     }
 }
 
 impl Rush {
-    fn heard(&self, seat: usize, answer: &Answer, due: Instant, recorder: &Recorder) -> bool {
+    fn finish(&self, seat: usize, answer: &Answer, due: Instant, recorder: &Recorder) -> bool {
         recorder.count(ATTEMPT, answer.outcome, due);
         if answer.is(201) {
             self.winners.borrow_mut()[seat] += 1;
@@ -112,7 +115,7 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
     let sessions = arguments.sale.open(bench.system, wanted).await?;
     let seats: Vec<Bytes> = sessions
         .iter()
-        .flat_map(|session| session.seats.iter().map(|seat| session.reservation(std::slice::from_ref(seat))))
+        .flat_map(|session| session.single_seats().map(|(_, reservation)| reservation))
         .take(wanted)
         .collect();
     let rush = Rc::new(Rush {
@@ -122,14 +125,14 @@ pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Res
         seats,
         next: Cell::new(0),
     });
-    // It ends with the last buyer; a warm-up would be a part of the rush that is not counted.
+    // The run ends with the last buyer. A warm-up would be a part of the rush that is not counted.
     let load = LoadArguments { warm_up_seconds: 0.0, seconds: TIME_MAX_SECONDS, ..arguments.load.clone() };
     let phase = bench.measure("hot", &load, ATTEMPT, &rush).await?;
     let (winners, losers) = (phase.counted.ended(Outcome::Status(201)), phase.counted.ended(Outcome::Status(409)));
     let figures = vec![
         ("winners".to_owned(), winners.to_string()),
         ("losers".to_owned(), losers.to_string()),
-        ("losers told a second".to_owned(), format!("{:.0}", losers as f64 / phase.seconds)),
+        ("losers answered per second".to_owned(), format!("{:.0}", losers as f64 / phase.seconds)),
     ];
     let complete = rush.wish(rush.next.get()).is_none();
     Ok(Measured { promises: vec![rush.promise(complete)], phases: vec![phase], figures })
@@ -150,14 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn each_round_has_its_own_seats_and_then_it_is_over() {
+    fn each_round_has_its_own_seats_and_after_the_last_there_are_none() {
         let rush = rush(&[0; 4]);
         let wishes: Vec<_> = (0..9).map(|buyer| rush.wish(buyer)).collect();
         assert_eq!(wishes, [0, 1, 0, 1, 2, 3, 2, 3].map(Some).into_iter().chain([None]).collect::<Vec<_>>());
     }
 
     #[test]
-    fn as_many_winners_as_seats_is_not_enough() {
+    fn as_many_winners_as_seats_are_not_enough() {
         assert!(rush(&[1, 1, 1, 1]).promise(true).kept);
         for wrong in [[2, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 2]] {
             assert!(!rush(&wrong).promise(true).kept, "{wrong:?}");

@@ -1,43 +1,30 @@
-//! `journey`: seat map, reservation, payment, ticket, by one buyer after the other. The whole counts from when the buyer was due, each
-//! step from when it began.
+//! `journey`: each buyer loads the seat map, reserves, pays and reads the ticket. The whole journey is timed from the
+//! moment when the buyer was due, and each step from its beginning.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
-use clap::Args;
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::arrivals::{Client, Operation};
-use crate::bench::{Bench, LoadArguments};
+use crate::bench::Bench;
 use crate::http::{Body, Call, Outcome};
 use crate::measure::{Recorder, Step};
 use crate::measured::{Measured, Promise};
-use crate::sale::{self, SaleArguments};
-use crate::scenarios::seat_map::Encoding;
+use crate::sale;
+use crate::scenarios::reserve::RESERVE;
+use crate::scenarios::seat_map::BuyerArguments;
 
 const JOURNEY: Step = Step { name: "journey", good: &[200], refused: &[] };
 const SEAT_MAP: Step = Step { name: "seat map", good: &[200], refused: &[] };
-const RESERVE: Step = Step { name: "reserve", good: &[201], refused: &[] };
 const CONFIRM: Step = Step { name: "confirm", good: &[200], refused: &[] };
 const TICKET: Step = Step { name: "ticket", good: &[200], refused: &[] };
-/// Journeys that a closed loop is expected to need.
+/// How many journeys a closed loop is expected to need.
 const CLOSED_MAX: usize = 10_000;
-
-/// How.
-#[derive(Debug, Clone, Args)]
-pub struct Arguments {
-    #[command(flatten)]
-    load: LoadArguments,
-    #[command(flatten)]
-    sale: SaleArguments,
-    /// How the seat map is to be compressed
-    #[arg(long, value_enum, default_value_t = Encoding::Gzip)]
-    encoding: Encoding,
-}
 
 struct Wanted {
     seat: Uuid,
@@ -49,8 +36,8 @@ struct Journey {
     wanted: Vec<Wanted>,
     next: Cell<usize>,
     encoding: HeaderValue,
-    seated: Cell<u64>,
-    /// Buyers who have paid and do not have exactly the ticket for their seat.
+    right: Cell<u64>,
+    /// Buyers that have paid and do not have exactly one ticket, for their seat.
     wrong: RefCell<Vec<Uuid>>,
 }
 
@@ -69,15 +56,15 @@ impl Operation for Journey {
         let index = self.next.get();
         let Some(wanted) = self.wanted.get(index) else { return false };
         self.next.set(index + 1);
-        let outcome = self.travel(client, wanted, recorder).await.unwrap_or_else(|failed| failed);
+        let outcome = self.run_steps(client, wanted, recorder).await.unwrap_or_else(|failed| failed);
         recorder.count(JOURNEY, outcome, due);
         true
     }
 }
 
 impl Journey {
-    /// The steps; ends with the outcome of the last one, or early with that of the one that failed.
-    async fn travel(&self, client: &mut Client, wanted: &Wanted, recorder: &Recorder) -> Result<Outcome, Outcome> {
+    /// Runs the steps. Returns the outcome of the last step, or of the first one that failed.
+    async fn run_steps(&self, client: &mut Client, wanted: &Wanted, recorder: &Recorder) -> Result<Outcome, Outcome> {
         let user = Client::new_user();
         let done = |step: Step, outcome: Outcome, begun: Instant| {
             recorder.count(step, outcome, begun);
@@ -103,35 +90,35 @@ impl Journey {
         let answer = client.booking.send(tickets, Body::Keep).await;
         done(TICKET, answer.outcome, begun)?;
         match serde_json::from_slice::<Vec<Ticket>>(&answer.body).as_deref() {
-            Ok([ticket]) if ticket.session_seat_id == wanted.seat => self.seated.set(self.seated.get() + 1),
+            Ok([ticket]) if ticket.session_seat_id == wanted.seat => self.right.set(self.right.get() + 1),
             _ => self.wrong.borrow_mut().push(user),
         }
         Ok(answer.outcome)
     }
 }
 
-pub(super) async fn run(arguments: &Arguments, bench: &Bench<'_>) -> anyhow::Result<Measured> {
+pub(super) async fn run(arguments: &BuyerArguments, bench: &Bench<'_>) -> anyhow::Result<Measured> {
     let sessions = arguments.sale.open(bench.system, arguments.load.operations_max(CLOSED_MAX)).await?;
     let mut wanted = Vec::new();
     for session in &sessions {
         let seat_map: Rc<str> = session.seat_map().into();
-        wanted.extend(session.seats.iter().map(|seat| Wanted {
+        wanted.extend(session.single_seats().map(|(seat, reservation)| Wanted {
             seat: seat.session_seat_id,
             seat_map: Rc::clone(&seat_map),
-            reservation: session.reservation(std::slice::from_ref(seat)),
+            reservation,
         }));
     }
     let journey = Rc::new(Journey {
         wanted,
         next: Cell::new(0),
         encoding: arguments.encoding.header(),
-        seated: Cell::new(0),
+        right: Cell::new(0),
         wrong: RefCell::default(),
     });
     let phase = bench.measure("journey", &arguments.load, JOURNEY, &journey).await?;
     let wrong = journey.wrong.borrow();
-    let found = format!("{} buyers have it, {} do not {:?}", journey.seated.get(), wrong.len(), first(&wrong));
-    let promise = Promise::new("who has paid has the one ticket for the seat", wrong.is_empty(), found);
+    let found = format!("{} buyers have it, {} do not {:?}", journey.right.get(), wrong.len(), first(&wrong));
+    let promise = Promise::new("every buyer that paid has exactly the ticket for the seat", wrong.is_empty(), found);
     Ok(Measured { phases: vec![phase], promises: vec![promise], ..Measured::default() })
 }
 

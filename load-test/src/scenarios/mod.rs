@@ -1,4 +1,4 @@
-//! What buyers do. Each scenario sets up its own sale, measures one or more phases, and says whether its own promise was kept.
+//! What buyers do. Each scenario puts its own sale up, measures one or more phases, and checks its own promise.
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -14,27 +14,27 @@ pub mod mixed;
 pub mod reserve;
 pub mod seat_map;
 
-/// The scenarios.
+/// What buyers do in a run, with the scenario's options.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Scenario {
-    /// Reservations of distinct seats
+    /// Reserve distinct seats
     Reserve(reserve::Arguments),
-    /// Seat map, reservation, payment, ticket
-    Journey(journey::Arguments),
-    /// Thousands of buyers want the same ten seats
+    /// Load the seat map, reserve, pay, and read the ticket
+    Journey(seat_map::BuyerArguments),
+    /// Let thousands of buyers want the same ten seats
     Hot(hot::Arguments),
-    /// A large seat map, loaded anew and asked for changes
+    /// Load a large seat map anew, then ask for changes
     SeatMap(seat_map::Arguments),
-    /// Nine readers for each buyer
-    Mixed(mixed::Arguments),
-    /// A hundred thousand holds end at once while reservations go on; best with --rate
+    /// Send nine reads for each reservation
+    Mixed(seat_map::BuyerArguments),
+    /// Let a hundred thousand holds end at once while reservations go on; best with --rate
     Expiry(expiry::Arguments),
-    /// The same booking in larger and larger sessions and tables
+    /// Reserve in larger and larger sessions and tables
     Growth(growth::Arguments),
 }
 
 impl Scenario {
-    /// Its name, as on the command line.
+    /// The scenario's name on the command line.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -48,10 +48,10 @@ impl Scenario {
         }
     }
 
-    /// Runs it.
+    /// Runs the scenario on a system.
     ///
     /// # Errors
-    /// The system does not answer, or refuses the set-up.
+    /// If the system does not answer, or refuses the set-up.
     pub async fn run(&self, bench: &Bench<'_>) -> anyhow::Result<Measured> {
         let measured = match self {
             Self::Reserve(arguments) => reserve::run(arguments, bench).await,

@@ -1,4 +1,4 @@
-//! `reserve`: each arrival reserves seats that nobody else asks for.
+//! `reserve`: each arrival reserves free seats that no other arrival requests.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,26 +14,26 @@ use crate::measure::{Recorder, Step};
 use crate::measured::{Measured, Promise};
 use crate::sale::{self, SaleArguments, Session};
 
-/// A reservation of seats that are free, so `409` is wrong.
+/// A reservation of free seats. A `409` therefore counts as failed.
 pub const RESERVE: Step = Step { name: "reserve", good: &[201], refused: &[] };
-/// Reservations that a closed loop is expected to need.
+/// How many reservations a closed loop is expected to need.
 const CLOSED_MAX: usize = 20_000;
-/// Reserved seats that are asked for once more, to see that they are refused.
+/// How many reserved seats are requested once more, to check that they are refused.
 const ASKED_AGAIN_MAX: usize = 200;
 
-/// How.
+/// The options of `reserve`.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
     load: LoadArguments,
     #[command(flatten)]
     sale: SaleArguments,
-    /// Seats of one reservation
+    /// Seats per reservation
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=10))]
     seats_per_reservation: u8,
 }
 
-/// Reserves one after the other.
+/// Makes one reservation after the other.
 pub struct Reserve {
     bodies: Vec<Bytes>,
     next: Cell<usize>,
@@ -41,7 +41,7 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// All seats of these sessions, so many in each reservation.
+    /// Prepares reservations of all seats of these sessions, with this many seats each.
     #[must_use]
     pub fn all_of(sessions: &[Session], seats_per_reservation: usize) -> Self {
         let each = |session: &Session| -> Vec<Bytes> {
@@ -50,10 +50,10 @@ impl Reserve {
         Self { bodies: sessions.iter().flat_map(each).collect(), next: Cell::new(0), given: RefCell::default() }
     }
 
-    /// Asks again for seats that have been given. Each must be refused.
+    /// Requests seats again that have been reserved. Each of these requests must be refused.
     pub async fn promise(&self, bench: &Bench<'_>) -> Promise {
         let given = self.given.borrow().clone();
-        // Spread over all of the run.
+        // Takes samples over all of the run.
         let every = given.len().div_ceil(ASKED_AGAIN_MAX).max(1);
         let mut connection = Connection::to(&bench.system.bookings[0]);
         let (mut asked, mut twice, mut other) = (0, 0, 0);
@@ -67,7 +67,7 @@ impl Reserve {
             }
         }
         let found = format!(
-            "{} reservations; the seats of {asked} were asked for again: given {twice} times, otherwise not refused {other} times",
+            "{} reservations; the seats of {asked} were requested again: {twice} reserved twice, {other} other answers",
             given.len()
         );
         Promise::new("no seat is reserved twice", twice == 0 && other == 0, found)

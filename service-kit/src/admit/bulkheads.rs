@@ -19,7 +19,7 @@ pub enum RequestClass {
     Map,
     /// What reads and changes nothing.
     Read,
-    /// New reservations.
+    /// Requests that make new reservations.
     Hold,
     /// What one does with a reservation or ticket that one has: paying above all.
     Confirm,
@@ -62,7 +62,7 @@ const MAPS_AT_WORK: usize = 64;
 const READS_AT_WORK: usize = 8;
 /// Two full batches of the batchers that write; more requests would wait there.
 const HOLDS_AT_WORK: usize = 128;
-/// As reads.
+/// Changes of the catalogue get as many places as reads.
 const ADMIN_AT_WORK: usize = 8;
 
 /// The bulkheads of a process.

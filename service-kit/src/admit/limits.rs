@@ -105,7 +105,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Reads them.
+    /// Reads the limits from the environment.
     pub(crate) fn read(reader: &mut SettingsReader) -> Self {
         let second = Duration::from_secs(1);
         let rates = Rates {

@@ -77,7 +77,7 @@ enum Kind {
     Admin,
 }
 
-/// Who is limited.
+/// The user or address whose calls share one limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Who {
     User(UserId),

@@ -48,7 +48,7 @@ const DEAD_LETTERS_COUNTED_EVERY: Duration = Duration::from_secs(2);
 pub struct Incoming {
     /// What it is about.
     pub routing_key: String,
-    /// Its bytes.
+    /// The bytes of the message, as published.
     pub body: Vec<u8>,
 }
 

@@ -25,7 +25,7 @@ pub struct DeadLetter {
     pub routing_key: String,
     /// Why it was set aside.
     pub reason: String,
-    /// Its text.
+    /// The message's body as text.
     pub body: String,
 }
 

@@ -19,7 +19,7 @@ pub struct Outgoing {
     pub message_id: Uuid,
     /// The routing key; also the AMQP `type`.
     pub routing_key: String,
-    /// JSON.
+    /// The message's body, as JSON bytes.
     pub body: Vec<u8>,
     /// When the change was made: seconds since 1970.
     pub timestamp: u64,

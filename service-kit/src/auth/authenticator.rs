@@ -22,7 +22,7 @@ pub const USER_ID: &str = "x-user-id";
 #[derive(Debug, Clone, Copy)]
 pub struct OrganizerCaller;
 
-/// An admin.
+/// Lets only administrators in; an extractor for handlers.
 #[derive(Debug, Clone, Copy)]
 pub struct AdminCaller;
 
@@ -81,7 +81,7 @@ impl Authenticator {
     }
 }
 
-/// Who makes the request; looked at once for each.
+/// Identifies the caller, once for each request.
 async fn identify(parts: &mut Parts) -> Result<Caller, AuthError> {
     if let Some(Identified(known)) = parts.extensions.get::<Identified>() {
         return *known;
@@ -91,7 +91,7 @@ async fn identify(parts: &mut Parts) -> Result<Caller, AuthError> {
     identified
 }
 
-/// Who makes the request, if that is known; also what rate limits count by.
+/// The id of the request's user, if the request proves one. Rate limits count by it.
 pub(crate) async fn user_of(request: &mut Request) -> Option<UserId> {
     let authenticator = request.extensions().get::<Authenticator>()?.clone();
     let identified = authenticator.look(request.headers()).await;

@@ -15,7 +15,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// All roles.
+    /// Every role that a token may grant.
     pub const ALL: [Self; 3] = [Self::Customer, Self::Organizer, Self::Admin];
 
     /// The name in the `roles` claim.

@@ -23,7 +23,7 @@ pub struct InternalKeys {
 }
 
 impl InternalKeys {
-    /// These keys.
+    /// Accepts these keys, the current one first.
     #[must_use]
     pub fn new(current: &str, previous: Option<&str>) -> Self {
         Self { current: Some(current.into()), previous: previous.map(Into::into) }

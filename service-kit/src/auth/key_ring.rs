@@ -81,7 +81,7 @@ type KeySet = Vec<(Option<String>, Arc<Key>)>;
 /// What a file was like when it was read.
 type Mark = (u64, u64, i64, i64);
 
-/// The keys.
+/// The keys that tokens are verified with, refreshed from their source.
 pub(super) struct KeyRing {
     rules: JwtSettings,
     pace: Pace,

@@ -1,4 +1,4 @@
-//! Who is calling, and what they may do.
+//! The caller of a request, and what the caller may do.
 //!
 //! A handler names in its arguments what it needs: [`Caller`], [`OrganizerCaller`], [`AdminCaller`] or
 //! [`InternalCaller`]. A handler that names none of them is open to all. These arguments stand before path and body, so

@@ -59,7 +59,7 @@ pub enum KeySource {
 }
 
 impl AuthSettings {
-    /// Reads them.
+    /// Reads these settings, and adds a fault for each that can't be used.
     pub fn read(reader: &mut SettingsReader, trust: &Trust) -> Self {
         let mode = match reader.or("AUTH_MODE", "header".to_owned()).as_str() {
             "header" => {

@@ -6,9 +6,9 @@ use axum::response::{IntoResponse, Response};
 /// `201` with the new thing and, in `Location`, the path under which it is found from now on.
 #[derive(Debug)]
 pub struct Created<T> {
-    /// The path.
+    /// The path of the new resource, for the `Location` header.
     pub location: String,
-    /// The thing.
+    /// The new resource, sent as JSON.
     pub body: T,
 }
 

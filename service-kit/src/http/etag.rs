@@ -23,7 +23,7 @@ const CODINGS: [&str; 3] = ["-gzip", "-br", "-zstd"];
 pub struct Editable<T> {
     /// Rises with each edit.
     pub version: i64,
-    /// The resource.
+    /// The resource itself, sent as JSON.
     pub body: T,
 }
 

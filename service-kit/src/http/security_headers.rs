@@ -18,7 +18,7 @@ const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 /// alone.
 const PAGES_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      font-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
-/// A year.
+/// Browsers use HTTPS alone for a year.
 const HTTPS_ONLY: &str = "max-age=31536000";
 /// How long a browser need not ask again whether it may call.
 const PREFLIGHT_KEPT: Duration = Duration::from_secs(600);

@@ -40,7 +40,7 @@ const FULL: &[u8] =
 /// How long no connection is taken after the system had none to give: it is out of open files.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// A TLS handshake takes two round trips. Who needs longer is not there any more, or means no good.
+/// Longest time for a TLS handshake. It takes two round trips, so a slower client is gone or hostile.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves `router` until the process stops, within the limits of its settings, and measures its requests.

@@ -54,7 +54,7 @@ pub struct TraceSettings {
 }
 
 impl TraceSettings {
-    /// Reads them.
+    /// Reads the `OTEL_*` settings.
     pub fn read(reader: &mut SettingsReader) -> Self {
         let base = reader.optional("OTEL_EXPORTER_OTLP_ENDPOINT");
         let endpoint = reader

@@ -28,7 +28,7 @@ pub struct Common {
     pub request_time_max: Duration,
     /// What anyone may ask of the process, and how long they may take over it.
     pub limits: Limits,
-    /// Who may call, and how they are known.
+    /// `AUTH_*`, `JWT_*`, `INTERNAL_API_KEY`: how callers prove their identity.
     pub auth: AuthSettings,
     /// `OTEL_*`: where traces go.
     pub traces: TraceSettings,
@@ -43,7 +43,7 @@ pub struct Common {
 pub enum LogFormat {
     /// One JSON object a line, for machines.
     Json,
-    /// For people.
+    /// Lines with colours and indentation, for people.
     Pretty,
 }
 

@@ -47,7 +47,7 @@ pub struct HealthReport {
     /// The service's name.
     #[schema(example = "event-service")]
     pub service: &'static str,
-    /// Its version.
+    /// The version of the running program.
     #[schema(example = "0.1.0")]
     pub version: &'static str,
     /// Each part and how it is.
@@ -58,7 +58,7 @@ pub struct HealthReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Everything answers.
+    /// Every part that the service uses answers.
     Healthy,
     /// A part is down that the service works without.
     Degraded,
@@ -70,7 +70,7 @@ pub enum Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartStatus {
-    /// It answers.
+    /// The part answers in time.
     Up,
     /// It does not.
     Down,

@@ -22,9 +22,9 @@ use super::{operations_of, unique};
 use crate::auth::{AuthMode, AuthSettings, InternalKeys, JwtSettings, KeySource};
 use crate::http::tls::Trust;
 
-/// Who makes the tokens.
+/// The issuer that the tokens of the tests name.
 pub const ISSUER: &str = "https://login.example.com";
-/// For whom.
+/// The audience that the tokens of the tests name.
 pub const AUDIENCE: &str = "ticketing";
 /// What the services know each other by.
 pub const INTERNAL_KEY: &str = "internal key of the tests, long enough";
@@ -38,7 +38,7 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// For RS256.
+    /// A key that signs with RS256.
     #[must_use]
     pub fn rsa() -> Self {
         let pair = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).expect("an RSA key");
@@ -47,7 +47,7 @@ impl SigningKey {
         Self::new(Algorithm::RS256, EncodingKey::from_rsa_der(&pkcs8.as_ref()[26..]))
     }
 
-    /// For ES256.
+    /// A key that signs with ES256.
     #[must_use]
     pub fn ec() -> Self {
         let pkcs8 =
@@ -55,7 +55,7 @@ impl SigningKey {
         Self::new(Algorithm::ES256, EncodingKey::from_ec_der(pkcs8.as_ref()))
     }
 
-    /// For EdDSA.
+    /// A key that signs with EdDSA.
     #[must_use]
     pub fn ed() -> Self {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).expect("an Ed25519 key");
@@ -122,7 +122,7 @@ pub struct Login {
     rsa: SigningKey,
     ec: SigningKey,
     ed: SigningKey,
-    /// The file.
+    /// Where the key set is stored.
     pub path: PathBuf,
 }
 
@@ -236,7 +236,7 @@ impl Drop for Login {
 pub enum Kind {
     /// Nobody who is known.
     Stranger,
-    /// A user.
+    /// A caller without a special role.
     Customer,
     /// A user with that role.
     Organizer,
@@ -249,7 +249,7 @@ pub enum Kind {
 /// What an operation needs of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Nothing.
+    /// The operation needs no proof of identity.
     Nothing,
     /// To be known.
     User,

@@ -27,9 +27,9 @@ pub struct TestCa {
 /// A certificate and its private key, in PEM.
 #[derive(Clone)]
 pub struct Pair {
-    /// The certificate.
+    /// The certificate in PEM form.
     pub certificate: String,
-    /// Its key.
+    /// The certificate's private key in PEM form.
     pub key: String,
 }
 

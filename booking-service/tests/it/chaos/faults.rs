@@ -40,7 +40,7 @@ enum Fault {
     Kill { member: usize, down_for: Duration, crash_at: Option<String> },
     /// SIGSTOP, and SIGCONT after this time.
     Freeze { member: usize, time: Duration },
-    /// SIGTERM.
+    /// SIGTERM. The process starts again at once.
     Stop { member: usize },
     /// A wire is in this mode for this time.
     Wire { wire: usize, mode: Mode, time: Duration },
@@ -139,7 +139,7 @@ impl Display for Shown<'_> {
 pub(super) struct FaultInjector<'a> {
     system: &'a System,
     fleet: &'a Fleet,
-    desk: &'a (App, Broker),
+    operator: &'a (App, Broker),
     rng: StdRng,
     begun: Instant,
     injected: BTreeMap<&'static str, usize>,
@@ -148,9 +148,9 @@ pub(super) struct FaultInjector<'a> {
 }
 
 impl<'a> FaultInjector<'a> {
-    pub(super) fn new(system: &'a System, fleet: &'a Fleet, desk: &'a (App, Broker), seed: u64) -> Self {
+    pub(super) fn new(system: &'a System, fleet: &'a Fleet, operator: &'a (App, Broker), seed: u64) -> Self {
         let (rng, begun) = (StdRng::seed_from_u64(seed), Instant::now());
-        Self { system, fleet, desk, rng, begun, injected: BTreeMap::new(), poison: Vec::new() }
+        Self { system, fleet, operator, rng, begun, injected: BTreeMap::new(), poison: Vec::new() }
     }
 
     /// Injects faults until `end`. Returns when the last one is over.
@@ -246,7 +246,7 @@ impl<'a> FaultInjector<'a> {
     }
 
     async fn delete_queue(&self) -> anyhow::Result<()> {
-        let connection = Connection::connect(self.desk.1.url.reveal(), ConnectionProperties::default()).await?;
+        let connection = Connection::connect(self.operator.1.url.reveal(), ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.queue_delete(self.system.settings.queue.as_str().into(), QueueDeleteOptions::default()).await?;
         connection.close(200, "done".into()).await?;
@@ -256,10 +256,10 @@ impl<'a> FaultInjector<'a> {
     async fn replay_some(&self) -> anyhow::Result<()> {
         let sql =
             "select reservation_id from outbox where published_at is not null group by 1 order by random() limit $1";
-        let some: Vec<ReservationId> = sqlx::query_scalar(sql).bind(REPLAYED).fetch_all(&self.desk.0.db).await?;
+        let some: Vec<ReservationId> = sqlx::query_scalar(sql).bind(REPLAYED).fetch_all(&self.operator.0.db).await?;
         for id in some {
             let request = ReplayRequest { reservation_id: Some(id), ..ReplayRequest::default() };
-            replay(&self.desk.0.db, &self.desk.0.publisher, &request).await.map_err(anyhow::Error::from)?;
+            replay(&self.operator.0.db, &self.operator.0.publisher, &request).await.map_err(anyhow::Error::from)?;
         }
         Ok(())
     }
@@ -278,7 +278,7 @@ impl<'a> FaultInjector<'a> {
             _ => event(SCHEMA_VERSION).to_string().into_bytes(),
         };
         let routing_key = BookingEventType::Confirmed.routing_key().into();
-        let publisher = Publisher::new(self.desk.1.clone(), "poisoner");
+        let publisher = Publisher::new(self.operator.1.clone(), "poisoner");
         publisher.connect_if_needed().await?;
         publisher.publish(&[Outgoing { message_id: id, routing_key, body, timestamp: 0, traceparent: None }]).await?;
         Ok(())
