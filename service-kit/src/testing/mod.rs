@@ -120,21 +120,6 @@ pub fn wait_until<F: Future<Output = bool>>(
     }
 }
 
-/// Compares a generated text with the file that is kept of it; with `UPDATE_FILES=1` the file is written instead.
-#[track_caller]
-pub fn assert_matches_file(text: &str, path: &str) {
-    let text = format!("{}\n", text.trim_end());
-    if std::env::var("UPDATE_FILES").is_ok() {
-        std::fs::write(path, text).expect("the file can be written");
-        return;
-    }
-    let kept = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        kept == text,
-        "{path} is out of date: look at what changed with `UPDATE_FILES=1 cargo test openapi` and `git diff`"
-    );
-}
-
 /// Holds routes and document side by side: what one has and the other has not is a fault.
 ///
 /// Paths are read from the router's debug form, the one place where it shows them, and methods from the `Allow` of a
