@@ -108,6 +108,7 @@ check_scripts() {
     local scripts
     mapfile -t scripts < <(find . -name '*.sh' -not -path './target/*' -not -path './.local/*' | sort)
     shellcheck --external-sources "${scripts[@]}" .ci/run .ci/compose
+    python3 scripts/check-docs.py
 }
 
 # Installs cargo-deny and cargo-shear into the work folder, unless the machine has them.
@@ -280,7 +281,7 @@ run_everything() {
     [[ -z ${CI:-} ]] || export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
     stage 'Format' cargo fmt --all --check
     stage 'Lints' check_lints
-    stage 'Shell scripts' check_scripts
+    stage 'Shell scripts and documents' check_scripts
     start_private_servers
     stage 'Supply chain' check_supply_chain
     stage 'Unit and integration tests' run_tests
