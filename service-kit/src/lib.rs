@@ -1,15 +1,15 @@
-//! The plumbing around a service's own routes, written once. It knows nothing of seats or reservations.
+//! The code that every service needs around its own routes. It knows nothing of seats or reservations.
 //!
-//! In the order in which a process and then a request meet the modules:
+//! The modules, in the order in which a process and then a request use them:
 //!
-//! - [`process`]: settings, start and stop, health, and places at which tests let the process die.
-//! - `production`: what production demands of settings.
+//! - [`process`]: settings, start and stop, health, and crash points for tests.
+//! - `production`: the settings that production refuses.
 //! - [`observe`]: logs, traces and metrics.
 //! - [`postgres`]: connection pools, and calls that share one statement and one commit.
 //! - [`amqp`]: publishing with confirms, consuming with acknowledgements, dead letters.
 //! - [`http`]: the server, TLS, the layers around every request, extractors, answers, errors, OpenAPI, and a circuit
 //!   breaker.
-//! - [`admit`]: limits, rate limits and bulkheads, which decide whether a request is let in.
+//! - [`admit`]: limits, rate limits and bulkheads, which decide whether a request is accepted.
 //! - [`auth`]: who is calling, and what they may do.
 //! - `testing` (with the feature of this name): databases, broken connections, logins and random sequences for tests.
 

@@ -1,7 +1,7 @@
-//! What production demands, and the one place that decides whether this is production.
+//! The checks of settings in production, and the one place that decides whether this is production.
 //!
-//! `ENVIRONMENT=production` turns settings that are good enough for local trials into faults: passwords that everybody
-//! knows, links without verified TLS, and whatever else calls [`SettingsReader::refuse_in_production`].
+//! `ENVIRONMENT=production` turns settings for local trials into startup faults: well-known passwords, links without
+//! verified TLS, and everything that callers pass to [`SettingsReader::refuse_in_production`].
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,39 +9,38 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::process::settings::{Secret, SettingsReader};
 
-/// Passwords that the scripts give to servers for local trials, and that everybody knows.
+/// Passwords that the scripts set on servers for local trials. They are public, so everybody knows them.
 const LOCAL_PASSWORDS: [&str; 3] = ["postgres", "booking_password", "guest"];
 
 impl SettingsReader {
-    /// The address of a server, with its password, and a default that serves local trials only: in production a
-    /// password that everybody knows is a fault.
+    /// Reads the address of a server, with its password. `local_default` serves local trials only: in production, a
+    /// well-known password is a fault.
     pub fn address(&mut self, name: &str, local_default: &str) -> Secret {
         let address = self.secret(name, local_default);
         if let Some(password) = known_password(address.reveal()) {
             self.refuse_in_production(format!(
-                "{name} has the password {password}, which everybody knows; give the server another, and put it there"
+                "{name} has the password {password}, which everybody knows; set another one on the server and in {name}"
             ));
         }
         address
     }
 
-    /// Whether this is where real customers are: `ENVIRONMENT=production`.
+    /// Whether the process serves real customers: `ENVIRONMENT` is `production` or `prod`, in upper or lower case.
     pub fn is_production(&mut self) -> bool {
         let environment = self.or("ENVIRONMENT", "development".to_owned());
         ["production", "prod"].iter().any(|name| environment.trim().eq_ignore_ascii_case(name))
     }
 
-    /// Adds a fault if this is production: what serves local trials must not meet the public. Each reason is said, not
-    /// the first alone.
+    /// Adds this fault if this is production. Start-up reports all faults together, not only the first.
     pub fn refuse_in_production(&mut self, fault: impl Into<String>) {
         if self.is_production() {
             self.fault(format!("{} (refused because ENVIRONMENT=production)", fault.into()));
         }
     }
 
-    /// In production, adds a fault for each of `links` (setting and URL) that leaves the machine without verified TLS,
-    /// and one if the server itself would speak plaintext to other machines: it listens on `listen` and has no
-    /// certificate.
+    /// In production, adds a fault for each of `links` (setting and URL) that leaves the machine without verified TLS.
+    /// It adds another if other machines would reach the server in plaintext: `listen` is not loopback, and neither a
+    /// certificate nor a proxy provides TLS.
     pub fn require_tls(&mut self, listen: SocketAddr, has_certificate: bool, links: &[(&str, &str)]) {
         let by_proxy = self.or("TLS_TERMINATED_BY_PROXY", false);
         if !self.is_production() {
@@ -63,7 +62,8 @@ impl SettingsReader {
     }
 }
 
-/// What makes a link safe that is not. One to this machine is, and one that is no URL is reported where it is used.
+/// How to make an unsafe link safe; `None` if it is safe. A link to this machine is safe. The code that uses an invalid
+/// URL reports it.
 fn remedy_of_plaintext(url: &str) -> Option<&'static str> {
     let parsed = reqwest::Url::parse(url).ok()?;
     let scheme = parsed.scheme();
@@ -77,9 +77,9 @@ fn remedy_of_plaintext(url: &str) -> Option<&'static str> {
         return None;
     }
     match scheme {
-        "redis" => Some("make it rediss://"),
-        "amqp" => Some("make it amqps://"),
-        "http" => Some("make it https://"),
+        "redis" => Some("use rediss://"),
+        "amqp" => Some("use amqps://"),
+        "http" => Some("use https://"),
         _ => None,
     }
 }
@@ -89,7 +89,8 @@ fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The password of this URL, if everybody knows it. A broker's URL without any means guest, the library's own default.
+/// The password of this URL, if it is one of [`LOCAL_PASSWORDS`]. An AMQP URL without a password means `guest`, the
+/// library's own default.
 fn known_password(url: &str) -> Option<String> {
     let url = reqwest::Url::parse(url).ok()?;
     let in_query = || url.query_pairs().find(|(name, _)| name == "password").map(|(_, value)| value.into_owned());

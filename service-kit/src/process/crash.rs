@@ -1,14 +1,14 @@
-//! Named places at which a test has the process die, as if the power had gone: the moments between two effects.
+//! Crash points: named places between two effects, at which a test aborts the process as a power failure would.
 //!
-//! In a build for tests `CRASH_AT=booking.reserved` aborts the process when it first comes by that place,
-//! `CRASH_AT=booking.reserved:7` at the seventh time. In any other build there is nothing here.
+//! In a build for tests, `CRASH_AT=booking.reserved` aborts the process when it first reaches that place.
+//! `CRASH_AT=booking.reserved:7` aborts it at the seventh time. Other builds have no crash points.
 
-/// Dies here if a test wants it so.
+/// Does nothing: only builds for tests have crash points.
 #[cfg(not(feature = "testing"))]
 #[inline(always)]
 pub fn crash_point(_name: &'static str) {}
 
-/// Dies here if a test wants it so.
+/// Aborts the process if `CRASH_AT` names this place and this pass.
 #[cfg(feature = "testing")]
 pub fn crash_point(name: &'static str) {
     use std::sync::LazyLock;

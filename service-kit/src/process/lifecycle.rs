@@ -1,7 +1,7 @@
-//! What runs, how it is told to stop, and how long a stop may take.
+//! The tasks of the process, its stop signal, and the time limit of a stop.
 //!
-//! One token tells every loop to end; one tracker knows every task. A long-running task that ends by itself is a crash:
-//! the process then stops and exits with a failure, so that whoever supervises it starts it again.
+//! One token ends every loop, and one tracker knows every task. A long-running task that ends before the stop counts as
+//! a crash. The process then stops and exits with a failure, so that its supervisor restarts it.
 
 use std::future::Future;
 use std::num::NonZero;
@@ -19,22 +19,22 @@ use tokio_util::task::TaskTracker;
 
 use crate::process::settings::SettingsReader;
 
-/// How long a stop waits for requests and messages in hand.
+/// How long a stop waits for the requests and messages in progress.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a process exits with that was told a second time to stop, as a shell reports a process that SIGINT ended.
+/// The exit code after a second stop signal: 130, which a shell reports for a process that SIGINT ended.
 const EXIT_CODE_OF_SECOND_SIGNAL: i32 = 130;
 
-/// Has the kernel give ordinary pages only. The allocator asks for huge ones, each of which stays for the sake of its last few bytes: with
-/// them the Event Service kept 104 MB after a full load, without them 70 MB, and was as fast (measured). Where it can't be had, nothing is
-/// lost but memory.
+/// Makes the kernel give ordinary pages only. The allocator asks for huge pages, and each one stays allocated while a
+/// few of its bytes are in use. After a full load the Event Service kept 104 MB with huge pages and 70 MB without, at
+/// the same speed (measured). If the call fails, the process only uses more memory.
 pub fn avoid_huge_pages() {
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_thp_disable(true);
 }
 
-/// The process's work, from its beginning to what it exits with: a fault that ended it is said in one line, causes
-/// included.
+/// Runs the work of the process and returns its exit code. A fault that ends the work is printed in one line, with its
+/// causes.
 pub fn run(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let outcome = runtime(SettingsReader::from_env()).and_then(|runtime| runtime.block_on(work));
     outcome.unwrap_or_else(|error| {
@@ -43,9 +43,9 @@ pub fn run(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     })
 }
 
-/// A process gets half of the cores, as its database needs the others: a thread more than there are cores for is woken,
-/// and waits. On two cores with everything on them, one thread instead of two took a third off what a booking waits at
-/// a moderate rate (measured). `TOKIO_WORKER_THREADS` is for a process that has its machine to itself.
+/// Starts worker threads for half of the cores, because the database needs the others. A thread without a free core is
+/// woken and then waits. With everything on two cores, one thread instead of two cut a booking's wait by a third at a
+/// moderate rate (measured). Set `TOKIO_WORKER_THREADS` for a process on a dedicated machine.
 fn runtime(mut settings: SettingsReader) -> anyhow::Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let threads = settings.within("TOKIO_WORKER_THREADS", cores.div_ceil(2), 1, 1024);
@@ -53,7 +53,7 @@ fn runtime(mut settings: SettingsReader) -> anyhow::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(threads).enable_all().build().context("the threads can't be started")
 }
 
-/// The handle that everything in a process shares.
+/// The handle on the tasks and the stop of the process. Clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct Lifecycle {
     token: CancellationToken,
@@ -62,25 +62,26 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A process that is up.
+    /// Creates a handle without tasks; the process is not stopping yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Cancelled when the process is to stop. Every loop waits on it beside its own work.
+    /// Cancelled when the process must stop. Every loop waits on it beside its own work.
     #[must_use]
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// Whether the process is on its way out.
+    /// Whether the process is stopping: the token is cancelled.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.token.is_cancelled()
     }
 
-    /// Runs a task that is to live until the process stops.
+    /// Runs a task that must live until the process stops. If it ends earlier, fails or panics, the process stops with
+    /// a failure.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         let lifecycle = self.clone();
         let inner = self.tracker.spawn(task);
@@ -90,7 +91,7 @@ impl Lifecycle {
                 return;
             }
             match outcome {
-                Ok(Ok(())) => tracing::error!(task = name, "A task ended before its time; the process stops"),
+                Ok(Ok(())) => tracing::error!(task = name, "A task ended too early; the process stops"),
                 Ok(Err(error)) => {
                     tracing::error!(task = name, error = format!("{error:#}"), "A task failed; the process stops")
                 }
@@ -101,12 +102,12 @@ impl Lifecycle {
         });
     }
 
-    /// Runs a piece of work to its end, whoever still waits for its answer; a stop waits for it.
+    /// Runs work to its end, even if its caller no longer waits for the answer. A stop waits for it.
     pub fn spawn_work<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.tracker.spawn(work)
     }
 
-    /// Tells everything to stop.
+    /// Cancels the token, so that every loop ends.
     pub fn stop(&self) {
         self.token.cancel();
     }
@@ -122,8 +123,8 @@ impl Lifecycle {
         #[expect(clippy::disallowed_methods, reason = "it ends with the process, and a stop must not wait for it")]
         tokio::spawn(async move {
             tokio::select! {
-                _ = terminate.recv() => tracing::info!("SIGTERM received; finishing what is in hand"),
-                _ = interrupt.recv() => tracing::info!("SIGINT received; finishing what is in hand"),
+                _ = terminate.recv() => tracing::info!("SIGTERM received; finishing the work in progress"),
+                _ = interrupt.recv() => tracing::info!("SIGINT received; finishing the work in progress"),
                 () = lifecycle.token.cancelled() => {}
             }
             lifecycle.stop();
@@ -136,7 +137,8 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Waits for the stop, then for the tasks, at most [`DRAIN_TIMEOUT`].
+    /// Waits for the stop, then for the tasks, at most [`DRAIN_TIMEOUT`]. Returns a failure if a task crashed or did
+    /// not end in time.
     pub async fn finished(&self) -> ExitCode {
         self.token.cancelled().await;
         self.tracker.close();

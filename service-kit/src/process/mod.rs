@@ -1,4 +1,4 @@
-//! The process around everything else: what it is told, how it starts, stops and says how it is.
+//! The process: its settings, start, stop and health, and crash points for tests.
 
 pub mod common;
 pub mod crash;
