@@ -3,7 +3,7 @@
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-/// `201` with the new thing and, in `Location`, the path under which it is found from now on.
+/// `201` with the new resource, and its path in the `Location` header.
 #[derive(Debug)]
 pub struct Created<T> {
     /// The path of the new resource, for the `Location` header.

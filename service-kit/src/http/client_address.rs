@@ -1,8 +1,9 @@
-//! Which address a request comes from: the peer's, or, where that is a proxy of ours, what the proxies say.
+//! The address that a request comes from: its peer's, or the client address that our proxies report if the peer is one
+//! of them.
 //!
-//! Anyone can send an `X-Forwarded-For`; only what our own proxies have added to it counts. So it is read from the
-//! right, and the first hop that is none of ours is the client. One header alone is believed: a proxy that writes the
-//! one hands the other on as it came.
+//! Anyone can send `X-Forwarded-For`, so only what our own proxies have added to it counts. This module reads it from
+//! the right; the first hop that is not ours is the client. It trusts one header only, because a proxy that writes one
+//! header passes the other on unchanged.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -12,18 +13,18 @@ use ipnet::IpNet;
 
 use crate::process::settings::SettingsReader;
 
-/// The other end of a request's connection.
+/// The address of the other end of a request's connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
-/// The proxies that are ours, and the header in which they tell who called them.
+/// The proxies that are ours, and the header in which they report the client's address.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies {
     trusted: Vec<IpNet>,
     header: ProxyHeader,
 }
 
-/// How proxies tell who called them.
+/// The header in which proxies report the client's address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ProxyHeader {
     /// `X-Forwarded-For: client, proxy`.
@@ -46,7 +47,7 @@ impl FromStr for ProxyHeader {
 }
 
 impl Proxies {
-    /// These networks, by this header.
+    /// Trusts the peers in these networks, and reads their reports from this header.
     #[must_use]
     pub fn new(trusted: Vec<IpNet>, header: ProxyHeader) -> Self {
         Self { trusted, header }
@@ -66,7 +67,8 @@ impl Proxies {
         Self { trusted, header: reader.or("TRUSTED_PROXY_HEADER", ProxyHeader::default()) }
     }
 
-    /// Whom limits count the request for. An IPv6 client has a network of 2^64 addresses, so all of that is one.
+    /// The address that limits count the request for. An IPv6 client has a network of 2^64 addresses, so the whole
+    /// network counts as one client.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.to_canonical();
@@ -75,7 +77,7 @@ impl Proxies {
                 if !self.trusts(client) {
                     break;
                 }
-                // What a proxy of ours did not write as an address hides whoever called it.
+                // Our proxy did not write an address here, so the caller behind it is unknown.
                 let Some(hop) = hop else { break };
                 client = hop;
             }
@@ -93,7 +95,7 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
-    /// The hops that the header names, the nearest first.
+    /// The hops that the header names, the nearest first. `None` stands for a hop that is not an address.
     fn hops<'a>(&self, headers: &'a HeaderMap) -> impl Iterator<Item = Option<IpAddr>> + use<'a> {
         const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
         let (name, address_of): (_, fn(&str) -> Option<IpAddr>) = match self.header {
@@ -106,7 +108,7 @@ impl Proxies {
     }
 }
 
-/// `for=192.0.2.1;proto=https`, also quoted.
+/// Reads the address of a hop such as `for=192.0.2.1;proto=https`. The address may be quoted.
 fn forwarded_for(hop: &str) -> Option<IpAddr> {
     hop.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -114,7 +116,7 @@ fn forwarded_for(hop: &str) -> Option<IpAddr> {
     })
 }
 
-/// An address, with or without a port.
+/// Reads an address, with or without a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     let address = bare.parse().ok().or_else(|| text.parse().ok().map(|address: SocketAddr| address.ip()));
@@ -138,12 +140,12 @@ mod tests {
     #[test]
     fn only_what_our_own_proxies_have_added_counts() {
         let by = |peer, lines: &[&str]| client(ProxyHeader::XForwardedFor, peer, lines);
-        assert_eq!(by("192.0.2.1", &["198.51.100.7"]), "192.0.2.1", "the peer is nobody's proxy");
+        assert_eq!(by("192.0.2.1", &["198.51.100.7"]), "192.0.2.1", "the peer is not a proxy of ours");
         assert_eq!(by("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
         assert_eq!(by("10.0.0.1", &["1.1.1.1, 198.51.100.7, 10.0.0.2"]), "198.51.100.7", "1.1.1.1 is invented");
         assert_eq!(by("10.0.0.1", &["1.1.1.1", "198.51.100.7"]), "198.51.100.7", "two lines are one");
         assert_eq!(by("10.0.0.1", &["198.51.100.7:443"]), "198.51.100.7");
-        assert_eq!(by("10.0.0.1", &["1.1.1.1, unknown"]), "10.0.0.1", "nothing behind an unknown hop is believed");
+        assert_eq!(by("10.0.0.1", &["1.1.1.1, unknown"]), "10.0.0.1", "nothing behind an unknown hop is trusted");
         assert_eq!(by("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(by("::ffff:10.0.0.1", &["::ffff:198.51.100.7"]), "198.51.100.7");
     }

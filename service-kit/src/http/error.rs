@@ -1,4 +1,4 @@
-//! The one error of request handling: a refusal that the client can act on, or a failure that only we can.
+//! The one error type of request handling: a refusal that the client can act on, or a failure that only we can repair.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,26 +10,26 @@ use shared_contracts::problem::{CONTENT_TYPE, Code, FieldError, Problem};
 use crate::http::request_context;
 use crate::postgres::database;
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The client can act on this.
     #[error("refused: {}", .0.code)]
     Refused(Box<Problem>),
-    /// A needed part does not answer: `503`, and the client may try again.
+    /// A part that the request needs does not answer: `503`, and the client may retry.
     #[error("unavailable: {}", problem.code)]
     Unavailable {
-        /// What the client is told.
+        /// The problem that the client gets.
         problem: Box<Problem>,
-        /// What the log is told.
+        /// The cause, for the log only.
         #[source]
         cause: anyhow::Error,
     },
-    /// The database failed; whether that is a `503` or a `500` is decided by what it said.
+    /// The database failed. Its error decides between `503` and `500`.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
-    /// The batch of this call got no answer, or the process stops: the call may have had its effect, or not. The client is told
-    /// the same as of a database that does not answer.
+    /// The batch of this call got no answer, or the process is stopping. The call may have taken effect. The client
+    /// gets the same answer as when the database does not answer.
     #[error("the outcome of this call is unknown")]
     OutcomeUnknown(#[source] anyhow::Error),
     /// A bug, or a part that broke its contract.
@@ -41,7 +41,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A refusal of this kind.
+    /// A refusal with this code. `detail` explains it to the client.
     pub fn refused(code: Code, detail: impl Into<String>) -> Self {
         Problem::new(code, detail).into()
     }
@@ -52,8 +52,8 @@ impl Error {
         Problem::validation(vec![fault]).into()
     }
 
-    /// The same error for one more call of a batch. Errors of the libraries can't be copied, so the calls share the cause, with all of
-    /// its sources.
+    /// The same error for one more call of a batch. The errors of libraries can't be cloned, so the calls share the
+    /// cause, with all its sources.
     #[must_use]
     pub fn for_another(&mut self) -> Self {
         match self {
@@ -72,7 +72,7 @@ impl Error {
         }
     }
 
-    /// What kind of problem the client is told of.
+    /// The problem code that the client gets.
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
@@ -105,7 +105,7 @@ fn unknown_outcome() -> Problem {
 struct SharedCause(Arc<anyhow::Error>);
 
 impl SharedCause {
-    /// Another handle on `cause`, which becomes shared itself.
+    /// Makes `cause` shared, and returns another handle on it.
     fn of(cause: &mut anyhow::Error) -> anyhow::Error {
         if let Some(shared) = cause.downcast_ref::<Self>() {
             return shared.clone().into();
@@ -150,7 +150,7 @@ impl From<anyhow::Error> for Error {
     }
 }
 
-/// What went wrong inside, on its way to the log: [`layers`] writes it once, with the request's id.
+/// The internal cause of an error. [`layers`] logs it once, with the request's id.
 #[derive(Debug, Clone)]
 pub(crate) struct Cause(pub(crate) Arc<anyhow::Error>);
 
@@ -185,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// Every call of a batch that got no answer is told so, and the log of each names the whole chain.
+    /// Every call of an unanswered batch gets the same error, and each log line names the whole chain of causes.
     #[test]
     fn calls_of_a_failed_batch_share_its_cause_with_all_sources() {
         let lost = || Err::<(), _>(std::io::Error::other("the wire broke")).context("reading the answer");

@@ -1,8 +1,9 @@
-//! Entity tags: so that nobody overwrites a change they have not seen, and nobody loads again what they have.
+//! Entity tags. An edit with one can't overwrite a change that its author has not seen, and a client need not load
+//! again what it has.
 //!
-//! A tag names the resource's version, or a hash of its content. An answer that is compressed on its way gets a tag of
-//! its own (`"7"` becomes `"7-gzip"`): RFC 9110 wants different bytes to have different strong tags. Both come back as
-//! the same.
+//! A tag names the resource's version, or a hash of its content. A compressed answer gets a tag of its own (`"7"`
+//! becomes `"7-gzip"`), because RFC 9110 requires different strong tags for different bytes. When a client sends one
+//! back, both count as the same.
 
 use axum::Json;
 use axum::extract::FromRequestParts;
@@ -15,7 +16,7 @@ use utoipa::IntoParams;
 
 use crate::http::error::{Error, Result};
 
-/// The codings that [`crate::http::layers`] may apply, as they follow a tag.
+/// The codings that [`crate::http::layers`] may apply, as the suffixes of a tag.
 const CODINGS: [&str; 3] = ["-gzip", "-br", "-zstd"];
 
 /// A resource that can be edited: as JSON, with its version as `ETag`.
@@ -33,7 +34,7 @@ impl<T: Serialize> IntoResponse for Editable<T> {
     }
 }
 
-/// The `If-Match` of an edit: the version that its author has seen. An edit without one overwrites whatever is there.
+/// The `If-Match` of an edit: the version that its author has seen. An edit without one overwrites any version.
 #[derive(Debug)]
 pub struct IfMatch(Vec<String>);
 
@@ -45,7 +46,7 @@ impl<S: Sync> FromRequestParts<S> for IfMatch {
     }
 }
 
-/// How the documents show [`IfMatch`].
+/// [`IfMatch`] as the OpenAPI document describes it.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "only its description is of interest")]
@@ -59,20 +60,20 @@ impl IfMatch {
     /// Refuses an edit whose author has seen another version.
     ///
     /// # Errors
-    /// `412`.
+    /// `412`, with the current `ETag` in its detail.
     pub fn check(&self, version: i64) -> Result<()> {
         let current = format!("\"{version}\"");
         if self.0.is_empty() || self.0.iter().any(|tag| tag == "*" || without_coding(tag) == current) {
             return Ok(());
         }
         let detail = format!(
-            "It was changed by someone else: its ETag is {current} now. Get it again, look at the change, and repeat yours."
+            "It changed after you read it: its ETag is {current} now. Read it again, review it, and repeat your edit."
         );
         Err(Error::refused(Code::PreconditionFailed, detail))
     }
 }
 
-/// The tag under which the client has this content already, as it sent it; for a `304`.
+/// The tag, as the client sent it, if the client has this content already. The answer is then a `304` with this tag.
 #[must_use]
 pub fn known(headers: &HeaderMap, current: &str) -> Option<HeaderValue> {
     tags(headers, &header::IF_NONE_MATCH).into_iter().find_map(|tag| {
@@ -87,11 +88,12 @@ pub fn known(headers: &HeaderMap, current: &str) -> Option<HeaderValue> {
 
 fn tags(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let values = headers.get_all(name).iter();
-    // What is no text can't be a tag of ours, but it must not count as no condition at all.
+    // A value that is not text can't be a tag of ours. It still counts as a condition, because without one any edit is
+    // permitted.
     values.flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(|tag| tag.trim().to_owned()).collect()
 }
 
-/// Whether the client takes gzip, and likes none of the other codings that it could have better.
+/// Whether the client accepts gzip, and gives no higher weight to `br`, `zstd` or `identity`.
 #[must_use]
 pub fn prefers_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut any, mut others) = (None, None, 0.0_f32);
@@ -117,7 +119,7 @@ fn without_coding(tag: &str) -> String {
     format!("{bare}\"")
 }
 
-/// Gives a compressed answer a tag of its own.
+/// Appends the coding to the tag of a compressed answer.
 pub(crate) async fn name_coding(mut response: Response) -> Response {
     let (Some(coding), Some(tag)) =
         (response.headers().get(header::CONTENT_ENCODING), response.headers().get(header::ETAG))
@@ -147,7 +149,7 @@ mod tests {
         for good in ["\"7\"", "\"7-gzip\"", "\"1\", \"7-br\"", "*"] {
             assert!(check(good, 7).is_ok(), "{good}");
         }
-        // A weak tag never matches here (RFC 9110, 13.1.1), and half a tag is none.
+        // A weak tag never matches here (RFC 9110, 13.1.1), and a tag without both quotes is not a tag.
         for bad in ["\"6\"", "7", "W/\"7\"", "\"7", "", "\"77\""] {
             assert!(check(bad, 7).is_err(), "{bad}");
         }

@@ -1,5 +1,5 @@
-//! What wraps every request: its id, its log line, its time limit, an answer in our form whatever happens inside, and
-//! its compression.
+//! The layers around every request: its id, its log line, its time limit and its compression. Whatever happens inside,
+//! the client gets an answer in our form.
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -36,22 +36,23 @@ use crate::observe::traces;
 use crate::process::common::Common;
 use crate::process::lifecycle::Lifecycle;
 
-/// A body up to here is read before its request has a place; larger ones are few, and have one meanwhile.
+/// A body of at most this size is read before its request gets a permit. The few larger ones are read while their
+/// requests hold one.
 const ORDINARY_BODY_BYTES_MAX: usize = 32 * 1024;
-/// Larger bodies on their way at a time: so many places are the most that clients can keep by sending slowly.
+/// Larger bodies that may be received at a time. Clients that send slowly can keep at most this many permits.
 const LARGE_BODIES_MAX: usize = 64;
-/// The longest head of a request, its path included.
+/// The longest head of a request that is accepted: path, query and header fields.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The longest that the work behind a request goes on without its client: a database host that vanished without a word
-/// must not keep connections for ever. What is cut off there is rolled back or healed like a crash.
+/// The longest that the work of a request continues without its client. A database host that vanished silently must not
+/// keep connections for ever. Work that is cut off is rolled back, or repaired as after a crash.
 const WORK_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long one who calls too often waits to hear so. It costs nothing but the wait, and without it a crowd that asks
+/// How long a caller over its rate limit waits for its `429`. The wait costs nothing. Without it, a crowd that calls
 /// again at once would keep the processor busy with refusals.
 const REFUSAL_TIME: Duration = Duration::from_millis(200);
-/// Shorter answers fit into one packet as they are.
+/// Shorter answers fit into one packet uncompressed.
 const COMPRESSED_BYTES_MIN: u64 = 1400;
 
-/// What [`handle`] needs.
+/// The state of [`handle`], cloned for every request.
 #[derive(Clone)]
 struct Guard {
     lifecycle: Lifecycle,
@@ -60,11 +61,13 @@ struct Guard {
     limiter: Option<Arc<Limiter>>,
     limits: Arc<Limits>,
     large_bodies: Arc<Semaphore>,
-    /// The longest a client waits. What changes state goes on to its end all the same.
+    /// The longest that a client waits for its answer. A request that changes state continues after that, for up to
+    /// [`WORK_TIMEOUT`].
     time_max: Duration,
 }
 
-/// Wraps a service's finished router.
+/// Adds the layers to a service's finished router: CORS if it is set, the authenticator, admission, compression, the
+/// body limit and the fallbacks.
 pub fn wrap(
     router: Router,
     lifecycle: &Lifecycle,
@@ -95,7 +98,8 @@ pub fn wrap(
     }
 }
 
-/// Seat maps and lists, not the short answers on a booking's way, nor what is packed already.
+/// Compresses seat maps and lists. Leaves out the short answers of a booking, images (which are compressed already) and
+/// event streams.
 fn worth_compressing() -> impl Predicate {
     SizeAbove::new(COMPRESSED_BYTES_MIN).and(NotForContentType::IMAGES).and(NotForContentType::SSE)
 }
@@ -117,13 +121,13 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     let trace = traces::RequestSpan::of(context.traceparent.take(), &method, &route);
     context.traceparent.clone_from(&trace.traceparent);
     let trace_id = trace.traceparent.as_deref().and_then(traces::trace_id);
-    // As high as the highest line in it, so that none is without its request.
+    // An error span, so that at every log level each line inside it names its request.
     let span = tracing::error_span!("request", %method, route, request_id, trace_id);
 
     let audience = Audience::of(&request, &guard.limits);
     let (request, places) = match guard.admit(request).await {
         Ok(admitted) => admitted,
-        // Not logged one by one: of these there may be thousands a second.
+        // Not logged one by one: there may be thousands of these a second.
         Err(refusal) => {
             if matches!(refusal, Rejected::TooOften(_)) {
                 tokio::time::sleep(REFUSAL_TIME).await;
@@ -153,7 +157,7 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     let time_max = patience.unwrap_or(guard.time_max);
     let response = tokio::time::timeout(time_max, answer).await.unwrap_or_else(|_| {
         let detail = format!(
-            "No answer within {} ms. The call may still take effect; look before you repeat it.",
+            "No answer within {} ms. The call may still take effect; check before you repeat it.",
             time_max.as_millis()
         );
         let error = Error::from(Problem::new(Code::DeadlineExceeded, detail).retry_after(5));
@@ -166,11 +170,11 @@ async fn handle(State(guard): State<Guard>, request: Request, next: Next) -> Res
     finish(response, &request_id, audience)
 }
 
-/// Does one of many calls that came in one body as if it had come by itself: for the request and in the trace that it
-/// names.
+/// Performs one of several calls that arrived in one body, as if it were a request of its own. Request id and trace are
+/// those that it names.
 ///
 /// # Errors
-/// The problem to answer it with; what caused it is in the log.
+/// The problem to answer the call with. Its cause is in the log.
 pub async fn on_behalf_of<T>(
     request_id: Option<String>,
     traceparent: Option<String>,
@@ -204,10 +208,10 @@ fn finish(mut response: Response, request_id: &str, audience: Audience) -> Respo
     response
 }
 
-/// What a request has while it is worked on.
+/// What a request holds while it is processed: its permit, and a second one if its body is large.
 type Permits = (Permit, Option<OwnedSemaphorePermit>);
 
-/// A request that was not begun.
+/// Why a request was not started.
 enum Rejected {
     TooOften(Box<RateLimited>),
     Away(Error),
@@ -223,8 +227,8 @@ impl Rejected {
 }
 
 impl Guard {
-    /// Lets a request in, if it is not one too many and there is a place. Its body comes first: a client that sends
-    /// slowly must not have a place meanwhile.
+    /// Admits a request if it is within its rate limit and a permit is free. Reads its body first: a client that sends
+    /// slowly must not hold a permit meanwhile.
     async fn admit(&self, mut request: Request) -> Result<(Request, Permits), Rejected> {
         let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
         let class = bulkheads::request_class(self.classify, request.method(), path);
@@ -244,7 +248,7 @@ impl Guard {
         match (self.bulkheads.enter(class).await, large.transpose()) {
             (Ok(place), Ok(large)) => Ok((request, (place, large))),
             _ => {
-                let detail = "More requests are being worked on than the service can keep up with. Nothing was done; come again.";
+                let detail = "The service is processing as many requests as it can. Nothing was done; try again.";
                 Err(Rejected::Away(Problem::new(Code::Overloaded, detail).retry_after(1).into()))
             }
         }
@@ -257,7 +261,7 @@ fn head_bytes(request: &Request) -> usize {
     request.headers().iter().fold(path, |sum, (name, value)| sum + name.as_str().len() + value.len())
 }
 
-/// The request with its body in hand, and whether that is all of it: what is larger than most is left where it is.
+/// Reads a body of ordinary size, and returns whether it is complete. The rest of a larger body stays unread.
 async fn read_ordinary_body(request: Request, time_max: Duration) -> Result<(Request, bool), Error> {
     let size = request.body().size_hint();
     if request.body().is_end_stream() {
@@ -291,8 +295,8 @@ async fn read_ordinary_body(request: Request, time_max: Duration) -> Result<(Req
     Ok((Request::from_parts(parts, body), is_whole))
 }
 
-/// An answer that is compressed as it is sent, compressed: that is work, and belongs to the time in which the request
-/// has its place.
+/// Finishes the compression of an answer that would otherwise be compressed while it is sent. That takes CPU time, so
+/// it belongs to the time in which the request holds its permit.
 async fn written(response: Response) -> Response {
     if !response.headers().contains_key(header::CONTENT_ENCODING) || response.body().size_hint().exact().is_some() {
         return response;
@@ -304,15 +308,15 @@ async fn written(response: Response) -> Response {
             Ok(frame) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
             Err(error) => return Error::Internal(anyhow::Error::from(error)).into_response(),
         }
-        // Others want to go on meanwhile.
+        // Lets other tasks run between two chunks.
         tokio::task::yield_now().await;
     }
     parts.headers.remove(header::TRANSFER_ENCODING);
     Response::from_parts(parts, Body::from(bytes))
 }
 
-/// How long another service said that it waits. What is cut off by it is rolled back, or as harmless as a lost answer.
-/// Clients can't cut work off so.
+/// How long another service waits, as its `X-Timeout-Ms` says. Work that this deadline cuts off is rolled back, or is
+/// as harmless as a lost answer. The header counts on internal paths only, so clients can't cut off work.
 fn patience_of(request: &Request) -> Option<Duration> {
     let millis =
         request.headers().get(TIMEOUT_MS).filter(|_| request.uri().path().starts_with(bulkheads::INTERNAL_PATHS))?;
@@ -332,7 +336,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
 /// Operators filter the lines of requests by this name (`LOG_LEVEL=info,service_kit::layers=debug`).
 const LOG_TARGET: &str = "service_kit::layers";
 
-/// The one log line of a request; causes are written here and nowhere else.
+/// Writes the one log line of a request. Causes are logged here and nowhere else.
 fn log(status: u16, cause: Option<&anyhow::Error>) {
     let cause = cause.map(|cause| format!("{cause:#}"));
     match status {

@@ -1,4 +1,5 @@
-//! HTTP: the server, what wraps every request, what handlers take and answer, and the way to other services.
+//! HTTP: the server, the layers around every request, the extractors and answers of handlers, and the circuit breaker
+//! for calls to other services.
 
 pub mod answer;
 pub mod circuit;

@@ -1,5 +1,5 @@
-//! What browsers are told about every answer: not to guess types, not to show it in frames, not to keep what is
-//! personal; and whose pages may ask at all.
+//! The headers of every answer for browsers: they must not guess types, show the answer in frames, or store what is
+//! personal. Also CORS: the origins whose pages may call.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use crate::admit::rate_limit;
 use crate::auth;
 use crate::http::request_context::{REQUEST_ID, TRACEPARENT};
 
-/// Answers are data, no pages.
+/// The policy of data: it loads nothing, and no page may frame it.
 const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
-/// The Swagger UI: its own files, the styles it makes as it goes, and its images from data URLs; it calls this service
-/// alone.
+/// The policy of Swagger UI: its own files, the styles that it creates at run time, and its images from data URLs. It
+/// calls this service only.
 const PAGES_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      font-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
-/// Browsers use HTTPS alone for a year.
+/// Browsers use HTTPS only, for a year.
 const HTTPS_ONLY: &str = "max-age=31536000";
-/// How long a browser need not ask again whether it may call.
+/// How long a browser may reuse the answer to a preflight request.
 const PREFLIGHT_KEPT: Duration = Duration::from_secs(600);
 
-/// What an answer's headers depend on.
+/// The facts that decide the headers of an answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Audience {
     is_personal: bool,
@@ -41,7 +41,7 @@ impl Audience {
         }
     }
 
-    /// Adds them; what a handler has said about caching stands.
+    /// Adds the headers. A header that the handler has set, such as `Cache-Control`, stays as it is.
     pub(crate) fn tell(self, headers: &mut HeaderMap) {
         let mut add = |name: HeaderName, value| {
             headers.entry(name).or_insert(HeaderValue::from_static(value));
@@ -58,7 +58,8 @@ impl Audience {
     }
 }
 
-/// Lets the pages of these origins call from a browser; `None` when there are none, and browsers let nobody else's.
+/// Lets pages of the set origins call from a browser. `None` when no origin is set: browsers then let only pages of
+/// this service call.
 pub(crate) fn cors(limits: &Limits) -> Option<CorsLayer> {
     if limits.cors_allowed_origins.is_empty() {
         return None;

@@ -1,4 +1,4 @@
-//! The HTTP server: listens, answers, and on a stop finishes what it has begun.
+//! The HTTP server: it listens, answers, and on a stop finishes the requests in progress.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,23 +21,23 @@ use crate::process::common::Common;
 use crate::process::lifecycle::Lifecycle;
 use crate::process::settings::SettingsReader;
 
-/// How long a stop waits for requests that clients have begun to send: shorter than the whole drain.
+/// How long a stop waits for requests that clients have begun to send. It is shorter than the whole drain.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// Takes the address.
+/// Binds the listening socket.
 ///
 /// # Errors
-/// It is taken or not ours.
+/// The address is in use, or does not belong to this machine.
 pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("can't listen on {address}; is the port taken? HOST and PORT move it"))
+        .with_context(|| format!("can't listen on {address}; is the port in use? HOST and PORT set the address"))
 }
 
-/// What a client hears for whom there is no place.
+/// The answer to a client beyond `CONNECTIONS_MAX`.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-/// How long no connection is taken after the system had none to give: it is out of open files.
+/// How long the server accepts no connection after the system had none to give. The process is then out of open files.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Longest time for a TLS handshake. It takes two round trips, so a slower client is gone or hostile.
@@ -73,13 +73,13 @@ pub fn serve(
         drop(listener);
         open.close();
         if tokio::time::timeout(STOP_TIMEOUT, open.wait()).await.is_err() {
-            tracing::warn!("Some clients never finished their requests; their connections are closed");
+            tracing::warn!("Some clients did not finish their requests in time; their connections are closed");
         }
         Ok(())
     });
 }
 
-/// Takes connections, each of which has a task of its own among the `open` ones.
+/// Accepts connections. Each has a task of its own, which `open` tracks.
 async fn accept(
     listener: &TcpListener,
     tls: Option<&TlsAcceptor>,
@@ -94,15 +94,15 @@ async fn accept(
             Ok(taken) => taken,
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
-                tracing::error!(%error, "No connection can be taken; raise the limit of open files, or lower CONNECTIONS_MAX");
+                tracing::error!(%error, "No connection can be accepted; raise the limit of open files, or lower CONNECTIONS_MAX");
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 continue;
             }
         };
         if open.len() >= limits.connections_max {
-            // Not logged one by one: of these there may be thousands a second.
+            // Not logged one by one: there may be thousands of these a second.
             if !was_full {
-                tracing::warn!(connections = open.len(), "As many connections are open as CONNECTIONS_MAX allows");
+                tracing::warn!(connections = open.len(), "CONNECTIONS_MAX is reached; new connections are turned away");
             }
             was_full = true;
             let _ = stream.try_write(FULL);
@@ -110,14 +110,14 @@ async fn accept(
         }
         was_full = false;
         if let Err(error) = connections::prepare(&stream) {
-            tracing::debug!(%error, "A connection keeps the options of the system");
+            tracing::debug!(%error, "The options of a connection can't be set; it keeps the system's");
         }
         let (router, limits, stopping, tls) = (router.clone(), Arc::clone(limits), stopping.clone(), tls.cloned());
         open.spawn(async move {
             let Some(tls) = tls else {
                 return connections::serve(stream, peer.ip(), router, &limits, &stopping, STOP_TIMEOUT).await;
             };
-            // In the connection's own task, so that a slow one holds up nobody.
+            // The handshake runs in the connection's own task, so that a slow client delays no other.
             let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
             match stopping.run_until_cancelled(handshake).await {
                 Some(Ok(Ok(stream))) => {
@@ -133,24 +133,24 @@ async fn accept(
     }
 }
 
-/// Whether the client was gone before it was taken.
+/// Whether the client closed the connection before the server accepted it.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Asks the process of this machine that has these settings whether it is ready; for container health checks. `port` is
-/// its usual one.
+/// Probes whether the process on this machine with these settings is ready; for container health checks. `port` is the
+/// default port.
 ///
 /// # Errors
-/// It is not, or does not answer within two seconds.
+/// The process is not ready, or does not answer within two seconds.
 pub async fn healthcheck(mut reader: SettingsReader, port: u16) -> anyhow::Result<()> {
     let port = reader.or("PORT", port);
     let scheme = if tls::is_served(&reader) { "https" } else { "http" };
     reader.finish(())?;
     let url = format!("{scheme}://127.0.0.1:{port}/health/ready");
-    // The certificate is for the name that clients use, and may be renewed at this moment: a question that says nothing
-    // secret and does not leave the machine must not fail of that. Orchestrators ask in the same way.
+    // Does not verify the certificate. It is for the name that clients use, and the probe must work during a renewal.
+    // The connection is local and carries no secret. Orchestrators probe in the same way.
     let client =
         reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(Duration::from_secs(2)).build()?;
     client.get(url).send().await?.error_for_status()?;
