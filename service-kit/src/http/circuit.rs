@@ -1,4 +1,4 @@
-//! What keeps a part that is down from being asked by everyone: a circuit breaker, and a budget for second tries.
+//! A circuit breaker and a retry budget. They keep callers from flooding a part that is down.
 //!
 //! ```text
 //!          FAILURES_MAX in a row                OPEN_TIME is over
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::Notify;
 
-/// Failed tries in a row that open the circuit: more than one unlucky call has, few enough that a stampede is turned
-/// away at once.
+/// Failed tries in a row that open the circuit. One unlucky call has fewer. The number is small enough that a stampede
+/// is turned away at once.
 const FAILURES_MAX: u32 = 10;
-/// How long an open circuit asks nobody.
+/// How long an open circuit lets no call through. After that it admits one probe.
 const OPEN_TIME: Duration = Duration::from_secs(1);
-/// Second tries that may be saved up, for the moment when something blinks.
+/// Retries that may be saved up, for a short outage.
 const RETRIES_SAVED_MAX: f64 = 20.0;
-/// Second tries that a call earns: of a part that fails often, a tenth more is asked and not three times as much.
+/// Retries that a call earns. So a part that fails often gets a tenth more calls, not three times as many.
 const RETRIES_PER_CALL: f64 = 0.1;
 
-/// The way to one other part. Shared by all calls to it.
+/// The circuit to one other part, shared by all calls to it.
 #[derive(Debug)]
 pub struct Circuit {
     name: &'static str,
@@ -39,7 +39,7 @@ struct State {
     retries: f64,
 }
 
-/// A try that was let through. One that is dropped without a word counts as failed.
+/// An admitted try. One that is dropped before it is settled counts as failed.
 struct Try<'a> {
     circuit: &'a Circuit,
     settled: bool,
@@ -59,11 +59,12 @@ impl Circuit {
         self.state().open_until.is_none()
     }
 
-    /// Makes a call that is harmless when repeated: `tries` times at most, with growing and jittered pauses, while the
-    /// circuit is closed and the budget lasts. An error is a failure of the part; what it refuses is an answer.
+    /// Makes a call that is harmless when repeated: at most `tries` times, while the circuit is closed and the budget
+    /// lasts. The jittered pauses grow from 20 to 100 ms. An error of `make` is a failure of the part; a refusal by the
+    /// part is an answer.
     ///
     /// # Errors
-    /// That of the last try, or that the circuit is open.
+    /// The error of the last try, or that the circuit is open.
     pub async fn call<T, F: Future<Output = anyhow::Result<T>>>(
         &self,
         tries: usize,
@@ -89,13 +90,13 @@ impl Circuit {
             let Some(pause) = pauses.next().filter(|_| self.spend()) else {
                 return Err(error);
             };
-            tracing::debug!(error = format!("{error:#}"), part = self.name, "Asking again");
+            tracing::debug!(error = format!("{error:#}"), part = self.name, "Retrying");
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Whenever the circuit is open, calls `make` until it is closed, as the probe if nobody else is: without callers,
-    /// who may stay away because of the circuit, nobody would find out that all is well again. Never ends by itself.
+    /// Whenever the circuit is open, calls `make` as the probe until it is closed. Callers may stay away because the
+    /// circuit is open, and then no call would show that the part works again. Never returns.
     pub async fn keep_probing<T, F: Future<Output = anyhow::Result<T>>>(&self, make: impl Fn() -> F) {
         loop {
             self.opened.notified().await;
@@ -110,7 +111,7 @@ impl Circuit {
         let mut state = self.state();
         if let Some(until) = state.open_until {
             if state.probing || Instant::now() < until {
-                anyhow::bail!("{} has failed {FAILURES_MAX} times in a row and is left alone for a moment", self.name);
+                anyhow::bail!("{} has failed {FAILURES_MAX} times in a row; its circuit is open", self.name);
             }
             state.probing = true;
         }
@@ -142,7 +143,7 @@ impl Circuit {
             return;
         }
         state.failures = state.failures.saturating_add(1);
-        // Tries that were under way when it opened change nothing; the probe decides.
+        // Tries that were in progress when the circuit opened change nothing; the probe decides.
         if state.failures >= FAILURES_MAX && (!was_open || state.probing) {
             state.open_until = Some(Instant::now() + OPEN_TIME);
             state.probing = false;
@@ -199,13 +200,13 @@ mod tests {
         for _ in 0..FAILURES_MAX + 5 {
             fail(&circuit, 1, &asked).await;
         }
-        // A success in between starts the count anew; once open, nobody is asked.
+        // A success in between resets the count. An open circuit lets no call through.
         assert_eq!(asked.load(Ordering::Relaxed), FAILURES_MAX - 1 + FAILURES_MAX);
         assert!(!circuit.is_closed());
 
         circuit.state().open_until = Some(Instant::now());
         fail(&circuit, 3, &asked).await;
-        assert_eq!(asked.load(Ordering::Relaxed), 2 * FAILURES_MAX, "one probe, and no second try of it");
+        assert_eq!(asked.load(Ordering::Relaxed), 2 * FAILURES_MAX, "one probe, without a retry");
         circuit.state().open_until = Some(Instant::now());
         circuit.call(1, async || Ok(())).await.unwrap();
         assert!(circuit.is_closed());
@@ -226,12 +227,12 @@ mod tests {
     #[tokio::test]
     async fn second_tries_have_a_budget() {
         let (circuit, asked) = (Circuit::new("part"), AtomicU32::new(0));
-        // Every second call fails three times over: the circuit never opens, and the saved tries are used up.
+        // Every second call fails all its three tries. The circuit never opens, and the saved retries are used up.
         for _ in 0..200 {
             fail(&circuit, 3, &asked).await;
             circuit.call(1, async || Ok(())).await.unwrap();
         }
         let second_tries = asked.load(Ordering::Relaxed) - 200;
-        assert!((20..=61).contains(&second_tries), "{second_tries} second tries for 400 calls");
+        assert!((20..=61).contains(&second_tries), "{second_tries} retries for 400 calls");
     }
 }

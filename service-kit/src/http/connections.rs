@@ -1,8 +1,7 @@
-//! One connection of a client, from its first byte to its last: no longer than it is used.
+//! Serves one client connection, and closes it when the client exceeds its time.
 //!
-//! A client that sends a byte from time to time, or reads none, would keep a connection for ever, and there are only so
-//! many. So each has its times: for the head of a request, for doing nothing, for taking an answer. The times of bodies
-//! are in `layers.rs`.
+//! Connections are limited, and a client that sends a byte now and then, or reads none, would keep one for ever. So
+//! each phase has a time limit: receiving a head, being idle, taking an answer. `layers.rs` limits the time of bodies.
 
 use std::io;
 use std::net::IpAddr;
@@ -27,21 +26,21 @@ use tower::ServiceExt;
 use crate::admit::limits::Limits;
 use crate::http::client_address::Peer;
 
-/// The longest head that is read: beyond what `layers.rs` takes, so that it can say so in our form; this is answered
-/// with a bare `431`.
+/// The longest head that is read. It is beyond the limit in `layers.rs`, so that `layers.rs` can refuse a head in our
+/// form. A longer head gets a bare `431`.
 const HEAD_BYTES_READ_MAX: usize = 64 * 1024;
 /// How long a client may leave sent bytes unread. The kernel closes the connection then.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sets a new connection's options.
+/// Sets the socket options of a new connection.
 pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     // Small answers must not wait for the client's delayed acknowledgement.
     stream.set_nodelay(true)?;
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT))
 }
 
-/// Serves a connection, of whatever it is made, until one side has had enough of it. From the `stopping` on it finishes
-/// the request that is in hand, in `stop_time_max` at most.
+/// Serves a connection, plain or TLS, until the client closes it or exceeds its time. Once `stopping` is cancelled, it
+/// finishes the request in progress, within `stop_time_max`.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: IpAddr,
@@ -70,7 +69,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         biased;
         ended = connection.as_mut() => ended,
         () = phase.overdue(limits) => {
-            tracing::debug!("A client took too long over its next request; its connection is closed");
+            tracing::debug!("A client did not send its next request in time; its connection is closed");
             return;
         }
         () = stopping.cancelled() => {
@@ -83,19 +82,19 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
-/// What a connection is waiting for, and since when.
+/// What a connection waits for, and since when.
 struct Phase {
     began: Instant,
-    /// The kind in the lowest two bits, milliseconds above them: looked at by the reader, the service and the clock of
-    /// a connection.
+    /// The kind in the lowest two bits, and above them the milliseconds after `began`. The reader, the service and the
+    /// timer of a connection share it.
     state: AtomicU64,
 }
 
-/// Nothing has come of the next request.
+/// No byte of the next request has arrived.
 const IDLE: u64 = 0;
-/// A part of its head has come.
+/// A part of its head has arrived.
 const IN_HEAD: u64 = 1;
-/// Its answer is being made.
+/// The service is processing it.
 const AT_WORK: u64 = 2;
 
 impl Phase {
@@ -117,9 +116,9 @@ impl Phase {
         }
     }
 
-    /// Ends when the client has used up its time.
+    /// Returns once the client has exceeded the time of the phase.
     async fn overdue(&self, limits: &Limits) {
-        // Looked at often enough that a time is overrun by a quarter at most.
+        // Checked often enough that a client exceeds its time by a quarter of the header time at most.
         let glance = limits.header_time_max / 4;
         loop {
             let state = self.state.load(Ordering::Relaxed);
@@ -138,7 +137,7 @@ impl Phase {
     }
 }
 
-/// A stream that notes when bytes come.
+/// A stream that notes in `phase` when bytes arrive.
 struct Watched<S> {
     stream: S,
     phase: Arc<Phase>,

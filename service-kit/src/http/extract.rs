@@ -1,8 +1,9 @@
-//! What a handler is given: body and path, read and checked, or a problem document that names every fault.
+//! Extractors for bodies and path parameters. They check the input, and refuse it with a problem document that names
+//! every fault.
 //!
-//! A body's rules stand once, as the schema of its type: the OpenAPI document shows it, and here bodies are held
-//! against it. An edit (`PATCH`) is a JSON merge patch (RFC 7396): what it makes of the resource is held against the
-//! schema of a new one.
+//! The rules of a body are defined once, as the schema of its type. The OpenAPI document shows this schema, and the
+//! extractors validate bodies against it. An edit (`PATCH`) is a JSON merge patch (RFC 7396); its result is validated
+//! against the schema of a new resource.
 
 use std::any::TypeId;
 use std::collections::{HashMap, HashSet};
@@ -26,30 +27,31 @@ use utoipa::ToSchema;
 use crate::admit::limits::BODY_BYTES_MAX;
 use crate::http::error::{Error, Result};
 
-/// The most faults that one answer lists; a list of 100,000 bad seats would help nobody.
+/// The most faults that one answer lists. A list of 100,000 bad seats would help nobody.
 const FAULTS_MAX: usize = 50;
 /// The longest piece of a client's input that a fault quotes.
 const QUOTE_CHARS_MAX: usize = 160;
-/// Up to here a float holds every whole number exactly.
+/// 2^53: below it, a float holds every whole number exactly.
 const WHOLE_FLOATS_BELOW: f64 = 9_007_199_254_740_992.0;
 
-/// A JSON body.
+/// A JSON body, validated against the schema of `T`.
 #[derive(Debug)]
 pub struct ApiJson<T>(pub T);
 
-/// A JSON body as it came, for who must look at its bytes before its meaning, which [`parse`] reads.
+/// A JSON body as it arrived, for handlers that must check its bytes before [`parse`] reads it. A signature is an
+/// example.
 #[derive(Debug)]
 pub struct RawJson(pub Bytes);
 
-/// A JSON body that may be left out: `T`'s default then.
+/// A JSON body that may be absent or `null`: the value is then `T`'s default.
 #[derive(Debug)]
 pub struct OptionalJson<T>(pub T);
 
-/// The members of a resource that an edit is to change; those that it does not name stay, and `null` empties one.
+/// The members of a resource that an edit changes. Members that it does not name stay as they are; `null` clears one.
 #[derive(Debug)]
 pub struct ApiPatch(Map<String, Value>);
 
-/// The parameters in the path.
+/// The parameters in the path. One that can't be parsed is answered with `422`.
 #[derive(Debug)]
 pub struct ApiPath<T>(pub T);
 
@@ -61,7 +63,7 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static, S: Send + Sync> FromReques
         if body.len() <= BODY_BYTES_MAX {
             return parse(&body).map(Self);
         }
-        // A hall of 100,000 seats takes long, and others want to book meanwhile.
+        // Parsing a hall of 100,000 seats takes long, and would delay the bookings on this thread.
         tokio::task::spawn_blocking(move || parse(&body))
             .await
             .map_err(|error| Error::Internal(error.into()))?
@@ -92,7 +94,7 @@ impl<S: Send + Sync> FromRequest<S> for ApiPatch {
 }
 
 impl ApiPatch {
-    /// What the edit makes of `current`, held against the rules for a new one.
+    /// Applies the edit to `current`, and validates the result against the rules for a new resource.
     ///
     /// # Errors
     /// `422` with every fault.
@@ -104,7 +106,7 @@ impl ApiPatch {
         checked(edited, Vec::new())
     }
 
-    /// Lets a member that has two names be changed under either.
+    /// Accepts `alias` as a second name of the member `name`. If both are given, `name` counts.
     #[must_use]
     pub fn with_alias(mut self, alias: &str, name: &str) -> Self {
         if !self.0.contains_key(name)
@@ -163,10 +165,10 @@ fn read_value(body: &[u8]) -> Result<Value> {
         .map_err(|error| Error::refused(Code::MalformedJson, format!("The body is not JSON: {error}.")))
 }
 
-/// Reads a body and holds it against the schema of its type.
+/// Parses a body, and validates it against the schema of its type.
 ///
 /// # Errors
-/// It is not JSON, or `422` with every fault.
+/// The body is not JSON, or `422` with every fault.
 pub fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
     let mut value = read_value(body)?;
     let faults = clean(&mut value);
@@ -177,7 +179,7 @@ fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: V
     let validator = validator_of::<T>(|| schema_of::<T>()).map_err(Error::Internal)?;
     faults.extend(validator.iter_errors(&value).take(FAULTS_MAX).flat_map(|error| faults_of(&error)));
     if !faults.is_empty() {
-        // One fault a place: an empty name is also too short, and that it matches no pattern helps nobody.
+        // One fault per place: an empty name is too short, and that it also matches no pattern helps nobody.
         let mut places = HashSet::new();
         faults.retain(|fault| places.insert(fault.pointer.clone()));
         faults.truncate(FAULTS_MAX);
@@ -192,8 +194,8 @@ fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: V
     })
 }
 
-/// Trims every string, writes whole numbers as such (`2.0` is an integer in JSON Schema, but not to serde), and finds
-/// NUL, which PostgreSQL can't store.
+/// Trims every string, and turns whole numbers into integers: `2.0` is an integer in JSON Schema, but not in serde.
+/// Reports NUL characters, which PostgreSQL can't store.
 fn clean(value: &mut Value) -> Vec<FieldError> {
     let mut faults = Vec::new();
     clean_below(value, &mut faults);
@@ -201,7 +203,7 @@ fn clean(value: &mut Value) -> Vec<FieldError> {
 }
 
 fn clean_below(value: &mut Value, faults: &mut Vec<FieldError>) {
-    // The place of a fault is put together only when there is one.
+    // The pointer of a fault is built only when there is one.
     let below = |member: &mut Value, faults: &mut Vec<FieldError>, name: &dyn Fn() -> String| {
         let others = faults.len();
         clean_below(member, faults);
@@ -248,7 +250,7 @@ pub(crate) fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
             let name = property.as_str().unwrap_or_default();
             vec![FieldError::at(format!("{pointer}/{}", escaped(name)), "is required")]
         }
-        // An optional member is "null or this": what is wrong with "this" is what the client wants to hear.
+        // An optional member is "null or this". The client needs the faults of "this".
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
             let of_right_type = context.iter().find(|branch| {
                 branch.iter().all(|inner| {
@@ -258,7 +260,7 @@ pub(crate) fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
             });
             match of_right_type {
                 Some(branch) => branch.iter().flat_map(faults_of).collect(),
-                None => vec![FieldError::at(pointer, "has none of the forms that are allowed here")],
+                None => vec![FieldError::at(pointer, "matches none of the forms that are allowed here")],
             }
         }
         _ => {
@@ -269,12 +271,12 @@ pub(crate) fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
     }
 }
 
-/// The validator of a type, made from its schema when it is first needed.
+/// The validator of a type, built from its schema at first use and cached.
 pub(crate) fn validator_of<T: 'static>(
     schema: impl FnOnce() -> anyhow::Result<Value>,
 ) -> anyhow::Result<Arc<Validator>> {
     static VALIDATORS: LazyLock<RwLock<HashMap<TypeId, Arc<Validator>>>> = LazyLock::new(RwLock::default);
-    let poisoned = || anyhow::anyhow!("a thread panicked while it made a validator");
+    let poisoned = || anyhow::anyhow!("a thread panicked while it built a validator");
     if let Some(validator) = VALIDATORS.read().map_err(|_| poisoned())?.get(&TypeId::of::<T>()) {
         return Ok(Arc::clone(validator));
     }

@@ -18,19 +18,19 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::auth::AuthSettings;
 
-/// The security schemes: the user by header, the user by token, another service of ours. An operation says in
-/// `#[utoipa::path(security(...))]` which of them it takes, with the roles that it needs; `()` means that it takes none
-/// as well, in some mode. [`describe_security`] adds to its description and answers what follows from that.
+/// The security schemes: the user by header, the user by token, another service of ours. An operation names in
+/// `#[utoipa::path(security(...))]` the schemes that it accepts, with the roles that it needs. `()` means that in some
+/// mode it accepts callers without any. [`describe_security`] adds the consequences to its description and its answers.
 const USER: &str = "user_id";
 const BEARER: &str = "bearer";
 const INTERNAL: &str = "internal_key";
-/// A response for up to so many codes is named after them; a longer name would not be read.
+/// A response for at most this many codes is named after them. A longer name would not be read.
 const CODES_IN_NAME_MAX: usize = 3;
 
-/// What any call that takes a JSON body may answer.
+/// The problem codes of any call that takes a JSON body.
 pub const BODY: &[Code] =
     &[Code::MalformedJson, Code::BodyTooLarge, Code::UnsupportedMediaType, Code::ValidationFailed];
-/// What any edit may answer.
+/// The problem codes of any edit.
 pub const EDIT: &[Code] = &[
     Code::MalformedJson,
     Code::PreconditionFailed,
@@ -38,7 +38,7 @@ pub const EDIT: &[Code] = &[
     Code::UnsupportedMediaType,
     Code::ValidationFailed,
 ];
-/// What any call may answer.
+/// The problem codes of every call.
 const ALWAYS: &[Code] = &[
     Code::RequestTimeout,
     Code::RateLimited,
@@ -84,7 +84,7 @@ macro_rules! patch_body {
     };
 }
 
-/// The schema of an edit of what `T` makes.
+/// The schema of an edit: the members of `T`, with which the resource is created, and none of them required.
 #[must_use]
 pub fn patch_schema<T: PartialSchema>(example: serde_json::Value) -> RefOr<Schema> {
     match T::schema() {
@@ -99,7 +99,7 @@ pub fn patch_schema<T: PartialSchema>(example: serde_json::Value) -> RefOr<Schem
     }
 }
 
-/// The responses for these codes and those of every call, one a status, with an example a code.
+/// The responses for these codes and those of every call: one for each status, with an example for each code.
 #[must_use]
 pub fn responses_for(groups: &[&[Code]]) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
@@ -159,14 +159,14 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-/// The schemes that this requirement names, each with the roles that it needs. The library keeps them to itself, but
-/// writes them.
+/// The schemes that this requirement names, each with the roles that it needs. The library has no accessor for them, so
+/// this function reads the serialized form.
 fn named_schemes(requirement: &SecurityRequirement) -> BTreeMap<String, Vec<String>> {
     serde_json::to_value(requirement).and_then(serde_json::from_value).unwrap_or_default()
 }
 
-/// Adds to each operation what its security entails: the answers to who is not known or may not, and a word on the
-/// roles.
+/// Adds to each operation the consequences of its security. These are the answers to callers that are unknown or lack
+/// the role, and a sentence on the roles.
 pub fn describe_security(document: &mut OpenApi) {
     for operation in document.paths.paths.values_mut().flat_map(operations) {
         let schemes: Vec<_> = operation.security.iter().flatten().flat_map(named_schemes).collect();
@@ -188,7 +188,7 @@ pub fn describe_security(document: &mut OpenApi) {
     }
 }
 
-/// Leaves of the alternatives those that this process takes, so that a reader knows what to send.
+/// Keeps only the security alternatives that this process accepts, so that a reader knows what to send.
 pub fn narrow_security(document: &mut OpenApi, auth: &AuthSettings) {
     let internal = auth.internal_keys.are_set();
     let taken = |scheme: &str| match scheme {
@@ -199,7 +199,7 @@ pub fn narrow_security(document: &mut OpenApi, auth: &AuthSettings) {
     for operation in document.paths.paths.values_mut().flat_map(operations) {
         let Some(alternatives) = operation.security.as_mut() else { continue };
         alternatives.retain(|requirement| named_schemes(requirement).keys().all(|scheme| taken(scheme)));
-        // Taking nothing as well was the alternative to a scheme that is not taken here.
+        // The empty alternative is for modes in which the other schemes are not accepted.
         alternatives.retain(|requirement| !named_schemes(requirement).is_empty());
         if alternatives.is_empty() {
             operation.security = None;
@@ -210,10 +210,12 @@ pub fn narrow_security(document: &mut OpenApi, auth: &AuthSettings) {
     }
 }
 
-/// Moves the errors of all operations to `components/responses`, where each stands once, and refers to them: written out at each
-/// operation they were seven tenths of a document, and Swagger UI took twice as long to open an operation.
+/// Moves the errors of all operations to `components/responses`, where each is defined once, and refers to them.
+/// Written out at each operation, they were seven tenths of a document, and Swagger UI took twice as long to open an
+/// operation.
 ///
-/// A response is named after its codes, or after the operation and the status where it has more than [`CODES_IN_NAME_MAX`].
+/// A response is named after its codes. With more than [`CODES_IN_NAME_MAX`], it is named after the operation and the
+/// status.
 pub fn share_errors(document: &mut OpenApi) {
     let mut shared: BTreeMap<String, Response> = BTreeMap::new();
     for operation in document.paths.paths.values_mut().flat_map(operations) {
@@ -239,14 +241,14 @@ pub fn share_errors(document: &mut OpenApi) {
     }
 }
 
-/// `seat_not_found` is `SeatNotFound`.
+/// `seat_not_found` becomes `SeatNotFound`.
 fn pascal_case(name: &str) -> String {
     let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
     name.split('_').filter(|word| !word.is_empty()).map(capital).collect()
 }
 
-/// Lets a page's items be the resource that is described already: generics describe theirs once more, and a generated client
-/// would have two types for one thing.
+/// Makes the items of a page refer to the schema of the resource. A generic type describes its items once more, and a
+/// generated client would have two types for one thing.
 pub fn refer_to_items(document: &mut OpenApi) {
     let Some(components) = document.components.as_mut() else { return };
     let known: Vec<String> = components.schemas.keys().cloned().collect();
@@ -273,7 +275,7 @@ pub fn describe_alias(document: &mut OpenApi, path: &str, alias: &str) {
     }
 }
 
-/// `/docs` (Swagger UI, its files inside the binary) and `/openapi.json`; `/` leads to the first.
+/// Serves `/docs` (Swagger UI, with its files inside the binary) and `/openapi.json`. `/` redirects to `/docs/`.
 pub fn pages(document: OpenApi) -> Router {
     let config = Config::default()
         .persist_authorization(true)

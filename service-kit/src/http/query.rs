@@ -1,5 +1,5 @@
-//! The parameters after the `?`: held against the schema that the OpenAPI document shows of them, all faults named at
-//! once.
+//! Query parameters. The extractor validates them against the schema that the OpenAPI document shows, and names all
+//! faults at once.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -14,11 +14,11 @@ use utoipa::openapi::path::Parameter;
 use crate::http::error::{Error, Result};
 use crate::http::extract::{faults_of, validator_of};
 
-/// The parameters of one or two types: a list's page and its filter, say.
+/// The query parameters of one or two types, for example a list's page and its filter.
 #[derive(Debug)]
 pub struct ApiQuery<A, B = NoMore>(pub A, pub B);
 
-/// No further parameters.
+/// Stands for no second type in [`ApiQuery`].
 #[derive(Debug, Default, Deserialize, IntoParams)]
 pub struct NoMore {}
 
@@ -41,8 +41,8 @@ where
     }
 }
 
-/// The parameters of one type; `None` when `faults` says why not. Those that it does not know are another's, or
-/// nobody's.
+/// The parameters of one type; `None` when it has added `faults`. Parameters that the type does not have are ignored:
+/// they belong to the other type, or to none.
 fn parse<T: DeserializeOwned + IntoParams + 'static>(query: &str, faults: &mut Vec<FieldError>) -> Result<Option<T>> {
     let known = T::into_params(|| None);
     let mut given = Map::new();
@@ -77,7 +77,7 @@ fn parse<T: DeserializeOwned + IntoParams + 'static>(query: &str, faults: &mut V
     }
 }
 
-/// All parameters are text; one that is declared as a number or a truth value becomes that, if it is one.
+/// Every parameter arrives as text. One that is declared as a number or a boolean becomes one, if its text permits.
 fn typed(parameter: &Parameter, text: &str) -> Value {
     let schema = serde_json::to_value(&parameter.schema).unwrap_or_default();
     let declared = |name: &str| match &schema["type"] {

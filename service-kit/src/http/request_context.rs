@@ -1,21 +1,21 @@
-//! What code at any depth may want to know of the present request without being handed it: its id and its trace
-//! context.
+//! The current request's id and trace context, which code at any depth can read without an argument.
 
 use axum::http::{HeaderMap, HeaderName};
 use uuid::Uuid;
 
-/// The request's id, in and out.
+/// The header with the request's id, in requests and answers.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The W3C trace context; see `observe/traces.rs`.
+/// The header with the W3C trace context; see `observe/traces.rs`.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// How long the caller waits for its answer, in milliseconds: a service passes its own deadline on with it.
+/// The header with the time that the caller waits for its answer, in milliseconds. A service passes its own deadline on
+/// with it.
 pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-timeout-ms");
 
-/// The longest request id that is taken over from the client.
+/// The longest request id or trace context that is accepted from the client. A longer one is ignored.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// What the rest of a request's path may want to know of it without being handed it.
+/// The id and the trace context of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestContext {
     pub(crate) request_id: String,
@@ -26,19 +26,19 @@ tokio::task_local! {
     pub(crate) static CONTEXT: RequestContext;
 }
 
-/// The id of the request that is being handled.
+/// The id of the current request; `None` outside a request.
 #[must_use]
 pub fn request_id() -> Option<String> {
     CONTEXT.try_with(|context| context.request_id.clone()).ok()
 }
 
-/// The trace context of the request that is being handled; `traces::traceparent` adds the present step.
+/// The trace context of the current request; `traces::traceparent` adds the current step.
 pub(crate) fn traceparent() -> Option<String> {
     CONTEXT.try_with(|context| context.traceparent.clone()).ok().flatten()
 }
 
 impl RequestContext {
-    /// The context of a request with these headers; it gets an id of its own unless it brings a usable one.
+    /// The context of a request with these headers. The request gets a new id unless it brings a usable one.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let text = |name: &HeaderName| {
             let value = headers.get(name)?.to_str().ok()?;

@@ -1,7 +1,7 @@
-//! TLS: the certificate that a service shows, and the authorities that it believes.
+//! TLS: the certificate that a service presents, and the authorities that it trusts.
 //!
-//! There is one crypto provider, aws-lc-rs, in the whole tree. A certificate is loaded again when its files change; a
-//! connection that is open goes on with the one it was made with.
+//! The whole tree has one crypto provider, aws-lc-rs. A service loads its certificate again when its files change; an
+//! open connection keeps the certificate that it began with.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,25 +22,25 @@ use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
 
 use crate::process::settings::{Secret, SettingsReader};
 
-/// The setting of the certificate, with those that vouch for it, in PEM.
+/// The setting with the certificate and its intermediate certificates, in PEM.
 const CERTIFICATE: &str = "TLS_CERTIFICATE";
-/// The setting of its private key, in PEM.
+/// The setting with the certificate's private key, in PEM.
 const PRIVATE_KEY: &str = "TLS_PRIVATE_KEY";
-/// How often the files are looked at. Whoever renews certificates does so days before they end.
+/// How often the files are read. Certificates are renewed days before they expire.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Makes aws-lc-rs the provider of this process; the first thing in `main`. A second call, as tests make, changes
+/// Makes aws-lc-rs the crypto provider of this process. `main` calls it first. A second call, as tests make, changes
 /// nothing.
 pub fn install_crypto_provider() {
     if aws_lc_rs::default_provider().install_default().is_err() {
-        tracing::debug!("a crypto provider had been installed before");
+        tracing::debug!("a crypto provider is installed already");
     }
 }
 
-// --- whom we believe ----------------------------------------------------------------------
+// --- the authorities that we trust --------------------------------------------------------
 
-/// The certificate authorities that are believed on every link: those that browsers believe (Mozilla's list, compiled
-/// in, so that an image needs no list of its own), and those in the file of `TLS_CA_FILE`.
+/// The certificate authorities that are trusted on every link: those of Mozilla's list, which browsers trust, and those
+/// in the file of `TLS_CA_FILE`. Mozilla's list is compiled in, so that an image needs no list of its own.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     own: Arc<[CertificateDer<'static>]>,
@@ -48,11 +48,11 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Reads `TLS_CA_FILE`.
+    /// Reads `TLS_CA_FILE`, and adds a fault if it can't be used.
     pub fn read(reader: &mut SettingsReader) -> Self {
         if reader.text_of("TLS_CA").is_some() {
-            // The PostgreSQL client takes nothing but a file from its URL.
-            reader.fault("TLS_CA is taken from a file only: name it by TLS_CA_FILE");
+            // The PostgreSQL client accepts only a file, which its URL names.
+            reader.fault("TLS_CA must be a file: set TLS_CA_FILE to its path");
         }
         let Some(path) = reader.file_of("TLS_CA") else { return Self::default() };
         Self::from_file(Path::new(&path)).unwrap_or_else(|error| {
@@ -61,10 +61,10 @@ impl Trust {
         })
     }
 
-    /// Mozilla's list and the certificates in this file, in PEM.
+    /// Trusts Mozilla's list and the certificates in this file, in PEM.
     ///
     /// # Errors
-    /// It can't be read, has none in it, or one that no authority could have.
+    /// The file can't be read, has no certificate, or has one that no authority could have.
     pub fn from_file(path: &Path) -> anyhow::Result<Self> {
         let own = certificates(&std::fs::read_to_string(path)?)?;
         let mut store = RootCertStore::empty();
@@ -74,7 +74,8 @@ impl Trust {
         Ok(Self { own: own.into(), file: Some(path.into()) })
     }
 
-    /// The certificates of `TLS_CA_FILE` in PEM, for libraries that add them to Mozilla's; `None` without any.
+    /// The certificates of `TLS_CA_FILE` in PEM, for libraries that add them to Mozilla's list. `None` if there are
+    /// none.
     #[must_use]
     pub fn own_pem(&self) -> Option<String> {
         (!self.own.is_empty()).then(|| self.own.iter().map(to_pem).collect())
@@ -84,17 +85,17 @@ impl Trust {
         self.all().map(to_pem).collect()
     }
 
-    /// An HTTP client that believes these.
+    /// An HTTP client that trusts these authorities and no others.
     pub fn http_client(&self) -> reqwest::ClientBuilder {
-        // None of them fails here: it was parsed before.
+        // No certificate fails here: each was parsed before.
         let roots = self.all().filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok());
         reqwest::Client::builder().tls_certs_only(roots)
     }
 
-    /// A Redis client that believes these; it does not connect yet.
+    /// A Redis client that trusts these authorities. It does not connect yet.
     ///
     /// # Errors
-    /// The URL is not one.
+    /// The URL is not a Redis URL.
     pub fn redis_client(&self, url: &Secret) -> anyhow::Result<redis::Client> {
         let client =
             redis::Client::open(url.reveal()).context("REDIS_URL is not a Redis URL like redis://host:6379")?;
@@ -103,10 +104,10 @@ impl Trust {
             return Ok(client);
         }
         let roots = redis::TlsCertificates { client_tls: None, root_cert: Some(self.all_pem().into_bytes()) };
-        redis::Client::build_with_tls(address, roots).context("REDIS_URL can't be reached by TLS")
+        redis::Client::build_with_tls(address, roots).context("REDIS_URL can't be used with TLS")
     }
 
-    /// The PostgreSQL URL with `TLS_CA_FILE` as its `sslrootcert`, unless it names one. It has no effect below
+    /// The PostgreSQL URL with `TLS_CA_FILE` as its `sslrootcert`, unless the URL names one. It has no effect below
     /// `sslmode=verify-ca`.
     #[must_use]
     pub fn database_url(&self, url: Secret) -> Secret {
@@ -127,7 +128,7 @@ impl Trust {
 
 fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let found = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
-    let found = found.context("it is not in PEM, as files that begin with -----BEGIN CERTIFICATE----- are")?;
+    let found = found.context("it is not valid PEM, which begins with -----BEGIN CERTIFICATE-----")?;
     ensure!(!found.is_empty(), "it has no certificate in PEM, which begins with -----BEGIN CERTIFICATE-----");
     Ok(found)
 }
@@ -138,9 +139,9 @@ fn to_pem(certificate: &CertificateDer<'_>) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n", lines.collect::<String>())
 }
 
-// --- what we show -------------------------------------------------------------------------
+// --- the certificate that we present ------------------------------------------------------
 
-/// The certificate that a server shows and its private key, which may change while it runs.
+/// The certificate that a server presents, and its private key. Both may change while the server runs.
 #[derive(Clone)]
 pub struct ServerCertificate(Arc<Shown>);
 
@@ -150,10 +151,10 @@ struct Shown {
     key: RwLock<Arc<CertifiedKey>>,
 }
 
-/// What the files hold, or why they can't be read.
+/// The texts of certificate and key, or why they can't be read.
 type Look = Result<[String; 2], String>;
 
-/// Where a text comes from.
+/// Where the text of a setting comes from: the setting itself, or a file that it names.
 enum Source {
     Text(Secret),
     File(PathBuf),
@@ -195,14 +196,15 @@ impl ResolvesServerCert for Shown {
 }
 
 impl ServerCertificate {
-    /// Reads `TLS_CERTIFICATE` and `TLS_PRIVATE_KEY`; `None` when neither is set, or both are of no use.
+    /// Reads `TLS_CERTIFICATE` and `TLS_PRIVATE_KEY`. `None` when neither is set, or when they can't be used; the
+    /// reader then has a fault.
     pub fn read(reader: &mut SettingsReader) -> Option<Self> {
         let source = match (Source::of(reader, CERTIFICATE), Source::of(reader, PRIVATE_KEY)) {
             (None, None) => return None,
             (Some(certificate), Some(key)) => [certificate, key],
             (certificate, _) => {
                 let missing = if certificate.is_none() { CERTIFICATE } else { PRIVATE_KEY };
-                reader.fault(format!("{missing} is missing: {CERTIFICATE} and {PRIVATE_KEY} belong together"));
+                reader.fault(format!("{missing} is missing; set both {CERTIFICATE} and {PRIVATE_KEY}"));
                 return None;
             }
         };
@@ -216,7 +218,7 @@ impl ServerCertificate {
         }
     }
 
-    /// What a server needs to speak TLS with it. HTTP/1.1 is all that is spoken inside.
+    /// The TLS configuration of a server with this certificate. It offers HTTP/1.1 only.
     pub(crate) fn config(&self) -> anyhow::Result<ServerConfig> {
         let versions = ServerConfig::builder_with_provider(Arc::clone(&self.0.provider));
         let builder = versions.with_safe_default_protocol_versions()?.with_no_client_auth();
@@ -225,10 +227,10 @@ impl ServerCertificate {
         Ok(config)
     }
 
-    /// Follows its files until `stopping`. By their contents, so that it does not matter how they are replaced: written
-    /// over, renamed, or by a link to another folder, as Kubernetes does.
+    /// Reloads the certificate when its files change, until `stopping`. It compares contents, so the way of replacement
+    /// does not matter: overwriting, renaming, or a link to another folder, as in Kubernetes.
     pub(crate) async fn follow(self, stopping: CancellationToken) -> anyhow::Result<()> {
-        // Nothing is known of what was loaded at start: the first look loads it again.
+        // The texts that were loaded at the start are not kept, so the first check loads them again.
         let mut seen = None;
         while stopping.run_until_cancelled(tokio::time::sleep(RELOAD_INTERVAL)).await.is_some() {
             self.refresh(&mut seen).await?;
@@ -236,7 +238,7 @@ impl ServerCertificate {
         Ok(())
     }
 
-    /// Looks at the files, and takes what they hold unless that is what was `seen` before, or of no use.
+    /// Reads the files, and loads them unless they equal `seen` or can't be used.
     async fn refresh(&self, seen: &mut Option<Look>) -> anyhow::Result<()> {
         let now = self.look().await?;
         if seen.as_ref() == Some(&now) {
@@ -246,20 +248,20 @@ impl ServerCertificate {
             Ok(key) => {
                 let mut shown = self.0.key.write().unwrap_or_else(PoisonError::into_inner);
                 if shown.cert != key.cert {
-                    tracing::info!("The certificate has changed; new connections are shown the new one");
+                    tracing::info!("The certificate has changed; new connections get the new one");
                 }
                 *shown = Arc::new(key);
             }
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),
-                "The new certificate can't be used; the one before is shown until its files are right"
+                "The new certificate can't be used; the previous one stays in use until its files are right"
             ),
         }
         *seen = Some(now);
         Ok(())
     }
 
-    /// What the files hold now, or why they can't be read.
+    /// Reads the files on a blocking thread.
     async fn look(&self) -> anyhow::Result<Look> {
         let shown = Arc::clone(&self.0);
         let look = move || texts(&shown.source).map_err(|error| format!("{error:#}"));
@@ -267,7 +269,7 @@ impl ServerCertificate {
     }
 }
 
-/// Whether this process serves TLS, by its settings alone.
+/// Whether this process serves TLS, judged by its settings alone.
 pub(crate) fn is_served(reader: &SettingsReader) -> bool {
     Source::of(reader, CERTIFICATE).is_some()
 }
