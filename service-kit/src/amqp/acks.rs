@@ -1,4 +1,4 @@
-//! Acknowledgements of messages: after their effect, and together where they can be.
+//! Acknowledges messages after their effect is committed, several with one frame where possible.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -8,12 +8,12 @@ use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 
-/// Acknowledgements of one channel. Messages that are done at the same time are acknowledged together: to the broker
-/// each is an entry in its log.
+/// The acknowledgements of one channel. Messages that are done at the same time share a frame, because RabbitMQ writes
+/// a log entry for each acknowledgement.
 pub(crate) struct Acks {
     channel: Channel,
     tags: Mutex<Tags>,
-    /// One frame after the other: a later one that covers more must not overtake what it covers.
+    /// Held while frames are sent: a later frame that covers more tags must not overtake an earlier one.
     sending: tokio::sync::Mutex<()>,
 }
 
@@ -22,12 +22,13 @@ impl Acks {
         Self { channel: channel.clone(), tags: Mutex::default(), sending: tokio::sync::Mutex::default() }
     }
 
-    /// Takes note of a message that has arrived.
+    /// Records a message that has arrived, so that no multiple acknowledgement covers it before it is done.
     pub(crate) fn came(&self, delivery: &Delivery) {
         self.tags().open.insert(delivery.delivery_tag);
     }
 
-    /// Acknowledges a message, at the latest when all those have had their say whose turn it is now.
+    /// Acknowledges a message. Only the first message since the last frame sends: it yields once, so that the tasks
+    /// that are ready now can add theirs. The others return at once.
     pub(crate) async fn done(&self, delivery: &Delivery) -> anyhow::Result<()> {
         if !self.tags().done(delivery.delivery_tag) {
             return Ok(());
@@ -49,7 +50,7 @@ impl Acks {
     }
 }
 
-/// Which messages of a channel are not acknowledged, by the numbers that they came under, and which of them are done.
+/// The delivery tags of a channel's unacknowledged messages, and which of these messages are done.
 #[derive(Debug, Default)]
 struct Tags {
     open: BTreeSet<u64>,
@@ -57,13 +58,13 @@ struct Tags {
 }
 
 impl Tags {
-    /// Whether it is the first that is done since the last acknowledgement.
+    /// Marks a message as done. Returns whether it is the first one since the last acknowledgement.
     fn done(&mut self, tag: u64) -> bool {
         self.done.insert(tag);
         self.done.len() == 1
     }
 
-    /// Up to which all messages are done, and which ones are besides, behind others that are not.
+    /// Takes out the messages that are done: the highest tag up to which all are done, and the single tags beyond it.
     fn settled(&mut self) -> (Option<u64>, Vec<u64>) {
         let done = mem::take(&mut self.done);
         let through = self.open.iter().copied().take_while(|tag| done.contains(tag)).last();
@@ -82,7 +83,7 @@ mod tests {
         tags.open.extend(1..=9);
         assert!(tags.done(2) && !tags.done(1) && !tags.done(5) && !tags.done(4));
         assert_eq!(tags.settled(), (Some(2), vec![4, 5]));
-        // What is done before the third changes nothing for it.
+        // Message 3 is still open, so message 6 is acknowledged alone.
         assert!(tags.done(6));
         assert_eq!(tags.settled(), (None, vec![6]));
         assert!(tags.done(3) && !tags.done(7));

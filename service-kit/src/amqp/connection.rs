@@ -1,4 +1,4 @@
-//! The broker: how to connect to it, and the names and headers that all parts of this folder share.
+//! Connects to RabbitMQ, and holds the names and headers that all files of this folder share.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Exchange
 use crate::http::tls::Trust;
 use crate::process::settings::Secret;
 
-/// TCP, handshake and declarations together; the library has no time-out of its own there.
+/// The limit for TCP, handshake and declarations together. The library has no timeout of its own for them.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A batch and all its confirms. Past it, a message's fate is unknown, never "not sent".
+/// The limit for a batch and all its confirms. After it, a message's outcome is unknown, never "not sent".
 pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Seconds between heartbeats: a dead peer is noticed after two. RabbitMQ advises 5 to 20.
+/// Seconds between heartbeats: two missed ones reveal a dead peer. RabbitMQ advises 5 to 20.
 pub(super) const HEARTBEAT_SECONDS: u32 = 10;
-/// Farewells to a broker that may be frozen: nothing is lost without them.
+/// The limit for closing a connection to a broker that may be frozen. Nothing is lost if the close fails.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// AMQP delivery mode: written to disk.
 pub(super) const PERSISTENT: u8 = 2;
 
-/// The header that says why a message was set aside.
+/// The header with the reason why a message was dead-lettered.
 pub(super) const REASON: &str = "x-reason";
-/// The header that says what a message was about, once it goes by the names of queues.
+/// The header with a message's first routing key. Dead-lettered and requeued messages are routed by queue name instead.
 pub(super) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 /// The header with the W3C trace context.
 pub(super) const TRACEPARENT: &str = "traceparent";
 
-/// A header's text.
+/// The value of a header; `None` if the header is absent or not text.
 pub(super) fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
     match properties.headers().as_ref()?.inner().get(name)? {
         AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
@@ -39,14 +39,14 @@ pub(super) fn text_header(properties: &BasicProperties, name: &str) -> Option<St
     }
 }
 
-/// Where the broker is, and the exchange that both sides meet at.
+/// The address of RabbitMQ, and the exchange that publishers and consumers share.
 #[derive(Debug, Clone)]
 pub struct Broker {
     /// `amqp://user:password@host:5672/%2f`
     pub url: Secret,
     /// A durable topic exchange; either side declares it.
     pub exchange: String,
-    /// Whom to believe where the URL is `amqps://...`.
+    /// The certificate authorities to trust if the URL is `amqps://...`.
     pub trust: Trust,
 }
 
@@ -91,7 +91,7 @@ impl Broker {
     }
 }
 
-/// The queue of the messages that were set aside from `queue`, each with its reason.
+/// The name of the dead letter queue of `queue`. Each message there has its reason in a header.
 #[must_use]
 pub fn dead_letters_of(queue: &str) -> String {
     format!("{queue}.dead")

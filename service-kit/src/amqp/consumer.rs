@@ -1,7 +1,8 @@
-//! A consumer that always comes back, and acknowledges each message after its effect.
+//! A consumer that reconnects after every fault, and acknowledges each message after its effect is committed.
 //!
-//! The client library's own recovery stays off: with it a channel-level error leaves the consumer silent for ever,
-//! while the connection looks healthy. Here any error, and the end of the stream, drops everything and builds it anew.
+//! The client library's own recovery stays off. With it, a channel error leaves the consumer silent for ever, while the
+//! connection seems healthy. Here any error, and the end of the stream, closes the connection, and the consumer opens a
+//! new one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,59 +31,62 @@ use super::connection::{
 use crate::observe::metrics::{GaugeVec, IntCounterVec, IntGauge, Metrics};
 use crate::observe::traces;
 
-/// Messages on their way to one consumer: enough to keep it busy, few enough that a crash redelivers few.
+/// Unacknowledged messages that RabbitMQ sends ahead: enough to keep the consumer busy, and few to redeliver after a
+/// crash.
 const PREFETCH: u16 = 128;
-/// Messages handled at once by one consumer: what is in hand together can be applied together.
+/// Messages that one consumer handles at a time. The handler can apply messages in progress as one batch.
 const HANDLED_AT_ONCE: usize = 64;
-/// Redeliveries before the broker itself sets a message aside. Each lost connection counts one for every message on its
-/// way, so this is far above what a bad day of restarts needs; messages that fail are set aside by us, with a reason.
+/// Redeliveries before RabbitMQ itself dead-letters a message. Each lost connection counts one for every prefetched
+/// message, so the limit is far above the restarts of a bad day. This consumer dead-letters failing messages earlier,
+/// with a reason.
 const DELIVERY_LIMIT: i64 = 100;
-/// Tries of a message that fails by its own fault, before it is set aside.
+/// Tries of a message that fails by its own fault. After the last one the consumer dead-letters it.
 const TRIES_MAX: usize = 6;
-/// One message's handling. What is cut off is rolled back and tried again.
+/// The limit for handling one message. After it, the handler's transaction rolls back and the consumer tries again.
 const HANDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the messages that were set aside are counted.
+/// How often this consumer counts the dead letters.
 const DEAD_LETTERS_COUNTED_EVERY: Duration = Duration::from_secs(2);
-/// A message that has arrived.
+/// A message that RabbitMQ has delivered.
 #[derive(Debug)]
 pub struct Incoming {
-    /// What it is about.
+    /// The routing key that the message was first published with.
     pub routing_key: String,
     /// The bytes of the message, as published.
     pub body: Vec<u8>,
 }
 
-/// What the handler made of a message.
+/// The handler's result for a message.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Its effect is committed.
+    /// The message's effect is committed. The consumer acknowledges it.
     Done,
-    /// Something that all messages need is away: keep this one and try again, for as long as it takes.
+    /// Something that all messages need does not answer, such as the database. The consumer keeps this message and
+    /// tries again without limit.
     Unavailable(anyhow::Error),
-    /// This message failed: try again a few times, then set it aside.
+    /// This message failed. The consumer tries it a few more times, then dead-letters it.
     Failed(anyhow::Error),
-    /// It can never be handled: set it aside now.
+    /// The message can never be handled. The consumer dead-letters it at once.
     Poison(anyhow::Error),
 }
 
-/// What a consumer counts.
+/// Counts of messages and dead letters, and whether the consumer is registered.
 #[derive(Debug, Clone)]
 pub struct ConsumerMetrics {
-    /// By result: what the handler says, and `retried` and `dead_lettered`.
+    /// Messages by result. The handler counts its own results; the consumer adds `retried` and `dead_lettered`.
     pub messages: IntCounterVec,
     up: IntGauge,
     dead_letters: GaugeVec,
 }
 
 impl ConsumerMetrics {
-    /// Registers them under names that begin with `prefix`.
+    /// Registers the metrics under names that begin with `prefix` and an underscore.
     ///
     /// # Errors
-    /// The names are taken.
+    /// A name is taken or invalid.
     pub fn register(metrics: &Metrics, prefix: &str) -> anyhow::Result<Self> {
         let name = |name: &str| format!("{prefix}_{name}");
-        let messages = "Messages by what became of them; `retried` counts each try that failed.";
-        let up = "Whether a consumer is registered at the broker.";
+        let messages = "Messages consumed, by result; `retried` counts each try that failed.";
+        let up = "1 while the consumer is registered at RabbitMQ, else 0.";
         let aside = "Messages in the dead letter queue; absent while the broker is away.";
         Ok(Self {
             messages: metrics.counters(&name("messages_total"), messages, &["result"])?,
@@ -92,23 +96,24 @@ impl ConsumerMetrics {
     }
 }
 
-/// A durable quorum queue, what it is bound to, and whether its consumer is up.
+/// A durable quorum queue, its bindings, and whether its consumer is up.
 #[derive(Debug, Clone)]
 pub struct ConsumedQueue {
-    /// Its name; set-aside messages go to `<name>.dead`.
+    /// The queue's name. Dead letters go to `<name>.dead`.
     pub name: String,
-    /// What it is bound to.
+    /// The routing keys that bind the queue to the exchange.
     pub routing_keys: Vec<&'static str>,
-    /// Set while a consumer is registered.
+    /// True while a consumer is registered. The consumer sets it, for health checks.
     pub up: Arc<AtomicBool>,
-    /// What is counted of it.
+    /// The metrics that the consumer sets.
     pub metrics: ConsumerMetrics,
 }
 
-/// Consumes `queue` until `stopping`: each message is acknowledged after `handle` has committed its effect.
+/// Consumes `queue` until `stopping` is cancelled. Each message is acknowledged after `handle` has committed its
+/// effect.
 ///
 /// # Errors
-/// None; it ends only when it is told to.
+/// None: after a fault the consumer connects again. The result fits the signature of a task of the process.
 pub async fn consume<F: Future<Output = Verdict>>(
     broker: Broker,
     queue: ConsumedQueue,
@@ -181,7 +186,7 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
         .try_for_each_concurrent(HANDLED_AT_ONCE, |delivery| settle(delivery, queue, &acks, &aside, stopping, handle));
     tokio::select! {
         handled = handled => handled?,
-        // It ends with an error only, when the queue or the connection is gone.
+        // This ends only with an error, when the queue or the connection is gone.
         counted = count_dead_letters(&connection, queue) => counted?,
     }
     if !stopping.is_cancelled() {
@@ -192,7 +197,7 @@ async fn consume_until_fault<F: Future<Output = Verdict>>(
         connection.close(200, "stopping".into()).await
     };
     if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, farewell).await, Ok(Ok(()))) {
-        tracing::info!("The broker did not answer the farewell");
+        tracing::info!("The broker did not confirm the close");
     }
     Ok(())
 }
@@ -213,8 +218,8 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
 
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
-    // The broker keeps a message here until the dead letter queue has confirmed it; that needs the overflow policy
-    // beside it.
+    // With this strategy RabbitMQ keeps a message here until the dead letter queue has confirmed it. The strategy
+    // requires the overflow policy below.
     arguments.insert("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into()));
     arguments.insert("x-overflow", AMQPValue::LongString("reject-publish".into()));
     // The default exchange routes by queue name, so the dead letter queue needs no exchange of its own.
@@ -238,7 +243,7 @@ async fn declare_queue(broker: &Broker, channel: &Channel, queue: &ConsumedQueue
     Ok(())
 }
 
-/// Keeps the number of messages that were set aside, until there is a fault.
+/// Keeps the gauge of dead letters up to date, until there is a fault.
 async fn count_dead_letters(connection: &Connection, queue: &ConsumedQueue) -> anyhow::Result<()> {
     let channel = connection.create_channel().await?;
     let (dead_letters, gauge) =
@@ -251,7 +256,7 @@ async fn count_dead_letters(connection: &Connection, queue: &ConsumedQueue) -> a
     }
 }
 
-/// One message, with its place in the log and in its sender's trace.
+/// Handles one message inside its log span and its sender's trace.
 async fn settle<F: Future<Output = Verdict>>(
     delivery: Delivery,
     queue: &ConsumedQueue,
@@ -260,7 +265,7 @@ async fn settle<F: Future<Output = Verdict>>(
     stopping: &CancellationToken,
     handle: &impl Fn(Arc<Incoming>) -> F,
 ) -> anyhow::Result<()> {
-    // One that was sent again from the dead letters came by the queue's name.
+    // A requeued dead letter arrives under the queue's name; a header has its first routing key.
     let routing_key = text_header(&delivery.properties, ORIGINAL_ROUTING_KEY);
     let routing_key = routing_key.unwrap_or_else(|| delivery.routing_key.to_string());
     let traceparent = text_header(&delivery.properties, TRACEPARENT);
@@ -271,7 +276,7 @@ async fn settle<F: Future<Output = Verdict>>(
     traces::received(traceparent.as_deref(), &queue.name, &routing_key, work).await
 }
 
-/// Handles one message to its end: acknowledged after its effect, or set aside with its reason.
+/// Handles one message until it is acknowledged after its effect, or dead-lettered with its reason.
 async fn handle_to_its_end<F: Future<Output = Verdict>>(
     delivery: Delivery,
     incoming: Arc<Incoming>,
@@ -317,7 +322,8 @@ async fn handle_to_its_end<F: Future<Output = Verdict>>(
     }
 }
 
-/// Moves a message to the dead letter queue. It is acknowledged only when it is safe there.
+/// Publishes a message to the dead letter queue. It acknowledges the original only after RabbitMQ has confirmed the
+/// copy.
 async fn set_aside(
     delivery: &Delivery,
     incoming: &Incoming,

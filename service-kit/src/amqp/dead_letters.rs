@@ -1,6 +1,7 @@
-//! Dead letters: messages that were set aside, each with its reason. They can be looked at, sent again, or dropped.
+//! Dead letters: messages that could not be handled, each with its reason. Operators list, requeue or drop them.
 //!
-//! A queue can only be read by taking messages from it: a look takes them, and gives them back by not acknowledging.
+//! A queue can be read only by taking messages from it. So [`list`] takes them and does not acknowledge, and RabbitMQ
+//! puts them back.
 
 use anyhow::{Context, bail};
 use lapin::message::Delivery;
@@ -14,31 +15,31 @@ use super::connection::{
     Broker, CLOSE_TIMEOUT, ORIGINAL_ROUTING_KEY, PUBLISH_TIMEOUT, REASON, TRACEPARENT, dead_letters_of, text_header,
 };
 
-/// The most of a body that a look shows.
+/// How many characters of a body a [`DeadLetter`] keeps.
 const BODY_CHARS_SHOWN: usize = 4000;
-/// A message that was set aside.
+/// A message of a dead letter queue.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeadLetter {
-    /// Its id; a message that has none can only be dealt with by [`Which::All`].
+    /// The message's id. It is null if the message has none; only [`Which::All`] selects such a message.
     pub message_id: Option<Uuid>,
-    /// What it was about.
+    /// The routing key that the message was first published with; empty if unknown.
     pub routing_key: String,
-    /// Why it was set aside.
+    /// Why the message was dead-lettered: the handler's error, or RabbitMQ's reason; empty if unknown.
     pub reason: String,
-    /// The message's body as text.
+    /// The message's body as text, cut off after 4000 characters.
     pub body: String,
 }
 
-/// Which of them.
+/// The dead letters that a command applies to.
 #[derive(Debug, Clone)]
 pub enum Which {
-    /// All that are there when it begins.
+    /// All dead letters that are there when the command begins.
     All,
-    /// Those with these ids.
+    /// The dead letters with these ids.
     These(Vec<Uuid>),
 }
 
-/// What to do with them.
+/// The action on each selected dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Keep,
@@ -46,7 +47,7 @@ enum Fate {
     Drop,
 }
 
-/// The dead letters of `queue`, oldest first, `limit` at most. They stay.
+/// Lists the dead letters of `queue`, oldest first, at most `limit`. They stay in their queue.
 ///
 /// # Errors
 /// The broker does not answer, or there is no such queue.
@@ -54,16 +55,16 @@ pub async fn list(broker: &Broker, queue: &str, limit: usize) -> anyhow::Result<
     walk(broker, queue, &Which::All, Fate::Keep, limit).await
 }
 
-/// Sends them to `queue` again; each leaves the dead letters when the broker has it there. Harmless for a consumer that
-/// knows repeats.
+/// Sends dead letters to `queue` again. Each leaves the dead letter queue after RabbitMQ has confirmed it in `queue`. A
+/// crash in between repeats a message, which is harmless for a consumer that recognizes repeats.
 ///
 /// # Errors
-/// The broker does not answer or did not take one; those before it are sent, that one and the rest stay.
+/// RabbitMQ does not answer, or it refuses a message. Those before it are sent; it and the rest stay.
 pub async fn requeue(broker: &Broker, queue: &str, which: &Which) -> anyhow::Result<Vec<DeadLetter>> {
     walk(broker, queue, which, Fate::SendAgain, usize::MAX).await
 }
 
-/// Throws them away.
+/// Deletes dead letters for good.
 ///
 /// # Errors
 /// As [`list`].
@@ -79,11 +80,11 @@ async fn walk(
     limit: usize,
 ) -> anyhow::Result<Vec<DeadLetter>> {
     let dead_letters = dead_letters_of(queue);
-    // What comes meanwhile, such as a message that fails again, is for another time.
+    // Later arrivals stay, such as a requeued message that fails again.
     let present = broker.messages_in(&dead_letters).await? as usize;
     let connection = broker.connect("dead letters").await?;
     let walked = walk_on(&connection, queue, &dead_letters, which, fate, present.min(limit)).await;
-    // What was not acknowledged goes back into the queue with the connection.
+    // Closing the connection puts the unacknowledged messages back into the queue.
     std::mem::drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await);
     walked
 }
@@ -119,15 +120,15 @@ async fn walk_on(
         }
         met.push(letter);
     }
-    // First the channel: with the connection alone, one acknowledgement in some hundreds was forgotten (measured,
-    // RabbitMQ's quorum queues), and what had been sent again was among the dead letters still.
-    channel.close(200, "done".into()).await.context("the broker may not have heard of all that was done")?;
+    // Close the channel before the connection. With the connection alone, RabbitMQ's quorum queues forgot one
+    // acknowledgement in some hundreds (measured). A requeued message was then still among the dead letters.
+    channel.close(200, "done".into()).await.context("the broker may not have received all acknowledgements")?;
     Ok(met)
 }
 
-/// To the one queue that set it aside, not through the exchange: other subscribers have handled it.
+/// Publishes to the one queue that dead-lettered the message, not to the exchange: other subscribers have handled it.
 async fn send_again(channel: &Channel, queue: &str, letter: &DeadLetter, delivery: &Delivery) -> anyhow::Result<()> {
-    // Without the reason; whose trace it belongs to stays.
+    // The copy keeps the trace context and loses the reason.
     let mut headers = FieldTable::default();
     let trace = delivery.properties.headers().as_ref().and_then(|headers| headers.inner().get(TRACEPARENT).cloned());
     if let Some(trace) = trace {
@@ -156,7 +157,7 @@ impl DeadLetter {
             routing_key: header(ORIGINAL_ROUTING_KEY)
                 .or_else(|| properties.kind().as_ref().map(ToString::to_string))
                 .unwrap_or_default(),
-            // Those that the broker set aside itself have no reason of ours.
+            // Messages that RabbitMQ itself dead-lettered have no reason of ours.
             reason: header(REASON).or_else(|| header("x-first-death-reason")).unwrap_or_default(),
             body: String::from_utf8_lossy(&delivery.data).chars().take(BODY_CHARS_SHOWN).collect(),
         }

@@ -1,4 +1,4 @@
-//! Publishing: each message of a batch is told apart, and one connection serves until it fails.
+//! Publishes batches. Each message has an outcome of its own, and one connection serves until it fails.
 
 use std::collections::HashSet;
 
@@ -12,10 +12,10 @@ use uuid::Uuid;
 use super::connection::{Broker, CONNECT_TIMEOUT, PERSISTENT, PUBLISH_TIMEOUT, TRACEPARENT};
 use crate::observe::traces;
 
-/// A message to be published.
+/// A message to publish.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// Kept when the message is published again, so that a receiver can tell a repeat.
+    /// Stays the same when the message is published again, so that consumers recognize a repeat.
     pub message_id: Uuid,
     /// The routing key; also the AMQP `type`.
     pub routing_key: String,
@@ -27,10 +27,10 @@ pub struct Outgoing {
     pub traceparent: Option<String>,
 }
 
-/// What became of a message.
+/// The outcome of publishing a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
-    /// In a queue, on disk.
+    /// RabbitMQ has stored the message in a queue, on disk.
     Confirmed,
     /// No queue is bound for it. The broker confirms such a message too, and drops it.
     Unroutable,
@@ -38,7 +38,7 @@ pub enum Published {
     Refused,
 }
 
-/// One connection for publishing, made anew after any fault.
+/// Publishes over one connection, and replaces it after any fault.
 pub struct Publisher {
     broker: Broker,
     name: &'static str,
@@ -48,21 +48,22 @@ pub struct Publisher {
 struct Link {
     connection: Connection,
     channel: Channel,
-    /// A batch was given up on it. Its confirms may still come, and take with them what comes back of a later batch.
+    /// A batch on this channel failed or timed out. Its late confirms could carry the returned messages of a later
+    /// batch, so the next batch needs a new connection.
     is_tainted: bool,
 }
 
 impl Publisher {
-    /// A publisher; it does not connect yet. `name` shows in the broker's management page and as `app_id`.
+    /// Creates a publisher; it does not connect yet. `name` shows in RabbitMQ's management page and as `app_id`.
     #[must_use]
     pub fn new(broker: Broker, name: &'static str) -> Self {
         Self { broker, name, link: Mutex::new(None) }
     }
 
-    /// Makes the connection unless there is one.
+    /// Connects unless there is a usable connection.
     ///
     /// # Errors
-    /// The broker can't be reached, or takes no messages.
+    /// RabbitMQ can't be reached, or it takes no messages because it is short of memory or disk.
     pub async fn connect_if_needed(&self) -> anyhow::Result<()> {
         let mut link = self.link.lock().await;
         let is_up = |link: &&Link| link.connection.status().connected() && link.channel.status().connected();
@@ -82,14 +83,14 @@ impl Publisher {
     /// Publishes all of `batch` and waits for all confirms.
     ///
     /// # Errors
-    /// There is no connection, or the broker fell silent: any of the messages may or may not have been published.
+    /// There is no connection, or RabbitMQ stopped answering: any of the messages may or may not have been published.
     pub async fn publish(&self, batch: &[Outgoing]) -> anyhow::Result<Vec<Published>> {
         let mut link = self.link.lock().await;
-        // Taken out, so that a fault or a cancelled call leaves nothing half-broken behind.
+        // Taken out, so that a fault or a cancelled call leaves no half-used channel behind.
         let Link { connection, channel, .. } = link.take().context("there is no connection to the broker")?;
         let outcomes = tokio::time::timeout(PUBLISH_TIMEOUT, self.publish_on(&channel, batch)).await;
-        // A broker that is short of memory or disk does not even read that a connection is to be closed: given up, each
-        // would live on beside the next one, here and there, until it has more.
+        // Keep a blocked connection. A broker that is short of memory or disk does not read the close. A dropped
+        // connection would stay open beside the next one, on both sides, until the alarm ends.
         let is_tainted = !matches!(outcomes, Ok(Ok(_)));
         if !is_tainted || connection.status().blocked() {
             *link = Some(Link { connection, channel, is_tainted });
@@ -160,8 +161,8 @@ impl Publisher {
     }
 }
 
-/// What became of each message of a batch. A message that came back is known by its id: the library hands it out with
-/// the confirm of any message that the same frame confirmed.
+/// The outcome of each message of a batch. The ids say which messages came back, because the library hands a returned
+/// message out with any confirm of the same frame.
 fn judged(batch: &[Outgoing], taken: &[bool], returned: &HashSet<String>) -> Vec<Published> {
     let judge = |(message, is_taken): (&Outgoing, &bool)| match is_taken {
         false => Published::Refused,
@@ -185,7 +186,8 @@ mod tests {
         }
     }
 
-    /// One frame confirmed both; the library handed what came back of the second out with the confirm of the first.
+    /// One frame confirms the first two messages. The library hands the returned second message out with the first
+    /// confirm.
     #[test]
     fn what_came_back_is_told_by_its_id_and_not_by_the_confirm_that_it_came_with() {
         let batch = [message(), message(), message()];
