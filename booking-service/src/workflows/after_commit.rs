@@ -1,8 +1,7 @@
-//! What follows the commit that ended reservations: their events may leave, their seats are freed, their locks are
-//! removed.
+//! The work after the commit that ended reservations: wakes the relay for their events, frees their seats, and removes
+//! their locks.
 //!
-//! All of it is only faster than the events themselves. What fails here, the events or the locks' time limit make up
-//! for.
+//! This work only saves time. If a step fails, the events free the seats, and the locks end by their time limit.
 
 use std::collections::BTreeMap;
 
@@ -13,16 +12,17 @@ use shared_contracts::seat_api::Hold;
 use crate::seat_locks::holds_of;
 use crate::state::App;
 
-/// Frees the seats of expired reservations. Their events do so in any case; this does it for many at a time, and while the broker is away.
+/// Frees the seats of expired reservations. Their events free them in any case; this call frees many at a time, and
+/// works while the broker is unavailable.
 pub(super) async fn free_now(app: &App, events: &[BookingEvent]) {
     let holds: Vec<Hold> =
         events.iter().flat_map(|event| holds_of(event.reservation_id, &event.session_seat_ids)).collect();
     if let Err(error) = app.event_service.release_all(&holds).await {
-        tracing::info!(%error, seats = holds.len(), "These seats are freed by their events");
+        tracing::info!(%error, seats = holds.len(), "The events will free these seats");
     }
 }
 
-/// After the commit: the events may leave, and the seats need no lock any more.
+/// Counts the events, wakes the relay for them, and removes the seat locks. Call this after the commit.
 pub(super) async fn announce_end(app: &App, events: &[BookingEvent]) {
     for event in events {
         app.metrics.ended(event.event_type);

@@ -8,11 +8,11 @@
 //! | 3a captured: `confirmed`, with tickets and event | own database | the provider is asked |
 //! | 3b declined or processing: back to `active` | own database | the provider is asked |
 //! | 3c captured, but a seat has another ticket: `expired` | own database | the refund is pending |
-//! | 4 keep the answer, tell the relay, remove the seat locks | own database, Redis | a repeat reads the reservation |
+//! | 4 store the answer, wake the relay, remove the seat locks | own database, Redis | a repeat reads the reservation |
 //!
-//! "The provider is asked" once the lease has run out: `reconcile.rs` asks what became of the charge and does step 3
-//! by the answer. Step 1 and 3a are batches (`reservations/payment.rs`); an outcome that comes later than step 3b
-//! comes by notice (`late_payment.rs`).
+//! "The provider is asked" means that `reconcile.rs` asks it for the outcome of the charge once the lease has run out,
+//! and does step 3 by the answer. Steps 1 and 3a run in batches (`reservations/payment.rs`). An outcome that comes
+//! later than step 3b comes by notice (`late_payment.rs`).
 //!
 //! No call leaves the process between `begin` and `commit`. Cancel, expire and this workflow exclude each other by the
 //! lease.
@@ -45,12 +45,12 @@ use crate::reservations::payment_outcomes;
 use crate::reservations::tickets::{self, Ticket};
 use crate::state::App;
 
-/// How to pay.
+/// The means of payment for a reservation.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmReservation {
-    /// The payment provider's token for the customer's means of payment. With the mock provider, ids that begin with `pay_decline`,
-    /// `pay_timeout_charged` or `pay_timeout_lost` do what they say, `pay_async` is decided by a notice to the webhook; any other, or
-    /// none, pays.
+    /// The payment provider's token for the customer's means of payment. With the mock provider, an id that begins with
+    /// `pay_decline` is declined. `pay_timeout_charged` gets no answer and is charged; `pay_timeout_lost` gets no
+    /// answer and is not charged. `pay_async` waits for a notice to the webhook. Any other id, or none, pays.
     #[schema(min_length = 1, max_length = 200, example = "pay_demo")]
     payment_id: Option<String>,
 }
@@ -59,23 +59,24 @@ pub struct ConfirmReservation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaymentStatus {
-    /// The money is taken.
+    /// The provider has captured the money.
     Completed,
-    /// The provider works on it; look at the reservation in a while.
+    /// The provider is processing the charge. Read the reservation again later.
     Processing,
 }
 
-/// A reservation that is paid, or about to be.
+/// A reservation that is paid, or whose charge the provider is processing.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConfirmedReservation {
     /// The reservation as it is after this call.
     #[serde(flatten)]
     pub reservation: Reservation,
-    /// Whether the money is taken.
+    /// Whether the provider has captured the money.
     pub payment_status: PaymentStatus,
     /// Identifies the payment; also the provider's idempotency key.
     pub payment_id: PaymentId,
-    /// One for each seat once it is paid; their QR codes are at `/api/v1/tickets/{id}`.
+    /// One ticket for each seat once the reservation is paid; empty before. Their QR codes are at
+    /// `/api/v1/tickets/{id}`.
     pub tickets: Vec<Ticket>,
 }
 
@@ -86,9 +87,10 @@ problems!(ConfirmRefusals: openapi::BODY, &[
 
 /// Pay for a reservation and get its tickets
 ///
-/// Repeating it gives the same answer and charges nothing more; with an `Idempotency-Key` that is true of a refusal too.
-/// The seats become `sold` at the Event Service a moment later. A provider that takes its time is answered with `202`: the
-/// reservation becomes `confirmed` when the provider's notice comes, and asking again tells how far it is.
+/// Repeating the request gives the same answer and charges nothing more; with an `Idempotency-Key`, that is true of a
+/// refusal too. The seats become `sold` at the Event Service a moment later. If the provider does not decide at once,
+/// the answer is `202`: the reservation becomes `confirmed` when the provider's notice comes. Repeat the request to get
+/// its state.
 #[utoipa::path(post, path = "/api/v1/reservations/{id}/confirm", tag = "2 Reservations", request_body = Option<ConfirmReservation>,
     params(("id" = ReservationId, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
@@ -97,7 +99,7 @@ problems!(ConfirmRefusals: openapi::BODY, &[
         ("qr" = (operation_id = "get_ticket_qr", parameters(("id" = "$response.body#/tickets/0/id")))),
         ("refund" = (operation_id = "refund_ticket", parameters(("id" = "$response.body#/tickets/0/id")))),
         ("tickets" = (operation_id = "list_tickets", parameters(("user_id" = "$response.body#/user_id")))),
-    )), (status = 202, description = "The payment provider works on it", body = ConfirmedReservation), ConfirmRefusals))]
+    )), (status = 202, description = "The payment provider is processing the charge", body = ConfirmedReservation), ConfirmRefusals))]
 pub(crate) async fn confirm_reservation(
     State(app): State<App>,
     caller: Caller,
@@ -113,9 +115,10 @@ pub(crate) async fn confirm_reservation(
             Claimed::Work(claim) => claim,
             Claimed::Answer(answer) => return Ok(answer),
         };
-    // An attempt that died needs no undo: the reservation's own state tells whether it is paid, or is being asked about.
+    // An attempt that died needs no undo: the reservation's state shows whether it is paid, or its charge is being
+    // settled.
     let paid = if claim.previous_was_answered {
-        // Its payment is the provider's matter, or was: there is only to be told what has become of it.
+        // The earlier attempt got `202`, so the provider decides on its payment. This request only reports the outcome.
         paid_before(&app, caller.confined_to(), id, declined()).await
     } else {
         pay(&app, caller.confined_to(), id, attempt, body.payment_id.as_deref()).await
@@ -129,7 +132,7 @@ pub(crate) async fn confirm_reservation(
                 earlier if payment == attempt.as_uuid() || earlier == Some(payment) => {
                     claim.hand_over(&app.db, payment).await
                 }
-                // It is another key's, and this one has tried nothing yet.
+                // The payment belongs to another key, and this request has charged nothing.
                 _ => claim.release(&app.db).await?,
             }
             Ok((StatusCode::ACCEPTED, Json(processing)).into_response())
@@ -147,7 +150,7 @@ pub(crate) async fn confirm_reservation(
     }
 }
 
-/// The paid reservation, whether this call paid for it or an earlier one.
+/// Pays for the reservation. If an earlier call has paid for it, returns that result.
 async fn pay(
     app: &App,
     owner: Option<UserId>,
@@ -157,7 +160,7 @@ async fn pay(
 ) -> Result<ConfirmedReservation> {
     let request = LeaseRequest { id, owner, key, payment_id: payment_id.map(str::to_owned) };
     let Some(reservation) = app.metrics.step(MeasuredStep::Lease, app.payment_batches.lease(request)).await? else {
-        // If it could be paid now, a payment had it when the lease was asked for, and has come to nothing since.
+        // If the reservation can be paid now, another payment had the lease a moment ago and has failed since.
         return paid_before(app, owner, id, refusal(ReservationState::Confirming)).await;
     };
     let amount = reservation.total_amount;
@@ -183,15 +186,16 @@ async fn pay(
         Concluded::Processing => Ok(answer(find(&app.db, id, owner).await?, key, Vec::new())),
         Concluded::Unknown => Err(unknown_charge().into()),
         Concluded::SeatLost => {
-            let detail = "A seat of this reservation has another owner. That must not happen and is being looked into; your money is given back.";
+            let detail = "A seat of this reservation has another owner. This is our error and has been logged; your money is being refunded.";
             Err(Error::refused(Code::SeatUnavailable, detail))
         }
-        // The lease ran out meanwhile and the recovery settled it, by the provider's word.
+        // The lease ran out meanwhile, and reconciliation settled the payment by the provider's answer.
         Concluded::AlreadySettled => paid_before(app, owner, id, declined()).await,
     }
 }
 
-/// What an earlier call, or the recovery, has made of the reservation; `unpaid` when it still waits for a payment.
+/// The result of an earlier call or of reconciliation. Returns the error `unpaid` if the reservation still waits for a
+/// payment.
 async fn paid_before(
     app: &App,
     owner: Option<UserId>,
@@ -221,29 +225,29 @@ fn declined() -> Error {
 }
 
 fn unknown_charge() -> Problem {
-    let detail = "The payment provider gave no answer. What became of the charge is being asked for: look at the reservation in half a minute. It will not be charged twice.";
+    let detail = "The payment provider gave no answer. The service is asking it for the outcome of the charge: read the reservation again in 30 seconds. You will not be charged twice.";
     Problem::new(Code::PaymentUnavailable, detail).retry_after(LEASE_SECONDS as u32)
 }
 
-/// What became of a confirmation.
+/// The result of a confirmation.
 #[derive(Debug)]
 pub(crate) enum Concluded {
     /// `confirmed`, with its tickets.
     Paid(Box<Paid>),
     /// `active` again: nothing was charged.
     NotCharged,
-    /// `active` again, and the provider will tell what becomes of the charge.
+    /// `active` again; the provider will send a notice of the charge's outcome.
     Processing,
-    /// Still `confirming`: nobody knows what became of the charge.
+    /// Still `confirming`: the outcome of the charge is not known yet.
     Unknown,
-    /// The money is owed back: the reservation has ended, and its seats can't be had any more.
+    /// The reservation has ended and its seats are lost, so the money is refunded.
     SeatLost,
-    /// Others had settled it before.
+    /// Another process had settled the payment before.
     AlreadySettled,
 }
 
-/// `confirming → confirmed | active | expired`, or `active → confirmed` for a payment that the provider took its time with, by what the
-/// provider said; nothing while that is unknown.
+/// Applies the provider's answer: `confirming → confirmed | active | expired`, or `active → confirmed` for a payment
+/// that the provider decided later. Changes nothing while the outcome is unknown.
 pub(crate) async fn conclude(
     app: &App,
     id: ReservationId,
@@ -267,7 +271,7 @@ async fn release_lease(app: &App, id: ReservationId, key: PaymentId, payment: Pa
     })
 }
 
-/// `active | confirming → confirmed`: the provider has the money.
+/// `active | confirming → confirmed`: the provider has captured the money.
 pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId) -> Result<Concluded> {
     let id = reservation.id;
     match app.metrics.step(MeasuredStep::Complete, app.payment_batches.complete(reservation, key)).await? {
@@ -280,7 +284,7 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
     }
 }
 
-/// `confirming | active → expired` for a charge that was captured but can't become tickets.
+/// `confirming | active → expired` for a captured charge whose seat already has another ticket. Refunds the charge.
 async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let Some((events, owed)) = payment_outcomes::void_and_refund(&mut tx, id, key).await? else {
@@ -288,7 +292,7 @@ async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId) -> Result
     };
     tx.commit().await?;
     free_now(app, &events).await;
-    tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket; the money is given back, and someone must look");
+    tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket, so the money is refunded; investigate");
     announce_end(app, &events).await;
     refund_now(app, owed).await;
     Ok(Concluded::SeatLost)

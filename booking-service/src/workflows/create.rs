@@ -4,14 +4,14 @@
 //! | --- | --- | --- |
 //! | 0 price tiers and the clock, read once a second | own database | none needed |
 //! | 1 seat locks, all or none | Redis | unlock |
-//! | 2 is the session on sale, and are the seats free | Event Service | none needed |
+//! | 2 check that the session is on sale and the seats are free | Event Service | none needed |
 //! | 3 prices | Event Service | none needed |
-//! | 4 reserve, all or none; 2 to 4 are one exchange | Event Service | release |
-//! | 5 write the reservation and the kept answer (`reservations/insert.rs`) | own database | none: it is the end |
+//! | 4 reserve, all or none; 2 to 4 are one request | Event Service | release |
+//! | 5 write the reservation and the kept answer (`reservations/insert.rs`) | own database | none: the last step |
 //!
-//! The reservation's id is made first: it is the locks' token, the hold's owner and the key of every retry. A process
-//! that dies between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has become
-//! impossible.
+//! This service makes the reservation's id first: it is the locks' token, the hold's owner and the key of every retry.
+//! A process that dies between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has
+//! become impossible.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,7 @@ use crate::reservations::model::{Reservation, ReservationItem, SessionHold, find
 use crate::seat_locks::{LockOutcome, holds_of};
 use crate::state::App;
 
-/// What a client asks for.
+/// A request to reserve seats of one session.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CreateReservation {
     session_id: SessionId,
@@ -54,14 +54,15 @@ pub struct CreateReservation {
     seats: Vec<WantedSeat>,
 }
 
-/// One seat of it.
+/// One wanted seat and its price tier.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WantedSeat {
     session_seat_id: SessionSeatId,
     price_tier_id: PriceTierId,
-    /// As the seat map names it: a guard against booking another seat than the one seen.
+    /// The row in the seat map. The request fails if this is not the seat's row, so that nobody books a seat that they
+    /// did not see.
     row_number: Label,
-    /// As the seat map names it.
+    /// The seat number in the seat map. The request fails if this is not the seat's number.
     seat_number: Label,
 }
 
@@ -72,8 +73,9 @@ problems!(Refusals: openapi::BODY, &[
 
 /// Reserve seats: all of them or none
 ///
-/// The seats are held until `expiry_time`; confirm the reservation before. Take `session_seat_id`, `row_number` and `seat_number`
-/// from the Event Service's seat map. With an `Idempotency-Key`, a repeated request gets the answer of the first.
+/// The seats are held until `expiry_time`; confirm the reservation before then. Take `session_seat_id`, `row_number`
+/// and `seat_number` from the Event Service's seat map. With an `Idempotency-Key`, a repeated request gets the answer
+/// of the first.
 #[utoipa::path(post, path = "/api/v1/reservations", tag = "2 Reservations", request_body = CreateReservation, security(("user_id" = []), ("bearer" = [])),
     params(("Idempotency-Key" = Option<String>, Header, description = "A fresh UUID for each new request; the same one when it is repeated", max_length = 255)),
     responses((status = 201, description = "Held", body = Reservation, headers(("Location" = String)), links(
@@ -106,7 +108,7 @@ pub(crate) async fn create_reservation(
                 Error::Refused(problem) if problem.status < 500 && !is_refused_last(problem.code) => {
                     claim.reject(&app.db, &error).await
                 }
-                // It may have left a hold, which the next try must not take for another's.
+                // This attempt may have left a hold, which the next attempt must not take for another buyer's.
                 _ => claim.hand_over(&app.db, claim.previous_attempt.unwrap_or(id.as_uuid())).await,
             }
             Err(error)
@@ -114,7 +116,7 @@ pub(crate) async fn create_reservation(
     }
 }
 
-/// The steps of the table above.
+/// Runs the steps of the table above.
 async fn book(
     app: &App,
     id: ReservationId,
@@ -137,14 +139,15 @@ async fn book(
     booked
 }
 
-/// Frees what an earlier attempt under the same Idempotency-Key left. Its reservation was not written, or its answer would be kept.
+/// Frees the hold and the locks of an earlier attempt under the same Idempotency-Key. That attempt wrote no
+/// reservation: otherwise its answer would be stored.
 async fn give_up(app: &App, draft: &Draft, earlier: ReservationId) -> Result<()> {
     app.event_service.release(draft.session_id, earlier, &draft.seat_ids).await?;
     app.locks.release(draft.session_id, &holds_of(earlier, &draft.seat_ids)).await;
     Ok(())
 }
 
-/// A booking on its way.
+/// A booking whose reservation is not written yet.
 struct Draft {
     id: ReservationId,
     user_id: UserId,
@@ -152,7 +155,7 @@ struct Draft {
     seats: Vec<WantedSeat>,
     seat_ids: Vec<SessionSeatId>,
     multipliers: HashMap<PriceTierId, Multiplier>,
-    /// By this service's database, like every time here.
+    /// When the booking began, by the clock of this service's database, like every time here.
     booking_time: DateTime<Utc>,
     expiry_time: DateTime<Utc>,
 }
@@ -185,7 +188,7 @@ impl Draft {
         NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency, fair_use }
     }
 
-    /// Step 0: the tiers and the clock.
+    /// Step 0: reads the price tiers and the clock.
     async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
         let tiers = app.tiers.look(&app.db, wanted.session_id, &tier_ids);
@@ -209,7 +212,8 @@ impl Draft {
     }
 }
 
-/// Step 1: the gate, before anything that costs more than it: in a stampede most buyers get no further. Undo: [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
+/// Step 1: locks the seats. This comes before the costlier steps: when a sale opens, most buyers get no further. Undo:
+/// [`SeatLocks::release`](crate::seat_locks::SeatLocks::release).
 async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     let acquire = || app.locks.acquire(draft.session_id, &draft.seat_ids, draft.id, app.rules.hold_time);
     let outcome = acquire().await;
@@ -217,8 +221,9 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     let LockOutcome::Busy(mut busy) = outcome else {
         return Ok(());
     };
-    // Another booking is on its way or has the seats; or a lock outlived its reservation because Redis was away when that ended, or
-    // because it was paid, or because its process died. Such a lock is taken down, so that it does not cost a sale.
+    // Another booking is in progress or has the seats, or a lock has outlived its reservation. A lock outlives a
+    // reservation that ended while Redis was unavailable, that was paid, or whose process died. This function removes
+    // such a lock, so that it does not cost a sale.
     let ended = app.ended_reservations.ended(busy.iter().map(|hold| hold.reservation_id).collect()).await?;
     for owner in &ended {
         app.locks.release(draft.session_id, &holds_of(*owner, &draft.seat_ids)).await;
@@ -235,7 +240,7 @@ async fn lock_seats(app: &App, draft: &Draft) -> Result<()> {
     ))
 }
 
-/// Steps 2 to 5.
+/// Steps 2 to 5: holds the seats, prices them and writes the reservation. Frees the seats if the prices fail.
 async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reservation> {
     let pricing = hold(app, draft, true).await?;
     let priced = pricing.ok_or_else(event_client::older).and_then(|pricing| price(draft, &pricing));
@@ -248,11 +253,12 @@ async fn hold_and_write(app: &App, draft: &Draft, claim: &Claim) -> Result<Reser
     }
 }
 
-/// Steps 4 and 5 for the seats of a reservation that has expired, at their old prices: its payment came too late. The new one has an
-/// id of its own, so that what is still on its way about the old one can't free its seats. It needs no locks: step 4 decides alone.
+/// Repeats steps 4 and 5 at the old prices for a reservation that expired before its payment came. The new reservation
+/// has its own id, so that a late message about the old one can't free its seats. It needs no seat locks: step 4 alone
+/// decides.
 pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation) -> Result<Reservation> {
     let seat_ids: Vec<SessionSeatId> = ended.items.iter().map(|item| item.session_seat_id).collect();
-    // The news that the old one has ended may not have come yet.
+    // The Event Service may not have received the event of the old reservation's end yet.
     app.event_service.release(ended.session_id, ended.id, &seat_ids).await?;
     let booking_time: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
     let draft = Draft {
@@ -268,7 +274,7 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     let items = ended.items.into_iter().map(|item| ReservationItem { id: ReservationItemId::new(), ..item }).collect();
     let order = PricedOrder { items, total_amount: ended.total_amount, currency: ended.currency };
     hold(app, &draft, false).await?;
-    // It is paid: whatever else its customer has, it is not to be refused.
+    // The reservation is paid already, so no limit per customer may refuse it.
     write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
 }
 
@@ -280,11 +286,11 @@ async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, cl
         Err(error) => error,
     };
     if matches!(&error, Error::Refused(problem) if is_refused_last(problem.code)) {
-        // The statement has said itself that it wrote nothing.
+        // The database has answered that the statement wrote nothing.
         release(app, draft).await;
         return Err(error);
     }
-    // A lost connection may have lost only the answer. The seats must not go back before it is certain that there is no row.
+    // A lost connection may have lost only the answer. The seats stay held until it is certain that there is no row.
     match abandon_unwritten(&app.db, &draft.holds()).await {
         Ok(()) => match find(&app.db, draft.id, Some(draft.user_id)).await {
             Ok(written) => return Ok(written),
@@ -298,19 +304,20 @@ async fn write(app: &App, draft: &Draft, order: PricedOrder, use_of: FairUse, cl
     Err(error)
 }
 
-/// Whether it is step 5 that refuses so, when the seats are held.
+/// Whether it is step 5 that refuses with this code, when the seats are held already.
 fn is_refused_last(code: Code) -> bool {
     matches!(code, Code::TooManyReservations | Code::TooManySeats)
 }
 
-/// What is ordered and what it costs.
+/// The items of a booking with their prices, and their total.
 struct PricedOrder {
     items: Vec<ReservationItem>,
     total_amount: Money,
     currency: Currency,
 }
 
-/// Step 3: what each seat costs. Labels that contradict the Event Service mean that the client looked at another seat.
+/// Step 3: calculates the price of each seat. If a label differs from the Event Service's, the client saw another seat,
+/// and the request fails.
 fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     let prices: HashMap<SessionSeatId, &SeatPrice> =
         pricing.seats.iter().map(|price| (price.session_seat_id, price)).collect();
@@ -337,7 +344,7 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
         let Some(final_price) = price.price.times(*multiplier) else {
             return Err(Error::invalid(FieldError::at(
                 format!("/seats/{index}/price_tier_id"),
-                "makes a price beyond what can be charged",
+                "makes the price larger than can be charged",
             )));
         };
         items.push(ReservationItem {
@@ -355,19 +362,21 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
         return Err(Problem::validation(faults).into());
     }
     let Some(total_amount) = Money::total(items.iter().map(|item| item.final_price)) else {
-        return Err(Error::invalid(FieldError::at("/seats", "cost more together than can be charged")));
+        return Err(Error::invalid(FieldError::at("/seats", "cost more in total than can be charged")));
     };
     Ok(PricedOrder { items, total_amount, currency: pricing.currency.clone() })
 }
 
-/// Steps 2 to 4: the Event Service decides, and tells the prices if it is to. Undo: [`release`].
+/// Steps 2 to 4: asks the Event Service to hold the seats. Returns their prices if `with_prices` is set. Undo:
+/// [`release`].
 async fn hold(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
     let pricing = app.metrics.step(MeasuredStep::Reserve, reserve(app, draft, with_prices)).await?;
     crash_point("booking.reserved");
     Ok(pricing)
 }
 
-/// A seat that is held past its time is settled on the spot and asked for once more, so that a dead worker costs no sale.
+/// Reserves the seats. If every seat in the way is held past its time, settles those holds and tries once more, so that
+/// a dead worker costs no sale.
 async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
     let conflicts = match ask_to_reserve(app, draft, with_prices).await? {
         SeatChange::Done(held) => return Ok(held.pricing),
@@ -397,11 +406,11 @@ async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<S
     let request = ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices };
     let outcome = app.event_service.reserve(session_id, request).await;
     match &outcome {
-        // Before a sale opens these come by the thousand. (Should an earlier try have held the seats, and its answer be lost, and the sale
-        // end in between, reconciliation frees them.)
+        // A refusal releases nothing, because refusals come by the thousand before a sale opens. An earlier try may
+        // have held the seats and lost its answer before the sale ended; then reconciliation frees them.
         Err(Error::Refused(_)) => {}
-        // No answer means unknown, not "no": the seats may be held. A service that answers nobody is not waited for once more; then
-        // reconciliation frees them.
+        // Without an answer the seats may be held, so they are released. If the Event Service answers no call, this
+        // booking does not wait for it again; reconciliation frees the seats.
         Err(_) if app.event_service.circuit().is_ok() => release(app, draft).await,
         Err(_) | Ok(_) => {}
     }
@@ -418,7 +427,7 @@ fn refusal(conflicts: Vec<SeatConflict>) -> Error {
     let unknown: Vec<_> =
         conflicts.iter().filter(|seat| seat.status.is_none()).map(|seat| seat.session_seat_id).collect();
     if unknown.is_empty() {
-        // Whose hold it is stays between the services.
+        // The reservation that holds a seat is known to the services only, so the answer omits it.
         seats_unavailable(
             conflicts.into_iter().map(|seat| SeatConflict::new(seat.session_seat_id, seat.status)).collect(),
         )

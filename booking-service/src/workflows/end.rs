@@ -1,4 +1,4 @@
-//! The ways out of a reservation's states beside payment: cancel, expire, refund.
+//! Ends reservations other than by payment: cancel, expire, refund.
 //!
 //! | way | in one transaction | after the commit |
 //! | --- | --- | --- |
@@ -51,9 +51,9 @@ pub(crate) async fn cancel_reservation(
     };
     tx.commit().await?;
     crash_point("cancel.committed");
-    // The event frees the seats in any case; this frees them before the customer hears of it.
+    // The event frees the seats in any case. This call frees them before the customer receives the answer.
     if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
-        tracing::info!(%error, "The cancelled seats are freed by the event");
+        tracing::info!(%error, "The event will free the cancelled seats");
     }
     announce_end(&app, &[event]).await;
     find(&app.db, id, caller.confined_to()).await.map(Json)
@@ -61,7 +61,7 @@ pub(crate) async fn cancel_reservation(
 
 /// Ends up to `limit` reservations whose time is over, oldest first, and returns how many.
 ///
-/// Copies of the worker share the work: each skips what another has in hand.
+/// Several workers share the work: each skips the rows that another has locked.
 ///
 /// # Errors
 /// The database failed; none of this batch was ended.
@@ -84,9 +84,9 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
     Ok(events.len())
 }
 
-/// Give a ticket back
+/// Refund a ticket
 ///
-/// The price is refunded once and the seat goes back on sale. Repeating it gives the same answer.
+/// The price is refunded once and the seat goes back on sale. Repeating the request gives the same answer.
 #[utoipa::path(post, path = "/api/v1/tickets/{id}/refund", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "Refunded", body = Ticket), RefundRefusals))]
 pub(crate) async fn refund_ticket(
@@ -100,7 +100,7 @@ pub(crate) async fn refund_ticket(
         let ticket = tickets::find(&app.db, id, caller.confined_to()).await?;
         return match ticket.status {
             tickets::TicketStatus::Refunded => Ok(Json(ticket)),
-            _ => Err(Error::refused(Code::TicketUsed, "A ticket that has been used can't be given back.")),
+            _ => Err(Error::refused(Code::TicketUsed, "A ticket that has been used can't be refunded.")),
         };
     };
     let (events, owed) = endings::refund_tickets(&mut tx, std::slice::from_ref(&ticket)).await?;
@@ -113,11 +113,12 @@ pub(crate) async fn refund_ticket(
     Ok(Json(ticket))
 }
 
-/// Why a conditional update passed over the reservation of this owner; anyone's, when none is given.
+/// Finds out why a conditional update did not match the reservation. With an `owner`, only that user's reservation
+/// counts.
 async fn why_refused(app: &App, owner: Option<UserId>, id: ReservationId, step: ReservationStep) -> Result<Error> {
     let Standing { state, in_time } = model::standing(&app.db, id, owner).await?;
     Ok(match state.after(step, in_time) {
-        // It would be taken now, so what the update met was a payment that has come to nothing since.
+        // The reservation's state allows the step now, so the update met a payment that has failed since.
         Transition::Changed(_) => refusal(ReservationState::Confirming),
         Transition::Unchanged | Transition::Refused => refusal(state),
     })

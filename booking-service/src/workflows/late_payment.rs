@@ -1,15 +1,15 @@
-//! Payments that the provider takes its time with: what follows when it says how they ended, in time or too late.
+//! Settles payments whose outcome the provider decides later, in time or too late.
 //!
 //! ```text
-//!  the provider says   reservation active   expired                                      cancelled
-//!  captured            confirmed            booked again and confirmed, if its seats     the money is given back
-//!                                           are still free; else the money is given back
-//!  not captured        stays until it ends  the payment has ended too
-//!  still working       nothing              the charge is called off
+//!  provider's answer   reservation active   expired                                      cancelled
+//!  captured            confirmed            booked again and confirmed, if its seats     the money is refunded
+//!                                           are still free; else the money is refunded
+//!  not captured        stays until it ends  the payment is declined
+//!  still processing    nothing              the charge is cancelled
 //! ```
 //!
-//! A notice is only the reason to ask: what counts is what the provider says when it is asked. So notices may be lost,
-//! doubled, late or in the wrong order, and this may run at any time, any number of times.
+//! A notice is only the reason to ask: the provider's answer decides. So notices may be lost, repeated, late or in the
+//! wrong order, and this workflow may run at any time and any number of times.
 
 use service_kit::http::error::{Error, Result};
 use service_kit::process::crash::crash_point;
@@ -24,13 +24,13 @@ use crate::reservations::model::find;
 use crate::reservations::payment_outcomes::{self, Payment};
 use crate::state::App;
 
-/// Asks the provider about a payment, and commits what follows.
+/// Asks the provider about a payment, and commits what its answer requires.
 ///
 /// # Errors
-/// The provider, the database or the Event Service does not answer; the next call goes on where this one ended.
+/// The provider, the database or the Event Service does not answer; the next call continues where this one ended.
 pub(crate) async fn follow_up(app: &App, id: PaymentId) -> Result<()> {
     match follow_up_once(app, id).await? {
-        // The reservation ended between the look at it and the change, so there is another thing to do now.
+        // The reservation ended between the read and the update, so its new state needs another step.
         Concluded::AlreadySettled => follow_up_once(app, id).await.map(drop),
         _ => Ok(()),
     }
@@ -40,7 +40,7 @@ async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
     let payment = payment_outcomes::find(&app.db, id).await?;
     let outcome = app.payments.look_up(id).await?;
     match (payment.state, payment.reservation) {
-        // The request that charges has not heard the answer yet.
+        // The request that charges has not received the provider's answer yet.
         (PaymentState::Pending, _) => conclude(app, payment.reservation_id, id, outcome).await,
         (PaymentState::Processing, ReservationState::Active) => match outcome {
             ChargeOutcome::Captured => conclude(app, payment.reservation_id, id, outcome).await,
@@ -61,12 +61,13 @@ async fn decline(app: &App, id: PaymentId) -> Result<Concluded> {
     Ok(Concluded::NotCharged)
 }
 
-/// The payment is captured and the reservation has expired. The payer still gets the seats if they are free.
+/// Handles a charge that was captured after its reservation had ended. If the reservation expired, the buyer still gets
+/// the seats if they are free.
 async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     if payment.reservation != ReservationState::Expired {
         return void_and_refund(app, payment.id).await;
     }
-    // Booked again by an attempt that died before it could confirm.
+    // An earlier attempt booked the seats again, and died before it could confirm them.
     if let Some(again) = payment.rebooked_as
         && let Ok(again) = find(&app.db, again, Some(payment.user_id)).await
         && again.time_remaining_seconds > 0
@@ -92,7 +93,7 @@ async fn came_too_late(app: &App, payment: Payment) -> Result<Concluded> {
     }
 }
 
-/// What was captured for nothing is owed from here on, once.
+/// Voids a charge that was captured but buys nothing, and refunds it. A repeated call refunds nothing more.
 async fn void_and_refund(app: &App, id: PaymentId) -> Result<Concluded> {
     if let Some(owed) = payment_outcomes::void_late(&app.db, id).await? {
         refund_now(app, owed).await;

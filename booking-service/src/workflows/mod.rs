@@ -1,5 +1,5 @@
-//! What happens, step by step. A workflow begins and commits its transactions, and calls one tool for each outside
-//! thing.
+//! The workflows of the Booking Service. Each module is one operation, step by step: it begins and commits its
+//! transactions, and calls one module for each external system.
 
 pub(crate) mod after_commit;
 pub mod confirm;

@@ -1,8 +1,9 @@
-//! The payment provider's notices: how a charge has ended whose outcome came later.
+//! The payment provider's notices. A notice reports how a charge ended whose outcome came later.
 //!
-//! A notice counts only with a signature over its time and its bytes, made with a secret that the provider and this
-//! service share. It is stored first, then answered and worked on; reconciliation repeats work that failed. The notice
-//! is not trusted for the outcome: it is the reason to ask the provider (`late_payment.rs`).
+//! A notice counts only with a signature over its time and its body, made with a secret that the provider and this
+//! service share. The service stores the notice, then processes it and answers; reconciliation repeats processing that
+//! failed. The service does not trust the notice for the outcome: a notice is only the reason to ask the provider
+//! (`late_payment.rs`).
 
 use axum::Json;
 use axum::extract::State;
@@ -25,26 +26,28 @@ use utoipa::ToSchema;
 use super::late_payment::follow_up;
 use crate::state::App;
 
-/// The header of the signature: `t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of "<t>.<body>">`; several `v1` while secrets change.
+/// The signature header: `t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of "<t>.<body>">`. It has several `v1` while
+/// the provider changes its secret.
 pub const SIGNATURE: &str = "x-payment-signature";
-/// How far the notice's time may be from ours, both ways: a notice that was overheard can't be sent again later.
+/// The largest difference between the notice's time and ours, in seconds and in both directions. It limits how long
+/// somebody can replay an intercepted notice.
 const AGE_SECONDS_MAX: u64 = 300;
-/// Signatures that are looked at.
+/// The number of `v1` signatures that are checked; the service ignores further ones.
 const SIGNATURES_MAX: usize = 5;
 
-/// What the provider has to say.
+/// A report of the payment provider on how a charge ended.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct PaymentNotice {
-    /// The provider's id of the notice, the same when it is sent again.
+    /// The provider's id of the notice. A repeated notice has the same id.
     #[schema(min_length = 1, max_length = 200, example = "evt_1")]
     event_id: String,
     event_type: PaymentNoticeType,
-    /// The charge: the `payment_id` that confirming the reservation answered.
+    /// The charge: the `payment_id` in the answer to the confirm request.
     payment_id: PaymentId,
-    /// What was charged; must be what was asked for.
+    /// The charged amount. It must equal the requested amount.
     amount: Money,
     currency: Currency,
-    /// When the provider made it; for its records and ours.
+    /// When the provider created the notice. The service does not use this time.
     #[serde(default)]
     occurred_at: Option<DateTime<Utc>>,
 }
@@ -53,35 +56,35 @@ pub struct PaymentNotice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[sqlx(type_name = "text")]
 pub enum PaymentNoticeType {
-    /// The money is taken.
+    /// The provider has captured the money.
     #[serde(rename = "payment.captured")]
     #[sqlx(rename = "payment.captured")]
     Captured,
-    /// It is not, and will not be.
+    /// The provider has not captured the money, and never will.
     #[serde(rename = "payment.declined")]
     #[sqlx(rename = "payment.declined")]
     Declined,
 }
 
-/// What became of a notice.
+/// The answer to a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NoticeTaken {
-    /// Whether its consequences are committed; if not, they follow without a further notice.
+    /// True if the effects of the notice are committed. If false, they follow without another notice.
     pub handled: bool,
-    /// Whether it had come before.
+    /// True if the service had stored this notice before.
     pub duplicate: bool,
 }
 
 problems!(Refusals: openapi::BODY, &[Code::Unauthenticated, Code::PaymentNotFound]);
 
-/// Tell how a charge has ended
+/// Receive a payment notice
 ///
-/// For the payment provider. The notice is signed: `X-Payment-Signature: t=<seconds since 1970>,v1=<hex>`, where `v1` is the HMAC-SHA256 of
-/// `<t>.<body>` under the secret of `PAYMENT_WEBHOOK_SECRET`, and `t` is at most 300 seconds from now. Repeating a notice is harmless,
-/// and their order does not matter.
+/// For the payment provider, which signs the notice: `X-Payment-Signature: t=<seconds since 1970>,v1=<hex>`. `v1` is
+/// the HMAC-SHA256 of `<t>.<body>` under the secret in `PAYMENT_WEBHOOK_SECRET`, and `t` is at most 300 seconds from
+/// now. Repeating a notice is harmless, and the order of notices does not matter.
 #[utoipa::path(post, path = "/api/v1/payments/webhook", tag = "5 Payment provider", request_body = PaymentNotice,
     params(("X-Payment-Signature" = Option<String>, Header, description = "Time and signature")),
-    responses((status = 200, description = "Written down", body = NoticeTaken), Refusals))]
+    responses((status = 200, description = "Stored", body = NoticeTaken), Refusals))]
 pub(crate) async fn take_payment_notice(
     State(app): State<App>,
     headers: HeaderMap,
@@ -98,7 +101,7 @@ pub(crate) async fn take_payment_notice(
         Ok(()) => true,
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::warn!(error, payment_id = %notice.payment_id, "A payment notice is written down and will be worked on again");
+            tracing::warn!(error, payment_id = %notice.payment_id, "A payment notice is stored and will be processed again");
             false
         }
     };
@@ -108,7 +111,7 @@ pub(crate) async fn take_payment_notice(
 async fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<()> {
     let refused = |detail: &str| Err(Error::refused(Code::Unauthenticated, detail));
     if app.webhook_secrets.is_empty() {
-        return refused("No PAYMENT_WEBHOOK_SECRET is set, so no notice can be believed.");
+        return refused("No PAYMENT_WEBHOOK_SECRET is set, so no notice can be verified.");
     }
     let Some(signature) = headers.get(SIGNATURE).and_then(|value| value.to_str().ok()).and_then(Signature::parse)
     else {
@@ -116,9 +119,9 @@ async fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<()> {
             "Sign the notice: X-Payment-Signature: t=<seconds since 1970>,v1=<HMAC-SHA256 in hex of \"<t>.<body>\">.",
         );
     };
-    // The signature first: who can't sign learns nothing of our clock.
+    // The signature is checked first, so that a caller without the secret learns nothing about our clock.
     if !app.webhook_secrets.iter().any(|secret| signature.is_by(secret, body)) {
-        return refused("The signature is not of these bytes and that time under our secret.");
+        return refused("The signature does not match the body and timestamp.");
     }
     let seconds: i64 = sqlx::query_scalar("select extract(epoch from now())::int8").fetch_one(&app.db).await?;
     if seconds.abs_diff(signature.time) > AGE_SECONDS_MAX {
@@ -127,7 +130,7 @@ async fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The header, taken apart.
+/// The parsed signature header: its time in seconds since 1970, and its hex digests.
 struct Signature<'a> {
     time: i64,
     digests: Vec<&'a str>,
@@ -159,14 +162,14 @@ fn signing(secret: &Secret, time: i64, body: &[u8]) -> Option<Hmac<Sha256>> {
     Some(mac)
 }
 
-/// The header's value for a notice, as the provider makes it. For tests and trials.
+/// Signs a notice as the provider does, and returns the header's value. For tests and trials.
 #[must_use]
 pub fn sign(secret: &Secret, time: i64, body: &[u8]) -> String {
     let digest = signing(secret, time, body).map(|mac| hex::encode(mac.finalize().into_bytes()));
     format!("t={time},v1={}", digest.unwrap_or_default())
 }
 
-/// A notice about another sum than was asked for must not sell anything.
+/// Rejects a notice whose amount or currency differs from the charge's: it must not sell anything.
 async fn must_fit_its_charge(app: &App, notice: &PaymentNotice) -> Result<()> {
     let charge: Option<(Money, Currency)> = sqlx::query_as("select amount, currency from payments where id = $1")
         .bind(notice.payment_id)
@@ -178,19 +181,19 @@ async fn must_fit_its_charge(app: &App, notice: &PaymentNotice) -> Result<()> {
     };
     let mut faults = Vec::new();
     if notice.amount != amount {
-        faults.push(FieldError::at("/amount", format!("is not what was charged, which is {amount}")));
+        faults.push(FieldError::at("/amount", format!("is not the amount of the charge, which is {amount}")));
     }
     if notice.currency != currency {
-        faults.push(FieldError::at("/currency", format!("is not that of the charge, which is {currency}")));
+        faults.push(FieldError::at("/currency", format!("is not the currency of the charge, which is {currency}")));
     }
     if faults.is_empty() {
         return Ok(());
     }
-    tracing::error!(payment_id = %notice.payment_id, event_id = notice.event_id, "A notice does not fit its charge; someone must look");
+    tracing::error!(payment_id = %notice.payment_id, event_id = notice.event_id, "A notice does not match its charge; investigate");
     Err(Problem::validation(faults).into())
 }
 
-/// Whether a notice is new.
+/// Whether a notice is new, was stored before, or was processed before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Written {
     Now,
@@ -232,12 +235,12 @@ struct Waiting {
     event_type: PaymentNoticeType,
 }
 
-/// Works on notices that were written down and not worked on to their end. Returns how many are done now.
+/// Processes notices that were stored but not processed to the end. Returns how many are done now.
 ///
 /// # Errors
-/// The database failed, or a part that a notice needs; a later round goes on.
+/// The database, the payment provider or the Event Service failed; a later round retries.
 pub async fn handle_waiting(app: &App, limit: i64) -> Result<usize> {
-    // Young ones are in the hands of the request that brought them.
+    // For the first two seconds, the request that brought a notice processes it.
     let waiting: Vec<Waiting> = sqlx::query_as(
         "select event_id, payment_id, event_type from payment_notices
          where handled_at is null and received_at < now() - interval '2 seconds' order by received_at limit $1",
@@ -247,7 +250,7 @@ pub async fn handle_waiting(app: &App, limit: i64) -> Result<usize> {
     .await?;
     let mut done = Ok(0);
     for Waiting { event_id, payment_id, event_type } in waiting {
-        // One that fails must not keep the others from their tickets.
+        // A failing notice must not keep other buyers from their tickets.
         match handle(app, &event_id, payment_id, event_type).await {
             Ok(()) => done = done.map(|count| count + 1),
             Err(error) => done = Err(error),
@@ -281,7 +284,7 @@ mod tests {
         }
     }
 
-    /// As `openssl dgst -sha256 -hmac` makes it.
+    /// The expected digest comes from `openssl dgst -sha256 -hmac`.
     #[test]
     fn the_signature_is_that_of_other_tools() {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! A customer's reservations: one of them, or a page of all.
+//! Reads a customer's reservations: one by its id, or a page of all.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,7 +21,7 @@ use crate::reservations::model::{self, Reservation, ReservationStatus};
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ReservationFilter {
-    /// Only those in this state.
+    /// Only reservations in this state.
     #[param(inline)]
     status: Option<ReservationStatus>,
 }

@@ -1,7 +1,7 @@
 //! Reconciliation: finds what a crash, a lost message or a lost answer left half-done, and finishes it.
 //!
-//! It works only from what the databases say now, so the path after a crash is the everyday path. It reads holds from
-//! the Event Service and judges them by the reservations here, which are the only authority on them.
+//! It works only from the current content of the databases, so recovery after a crash is an ordinary round. It reads
+//! holds from the Event Service and judges them by the reservations here, which are the only authority on them.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
@@ -19,16 +19,18 @@ use crate::reservations::payment_outcomes::{self, StuckPayment};
 use crate::reservations::refunds as refund_rows;
 use crate::state::App;
 
-/// How old a hold without a reservation must be to count as abandoned: twice the time in which its row may still be written.
+/// The age at which a hold without a reservation counts as abandoned: twice the time in which its row may be written.
 pub const ABANDONED_AFTER: Duration = Duration::from_secs(2 * BOOKING_TIME_MAX.as_secs());
-/// How much later than its booking began a hold may appear: a `reserve` whose caller has long given up may still be on its way.
+/// How long after the start of its booking a hold may still appear: a `reserve` request may arrive after its caller has
+/// given up.
 const LATE_HOLD_MAX: TimeDelta = TimeDelta::seconds(60);
-/// How long past its time a hold is left to the expiry, which is on its way: to do their work as well would make
-/// the end of a hundred thousand holds at once take twice as long.
+/// How long past its time a hold is left to the expiry worker. Settling the same holds here as well would double the
+/// time that the end of 100,000 simultaneous holds takes.
 const EXPIRY_TIME_USUAL: Duration = Duration::from_secs(10);
 /// Holds read at a time.
 const HOLDS_PER_PAGE: u16 = 500;
-/// For how long after its cancellation a session is looked at: far longer than a booking takes that had begun before.
+/// How long after its cancellation a session is checked again. A booking that began before the cancellation takes far
+/// less time.
 const LATE_BOOKING_MAX: TimeDelta = TimeDelta::minutes(10);
 /// Cancelled sessions read at a time.
 const SESSIONS_PER_PAGE: u16 = 500;
@@ -37,28 +39,30 @@ const ENDED_PER_BATCH: i64 = 100;
 /// Payments and refunds settled at a time.
 const PAYMENTS_PER_BATCH: i64 = 50;
 
-/// How far the walks have come that do not begin anew with each round.
+/// The progress of the walks that continue from one round to the next.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    /// How long past its time a hold is left alone.
+    /// How long past its time a hold is left to the expiry worker.
     grace: TimeDelta,
-    /// Over fresh holds: each is looked at when it is old enough to be judged, and for a while after.
+    /// The walk over fresh holds: it has covered holds that are due before this time. It checks a hold once the hold is
+    /// old enough, and again for `LATE_HOLD_MAX` after.
     looked_until: Option<DateTime<Utc>>,
-    /// Over cancelled sessions: all of them in the first round, the latest in those after it.
+    /// The walk over cancelled sessions: the latest cancellation read. The first round reads all sessions, later rounds
+    /// only the latest.
     cancelled_until: Option<DateTime<Utc>>,
-    /// Cancelled sessions that may have reservations which are not ended yet.
+    /// Cancelled sessions that may still have reservations to end.
     ending: BTreeSet<SessionId>,
 }
 
 impl Sweep {
-    /// One that gives the expiry time to do its work.
+    /// A sweep beside the expiry worker, which gets `EXPIRY_TIME_USUAL` to end holds first.
     #[must_use]
     pub fn beside_expiry() -> Self {
         Self { grace: TimeDelta::from_std(EXPIRY_TIME_USUAL).unwrap_or_default(), ..Self::default() }
     }
 }
 
-/// One round over the holds: those past their time, then those that have become old enough since the last round.
+/// Runs one round over the holds: those past their time, then those that have become old enough since the last round.
 ///
 /// # Errors
 /// A database or the Event Service does not answer; the next round goes on.
@@ -88,7 +92,7 @@ async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<TimeCursor>) 
         let page = app.event_service.holds_before(before, cursor, HOLDS_PER_PAGE).await?;
         match settle_holds(app, &page.items).await {
             Ok(settled) => healed.add(settled),
-            // A page that fails must not hide those behind it.
+            // A failing page must not hide the pages behind it.
             Err(error) => {
                 tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "Some holds are not settled yet")
             }
@@ -101,8 +105,8 @@ async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<TimeCursor>) 
 }
 
 async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
-    // Nearly all are plainly under way: one look, without a lock, is all that they cost.
-    // `reservations/mod.rs` says why `status || ''`.
+    // Nearly all holds belong to live reservations. Those cost only this one query, without a lock.
+    // `reservations/mod.rs` explains `status || ''`.
     let under_way: HashSet<ReservationId> = sqlx::query_scalar(
         "select id from reservations
          where id = any($1) and (status || '' = 'confirming' or status || '' = 'active' and expiry_time > clock_timestamp())",
@@ -125,9 +129,11 @@ async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
     Ok(healed)
 }
 
-/// Ends the reservations of cancelled sessions: active ones are cancelled, the tickets of paid ones refunded. Returns how many.
+/// Ends the reservations of cancelled sessions: cancels active ones and refunds the tickets of paid ones. Returns how
+/// many.
 ///
-/// The Event Service never calls this one, so it is asked. A payment that is under way is waited for, and refunded in a later round.
+/// The Event Service never calls this service, so the worker asks it for cancelled sessions. A payment in progress is
+/// left to finish, and a later round refunds it.
 ///
 /// # Errors
 /// The database or the Event Service does not answer; a later round goes on.
@@ -145,7 +151,7 @@ pub async fn end_cancelled_sessions(app: &App, sweep: &mut Sweep) -> Result<usiz
     sweep.ending = session_cancelled::with_live_reservations(&app.db, &sweep.ending).await?;
     let mut ended = Ok(0);
     for session_id in &sweep.ending {
-        // One that fails must not keep the others from their money.
+        // A failing session must not keep the buyers of the others from their money.
         match end_cancelled_session(app, *session_id).await {
             Ok(count) => ended = ended.map(|ended| ended + count),
             Err(error) => ended = Err(error),
@@ -166,15 +172,16 @@ async fn end_cancelled_session(app: &App, session_id: SessionId) -> Result<usize
     }
 }
 
-/// Settles confirmations whose lease has run out, by asking the provider what became of the charge. Returns how many.
+/// Settles confirmations whose lease has run out, by asking the provider for the outcome of the charge. Returns how
+/// many.
 ///
 /// # Errors
-/// The database or the provider does not answer; the lease runs on and a later round settles them.
+/// The database or the provider does not answer; the new lease runs out, and a later round settles them.
 pub async fn settle_payments(app: &App) -> Result<usize> {
     let stuck = payment_outcomes::take_over_leases(&app.db, PAYMENTS_PER_BATCH).await?;
     let mut settled = Ok(stuck.len());
     for payment in stuck {
-        // One that fails must not keep the others from their tickets.
+        // A failing payment must not keep other buyers from their tickets.
         if let Err(error) = settle_payment(app, payment).await {
             settled = Err(error);
         }
@@ -190,14 +197,15 @@ async fn settle_payment(app: &App, payment: StuckPayment) -> Result<()> {
     Ok(())
 }
 
-/// Works on what the provider has told, and asks it about charges that it works on. Returns how many were looked at.
+/// Processes stored notices, and asks the provider about charges that it is processing. Returns how many of both
+/// succeeded.
 ///
 /// # Errors
 /// The database, the provider or the Event Service does not answer; a later round goes on.
 pub async fn follow_up_payments(app: &App) -> Result<usize> {
     let mut followed = payment_webhook::handle_waiting(app, PAYMENTS_PER_BATCH).await;
     for id in payment_outcomes::take_processing(&app.db, PAYMENTS_PER_BATCH).await? {
-        // One that fails must not keep the others from their tickets.
+        // A failing payment must not keep other buyers from their tickets.
         match late_payment::follow_up(app, id).await {
             Ok(()) => followed = followed.map(|count| count + 1),
             Err(error) => followed = Err(error),
@@ -206,15 +214,15 @@ pub async fn follow_up_payments(app: &App) -> Result<usize> {
     followed
 }
 
-/// Has the provider give back what is owed. Returns how many refunds.
+/// Has the provider pay all pending refunds. Returns how many it paid.
 ///
 /// # Errors
-/// The database or the provider does not answer; what is owed stays written, and a later round takes up those that failed.
+/// The database does not answer. A refund that fails is logged and stays pending for a later round.
 pub async fn settle_refunds(app: &App) -> Result<usize> {
     let mut settled = 0;
     let mut after = Uuid::nil();
     loop {
-        // By id, so that one that fails is passed and not met again before the next round.
+        // Ordered by id, so that a failing refund is tried only once in a round.
         let owed = refund_rows::pending(&app.db, after, PAYMENTS_PER_BATCH).await?;
         let Some(last) = owed.last() else {
             return Ok(settled);

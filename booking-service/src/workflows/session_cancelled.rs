@@ -1,4 +1,4 @@
-//! Ends the reservations of a cancelled session: active ones are cancelled, the tickets of paid ones are refunded.
+//! Ends the reservations of a cancelled session: cancels active ones, and refunds the tickets of paid ones.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,8 @@ use super::after_commit::announce_end;
 use crate::reservations::{endings, tickets};
 use crate::state::App;
 
-/// Those of `sessions` that have reservations which still have to be ended: active ones, those being paid, and tickets that admit.
+/// Those of `sessions` that still have reservations to end: active ones, ones being paid, and ones with tickets that
+/// admit.
 pub(crate) async fn with_live_reservations(db: &PgPool, sessions: &BTreeSet<SessionId>) -> Result<BTreeSet<SessionId>> {
     let live: Vec<SessionId> = sqlx::query_scalar(
         "select session_id from unnest($1::uuid[]) as cancelled (session_id)
@@ -27,9 +28,10 @@ pub(crate) async fn with_live_reservations(db: &PgPool, sessions: &BTreeSet<Sess
     Ok(live.into_iter().collect())
 }
 
-/// Ends up to `limit` active reservations of the session and as many paid ones, and returns how many. One that is being paid is left.
+/// Ends up to `limit` active reservations of the session and as many paid ones, and returns how many. It leaves a
+/// reservation that is being paid.
 ///
-/// Copies of the worker share the work: each skips what another has in hand.
+/// Several workers share the work: each skips the rows that another has locked.
 pub(crate) async fn end_reservations(app: &App, session_id: SessionId, limit: i64) -> Result<usize> {
     Ok(cancel_active(app, session_id, limit).await? + refund_paid(app, session_id, limit).await?)
 }
@@ -42,7 +44,7 @@ async fn cancel_active(app: &App, session_id: SessionId, limit: i64) -> Result<u
     Ok(events.len())
 }
 
-/// The money is owed from here on; the same round of reconciliation has the provider give it back.
+/// Stores the refunds. The same round of reconciliation has the provider pay them.
 async fn refund_paid(app: &App, session_id: SessionId, limit: i64) -> Result<usize> {
     let mut tx = database::begin(&app.db).await?;
     let paid = endings::lock_paid_of_session(&mut tx, session_id, limit).await?;

@@ -1,4 +1,4 @@
-//! What a hold at the Event Service is to become, by the reservation that it is for: freed, sold, or left alone.
+//! Decides what becomes of a hold at the Event Service by its reservation: freed, sold, or left alone.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use crate::reservations::model::{self, SessionHold};
 use crate::reservations::{endings, tickets};
 use crate::state::App;
 
-/// What one round did, in seats.
+/// The result of one round, counted in seats.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Healed {
     /// Freed, because their reservation has ended or was never written.
     pub released: usize,
     /// Sold, because their reservation is paid.
     pub confirmed: usize,
-    /// Left alone, because their reservation is under way.
+    /// Left alone, because their reservation is active or being paid.
     pub left: usize,
 }
 
@@ -32,10 +32,10 @@ impl Healed {
     }
 }
 
-/// Tells the Event Service what became of the reservations that hold these seats.
+/// Frees or sells these seats at the Event Service, as the states of their reservations require.
 ///
-/// Must only be given holds that are past their time or older than `reconcile::ABANDONED_AFTER`: a booking that has not written its
-/// reservation by then is given up.
+/// Pass only holds that are past their time or older than `reconcile::ABANDONED_AFTER`: this function abandons a
+/// booking that has not written its reservation by then.
 ///
 /// # Errors
 /// The database or the Event Service does not answer.
@@ -71,7 +71,7 @@ pub async fn settle(app: &App, holds: &[SessionHold]) -> Result<Healed> {
     Ok(healed)
 }
 
-/// Ends those of `ids` whose time is over, for a caller that wants their seats now.
+/// Expires those of `ids` whose time is over, because the caller wants their seats now.
 async fn expire_these(app: &App, ids: &[ReservationId]) -> Result<()> {
     let mut tx = database::begin(&app.db).await?;
     let events = endings::expire(&mut tx, ids).await?;
@@ -86,7 +86,7 @@ async fn sell(app: &App, owner: ReservationId, holds: &[&SessionHold]) -> Result
     };
     let seats: Vec<SessionSeatId> = holds.iter().map(|held| held.hold.session_seat_id).collect();
     if let SeatChange::Refused(conflicts) = app.event_service.confirm(session_id, owner, &seats).await? {
-        tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; someone must look");
+        tracing::error!(reservation_id = %owner, ?conflicts, "A paid reservation does not hold its seats; investigate");
         return Ok(0);
     }
     Ok(seats.len())
