@@ -1,4 +1,5 @@
-//! Decides who is calling: by header or by token for users, by key for services; and the extractors that handlers name.
+//! Identifies the caller: a user by header or token, another service by key. It also has the extractors that handlers
+//! name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::process::lifecycle::Lifecycle;
 /// The header that names the user, in `AUTH_MODE=header`.
 pub const USER_ID: &str = "x-user-id";
 
-/// Someone who may write the catalogue and the price tiers: an organizer or an admin.
+/// Lets only organizers and administrators in; an extractor for handlers that write the catalogue and the price tiers.
 #[derive(Debug, Clone, Copy)]
 pub struct OrganizerCaller;
 
@@ -26,16 +27,16 @@ pub struct OrganizerCaller;
 #[derive(Debug, Clone, Copy)]
 pub struct AdminCaller;
 
-/// Another service of ours, by the key in `X-Internal-Api-Key`.
+/// Lets only other services of ours in, by the key in `X-Internal-Api-Key`; an extractor for handlers.
 #[derive(Debug, Clone, Copy)]
 pub struct InternalCaller;
 
-/// What decides who is calling. One a listener; cheap to clone.
+/// Identifies callers. Each listener has one; cheap to clone.
 #[derive(Clone)]
 pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
-    /// `None`: whoever calls is who they say.
+    /// `None` in `AUTH_MODE=header`, where the `X-User-ID` of any caller is trusted.
     tokens: Option<Verifier>,
     internal: Digests,
 }
@@ -46,12 +47,12 @@ impl fmt::Debug for Authenticator {
     }
 }
 
-/// What came of the look at who is calling, kept beside the request.
+/// The outcome of identifying the caller, stored with the request.
 #[derive(Clone, Copy)]
 struct Identified(Result<Caller, AuthError>);
 
 impl Authenticator {
-    /// Opens it. Published keys are kept fresh until `lifecycle` stops.
+    /// Creates an authenticator. Published keys are kept fresh until `lifecycle` stops.
     #[must_use]
     pub fn open(settings: &AuthSettings, lifecycle: &Lifecycle) -> Self {
         let tokens = match &settings.mode {
@@ -68,7 +69,7 @@ impl Authenticator {
         }
     }
 
-    /// Whether the caller has one of these roles; everyone has, where callers are known by header.
+    /// Checks that the caller has one of these roles. With `AUTH_MODE=header`, every caller passes.
     async fn allows(parts: &mut Parts, roles: &[Role], names: &'static str) -> Result<(), AuthError> {
         if Self::of(parts)?.0.tokens.is_none() {
             return Ok(());
@@ -101,11 +102,12 @@ pub(crate) async fn user_of(request: &mut Request) -> Option<UserId> {
 
 fn named_by_header(headers: &HeaderMap) -> Option<Caller> {
     let user_id: UserId = headers.get(USER_ID)?.to_str().ok()?.trim().parse().ok()?;
-    // The nil UUID stands for nobody: it owns what was abandoned.
+    // The nil UUID is no user: it owns what was abandoned.
     (!user_id.as_uuid().is_nil()).then_some(Caller { user_id, roles: Roles::default() })
 }
 
-/// The one token of a request. Another scheme is no token; two headers are nobody's to choose from.
+/// The one token of a request. Another scheme counts as no token. Two headers are an error, because only one of them
+/// can be meant.
 fn bearer_token(headers: &HeaderMap) -> Result<&str, AuthError> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), more) = (given.next(), given.next()) else {

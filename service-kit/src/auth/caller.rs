@@ -55,7 +55,7 @@ impl FromIterator<Role> for Roles {
     }
 }
 
-/// As in a token: a list of names, of which the unknown ones are another system's.
+/// Reads a list of names, as in a token. Unknown names are ignored: they are another system's.
 impl<'de> Deserialize<'de> for Roles {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let names = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
@@ -73,8 +73,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Whose reservations and tickets they may see and change: their own, or for an admin everyone's (`None`). A
-    /// statement says `where … and ($n::uuid is null or user_id = $n)`.
+    /// The user whose reservations and tickets the caller may see and change. It is the caller; `None` for an admin,
+    /// who may see and change those of all users. A statement says `where … and ($n::uuid is null or user_id = $n)`.
     #[must_use]
     pub fn confined_to(&self) -> Option<UserId> {
         (!self.roles.has_any(&[Role::Admin])).then_some(self.user_id)

@@ -1,7 +1,7 @@
-//! The key by which our services know each other.
+//! The key by which our services recognize each other.
 //!
-//! Held are SHA-256 digests, compared in constant time: neither the time of an answer nor the length of a key tells
-//! anything of it.
+//! Keys are compared by their SHA-256 digests, in constant time. Neither the time of an answer nor the length of a key
+//! reveals anything about the key.
 
 use axum::http::{HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
@@ -12,10 +12,11 @@ use crate::process::settings::{Secret, SettingsReader};
 /// The header with the key.
 pub const INTERNAL_API_KEY: HeaderName = HeaderName::from_static("x-internal-api-key");
 
-/// A shorter key could be guessed.
+/// A shorter key could be guessed; production refuses it.
 const KEY_BYTES_MIN: usize = 16;
 
-/// `INTERNAL_API_KEY`, and while it is being changed `INTERNAL_API_KEY_PREVIOUS`. Without any, nobody is asked for one.
+/// `INTERNAL_API_KEY`, and `INTERNAL_API_KEY_PREVIOUS` while the key is being changed. When none is set, no key is
+/// required.
 #[derive(Debug, Clone, Default)]
 pub struct InternalKeys {
     current: Option<Secret>,
@@ -32,14 +33,14 @@ impl InternalKeys {
     pub(super) fn read(reader: &mut SettingsReader) -> Self {
         let mut read = |name: &str| {
             let key = reader.optional(name)?;
-            // What can't stand in a header would be known to nobody.
+            // A key that can't stand in a header would never match.
             if HeaderValue::from_str(&key).is_err() || key.trim() != key {
-                reader.fault(format!("{name} has characters that no HTTP header takes, or spaces around it"));
+                reader.fault(format!("{name} has characters that an HTTP header can't carry, or spaces around it"));
             }
             if key.len() < KEY_BYTES_MIN {
                 let length = key.len();
                 reader.refuse_in_production(format!(
-                    "{name} has {length} bytes and could be guessed: {KEY_BYTES_MIN} at least, by `openssl rand -hex 32`"
+                    "{name} has {length} bytes and could be guessed; use {KEY_BYTES_MIN} at least, from `openssl rand -hex 32`"
                 ));
             }
             Some(Secret::from(key.as_str()))
@@ -48,7 +49,7 @@ impl InternalKeys {
         if keys.current.is_none() {
             reader.refuse_in_production(
                 "INTERNAL_API_KEY is not set, so anyone who reaches /api/internal may change seats; \
-                 give both services the same, by `openssl rand -hex 32`",
+                 set the same key for both services, from `openssl rand -hex 32`",
             );
             if keys.previous.is_some() {
                 reader.fault("INTERNAL_API_KEY_PREVIOUS is set without INTERNAL_API_KEY");
@@ -57,13 +58,13 @@ impl InternalKeys {
         keys
     }
 
-    /// The key to send; none when nobody asks for one.
+    /// The key to send; `None` when none is required.
     #[must_use]
     pub fn current(&self) -> Option<&Secret> {
         self.current.as_ref()
     }
 
-    /// Whether a key is asked for.
+    /// Whether a key is required.
     #[must_use]
     pub fn are_set(&self) -> bool {
         self.current.is_some()
@@ -75,11 +76,11 @@ impl InternalKeys {
     }
 }
 
-/// What a key given is compared with.
+/// The digests that a given key is compared with.
 pub(super) struct Digests(Vec<[u8; 32]>);
 
 impl Digests {
-    /// Whether it is one of ours, or none is asked for.
+    /// Whether the given key is one of ours, or none is required.
     pub(super) fn admit(&self, given: Option<&HeaderValue>) -> bool {
         if self.0.is_empty() {
             return true;

@@ -1,4 +1,4 @@
-//! Published keys as a JWK set (RFC 7517): parsing one, and taking the keys out that tokens can be verified with.
+//! Parses published keys, a JWK set (RFC 7517), and selects those that can verify tokens.
 
 use std::fs;
 use std::io::Read;
@@ -10,22 +10,22 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Sets have two or three keys.
+/// The most keys that are used of a set. Sets have two or three.
 const KEYS_MAX: usize = 64;
-/// A key is one or two kilobytes, its certificates included.
+/// The largest set that is read. A key is one or two kilobytes, its certificates included.
 pub(super) const SET_BYTES_MAX: usize = 256 * 1024;
 
 /// A key to verify with: its id, if it has one, and the one algorithm that it is for.
 pub(super) type UsableKey = (Option<String>, Algorithm, DecodingKey);
 
-/// Whether the file has a key that can be used; for the start, where a fault should be said at once.
+/// Checks that the file has a usable key. The start calls it, so that a fault is reported at once.
 pub(super) fn check_file(path: &Path) -> anyhow::Result<()> {
     parse(&read_file(path)?).map(drop)
 }
 
 const NO_KEY: &str = "it has no public key for RS256, ES256 (P-256) or EdDSA (Ed25519)";
 
-/// The text of a file with a key set.
+/// Reads a file with a key set. A file of more than [`SET_BYTES_MAX`] is an error.
 pub(super) fn read_file(path: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     let file = fs::File::open(path).with_context(|| format!("{} can't be read", path.display()))?;
@@ -39,16 +39,16 @@ struct PublishedSet {
     keys: Vec<Value>,
 }
 
-/// The usable keys of a set.
+/// The usable keys of a set. A set without any is an error.
 pub(super) fn parse(text: &str) -> anyhow::Result<Vec<UsableKey>> {
-    let published: PublishedSet = serde_json::from_str(text).context("it is no JWK set")?;
+    let published: PublishedSet = serde_json::from_str(text).context("it is not a JWK set")?;
     let keys: Vec<UsableKey> = published.keys.iter().filter_map(usable).take(KEYS_MAX).collect();
     ensure!(!keys.is_empty(), "{NO_KEY}");
     Ok(keys)
 }
 
-/// The key with its id and its algorithm, if it is one to verify with. A set may have others, and keys of kinds to
-/// come; a symmetric one is never taken: what is published is no secret.
+/// The key with its id and its algorithm, if it can verify tokens. A set may have other keys, and keys of future kinds.
+/// A symmetric key is never accepted, because a published key is no secret.
 pub(super) fn usable(published: &Value) -> Option<UsableKey> {
     let jwk = Jwk::deserialize(published).ok()?;
     let algorithm = match &jwk.algorithm {

@@ -1,9 +1,9 @@
 //! The issuer's published keys (a JWK set, RFC 7517), kept fresh without a restart.
 //!
-//! Requests read the present set without a lock. A file is read again when it has changed; a URL is fetched every five
-//! minutes. A token with a key id that nobody knows may be the first after a change of keys, so it waits for one more
-//! look, of which there is at most one a minute (a second, for a file) whoever asks. When a look fails, the keys that
-//! are there stay.
+//! Requests read the current set without a lock. A file is read again when it has changed; a URL is fetched every five
+//! minutes. A token with an unknown key id may be the first after a change of keys, so it waits for one more read.
+//! Unknown key ids cause at most one read a minute (one a second for a file), regardless of the callers. When a read
+//! fails, the known keys stay.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,17 +27,17 @@ use crate::process::lifecycle::Lifecycle;
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod tests;
 
-/// The whole fetch of a key set.
+/// The time limit for the whole fetch of a key set.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause between refreshes while no key is known.
 const STARTING_PAUSE: Duration = Duration::from_secs(1);
-/// Requests that wait for a look at a time: who floods us with made-up key ids must not have all places of the service.
+/// Requests that may wait for a read at a time. A flood of made-up key ids must not take all permits of the service.
 const WAITING_MAX: usize = 32;
 
 /// How often the keys are read.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
-    /// The usual pause.
+    /// The pause after a read that succeeded.
     usual: Duration,
     /// The pause after a read that failed.
     after_failure: Duration,
@@ -55,7 +55,7 @@ impl Pace {
     }
 }
 
-/// A key, and what must be true of a token that it has signed.
+/// A key, and the rules for a token that it has signed.
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) algorithm: Algorithm,
@@ -75,10 +75,10 @@ impl Key {
     }
 }
 
-/// The keys of one moment, by their ids.
+/// The keys of one read, with their ids.
 type KeySet = Vec<(Option<String>, Arc<Key>)>;
 
-/// What a file was like when it was read.
+/// A file's state when it was read: inode, length, and modification time in seconds and nanoseconds.
 type Mark = (u64, u64, i64, i64);
 
 /// The keys that tokens are verified with, refreshed from their source.
@@ -86,7 +86,7 @@ pub(super) struct KeyRing {
     rules: JwtSettings,
     pace: Pace,
     set: ArcSwap<KeySet>,
-    /// When a key id that nobody knows last led to a look.
+    /// When an unknown key id last caused a read.
     asked: Mutex<Option<Instant>>,
     waiting: Semaphore,
 }
@@ -111,7 +111,7 @@ impl KeyRing {
 
     /// The key with this id, if it is for this algorithm.
     pub(super) async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, AuthError> {
-        // A set has no key for any other algorithm, so a refresh would be in vain.
+        // A set has no key for any other algorithm, so a read would not help.
         if !matches!(algorithm, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) {
             return Err(AuthError::Token(TokenError::Algorithm));
         }
@@ -128,7 +128,7 @@ impl KeyRing {
         let set = self.set.load();
         let named: Vec<&Arc<Key>> = match kid {
             Some(kid) => set.iter().filter(|(id, _)| id.as_deref() == Some(kid)).map(|(_, key)| key).collect(),
-            // A token that names no key can mean only the one that there is.
+            // A token that names no key is accepted only if there is exactly one key.
             None => set.iter().map(|(_, key)| key).filter(|_| set.len() == 1).collect(),
         };
         match named.iter().find(|key| key.algorithm == algorithm) {
@@ -149,7 +149,7 @@ impl KeyRing {
         }
     }
 
-    /// Reads the keys, and replaces the set if at least one is usable. Whether it did.
+    /// Reads the keys, and replaces the set if at least one is usable. Returns whether the read succeeded.
     async fn refresh(&self) -> bool {
         let read = match &self.rules.keys {
             KeySource::File(path) => jwk_set::read_file(path),
@@ -190,7 +190,7 @@ impl KeyRing {
             seen = mark.filter(|_| fresh);
             let pause = match fresh {
                 true => self.pace.usual,
-                // Until then nobody can be known.
+                // Until then no token can be verified.
                 false if self.set.load().is_empty() => STARTING_PAUSE,
                 false => self.pace.after_failure,
             };
@@ -208,7 +208,7 @@ impl KeyRing {
 }
 
 async fn fetch(url: &Url, trust: &Trust) -> anyhow::Result<String> {
-    // Where the keys are is the operator's word alone: a redirect would be the server's.
+    // Only the operator decides where the keys are. A redirect would let the server decide.
     let client = trust.http_client().timeout(FETCH_TIMEOUT).redirect(redirect::Policy::none()).build()?;
     let mut answer =
         client.get(url.clone()).header(header::ACCEPT, "application/jwk-set+json, application/json").send().await?;

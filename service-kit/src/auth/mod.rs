@@ -2,14 +2,14 @@
 //!
 //! A handler names in its arguments what it needs: [`Caller`], [`OrganizerCaller`], [`AdminCaller`] or
 //! [`InternalCaller`]. A handler that names none of them is open to all. These arguments stand before path and body, so
-//! that a stranger learns nothing of either.
+//! that an unknown caller learns nothing of either.
 //!
-//! - `AUTH_MODE=header`: the caller is the UUID in `X-User-ID`, and no role is asked for.
+//! - `AUTH_MODE=header`: the caller is the UUID in `X-User-ID`, and no role is required.
 //! - `AUTH_MODE=jwt`: the caller is the `sub` of a bearer token. Its signature is verified with a shared secret or
 //!   published keys.
 //!
-//! [`Authenticator`] knows the mode; `http/layers.rs` puts it beside each request. The first extractor verifies the
-//! token and stores the outcome with the request, so later ones do not verify again. A layer, too, may take
+//! [`Authenticator`] knows the mode; `http/layers.rs` stores it with each request. The first extractor verifies the
+//! token and stores the outcome with the request, so later ones do not verify again. A layer may also take
 //! `Result<Caller, AuthError>` as an argument.
 
 mod authenticator;

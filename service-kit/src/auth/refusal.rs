@@ -1,5 +1,4 @@
-//! Why a request is not taken from its caller: what is wrong with its token, its roles or its key, and the answer that
-//! says so.
+//! Why a caller is refused: what is wrong with its token, its roles or its key, and the answer that says so.
 
 use std::fmt;
 
@@ -27,7 +26,7 @@ pub enum TokenError {
     Signature,
     /// Its `exp` has passed.
     Expired,
-    /// Its `nbf` lies ahead.
+    /// Its `nbf` is in the future.
     NotYet,
     /// Its `iss` is not `JWT_ISSUER`.
     Issuer,

@@ -1,4 +1,4 @@
-//! The settings that say how callers are known.
+//! The settings that decide how callers are identified.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use super::jwk_set;
 use crate::http::tls::Trust;
 use crate::process::settings::{Secret, SettingsReader};
 
-/// A secret as long as the digest that it keys (RFC 7518, section 3.2).
+/// The shortest secret: as long as the digest that it keys (RFC 7518, section 3.2).
 const SECRET_BYTES_MIN: usize = 32;
 
 /// How callers are identified.
 #[derive(Debug, Clone, Default)]
 pub struct AuthSettings {
-    /// `AUTH_MODE`.
+    /// `AUTH_MODE`: how users are identified.
     pub mode: AuthMode,
-    /// `INTERNAL_API_KEY`, `INTERNAL_API_KEY_PREVIOUS`.
+    /// `INTERNAL_API_KEY`, `INTERNAL_API_KEY_PREVIOUS`: how other services are identified.
     pub internal_keys: InternalKeys,
 }
 
@@ -32,29 +32,29 @@ pub enum AuthMode {
     Jwt(JwtSettings),
 }
 
-/// Which tokens are believed.
+/// Which tokens are accepted.
 #[derive(Debug, Clone)]
 pub struct JwtSettings {
-    /// `JWT_SECRET`, `JWT_JWKS_FILE` or `JWT_JWKS_URL`: by what they are signed.
+    /// `JWT_SECRET`, `JWT_JWKS_FILE` or `JWT_JWKS_URL`: the keys that verify tokens.
     pub keys: KeySource,
-    /// `JWT_ISSUER`: who must have made them.
+    /// `JWT_ISSUER`: the `iss` that a token must have.
     pub issuer: String,
-    /// `JWT_AUDIENCE`: for whom they must have been made.
+    /// `JWT_AUDIENCE`: the `aud` that a token must have.
     pub audience: String,
-    /// `JWT_LEEWAY_SECONDS`: how far the issuer's clock may be from ours.
+    /// `JWT_LEEWAY_SECONDS`: how far the issuer's clock may differ from ours.
     pub leeway: Duration,
-    /// Whom to believe when the keys come from a URL.
+    /// The authorities to trust when the keys come from a URL.
     pub trust: Trust,
 }
 
-/// What tokens are signed with. The kind of key says which algorithms are believed.
+/// The source of the keys that verify tokens. The kind of key decides which algorithms are accepted.
 #[derive(Debug, Clone)]
 pub enum KeySource {
     /// A secret shared with the issuer: HS256.
     Secret(Secret),
     /// A file with the issuer's public keys (RFC 7517): RS256, ES256, EdDSA.
     File(PathBuf),
-    /// The same by HTTP.
+    /// A URL of such a file, by HTTP or HTTPS.
     Url(Url),
 }
 
@@ -64,20 +64,20 @@ impl AuthSettings {
         let mode = match reader.or("AUTH_MODE", "header".to_owned()).as_str() {
             "header" => {
                 reader.refuse_in_production(
-                    "AUTH_MODE=header believes any X-User-ID and must not run with ENVIRONMENT=production; set AUTH_MODE=jwt",
+                    "AUTH_MODE=header accepts any X-User-ID and must not run with ENVIRONMENT=production; set AUTH_MODE=jwt",
                 );
                 AuthMode::Header
             }
             "jwt" => JwtSettings::read(reader, trust).map(AuthMode::Jwt).unwrap_or_default(),
             other => {
-                reader.fault(format!("AUTH_MODE={other} is not known: header or jwt"));
+                reader.fault(format!("AUTH_MODE={other} is unknown; the modes are header and jwt"));
                 AuthMode::Header
             }
         };
         Self { mode, internal_keys: InternalKeys::read(reader) }
     }
 
-    /// Whether any `X-User-ID` is believed.
+    /// Whether any `X-User-ID` is accepted.
     #[must_use]
     pub fn is_by_header(&self) -> bool {
         matches!(self.mode, AuthMode::Header)
@@ -89,7 +89,7 @@ impl AuthSettings {
         Self { mode: AuthMode::Header, internal_keys: self.internal_keys.clone() }
     }
 
-    /// Says loudly what a reader of the log must know about who may call.
+    /// Logs a warning for each setting that lets anyone act as a user or as a service.
     pub fn warn(&self) {
         if self.is_by_header() {
             tracing::warn!("AUTH_MODE=header: anyone may act as anyone by the X-User-ID header; for local trials only");
@@ -103,7 +103,8 @@ impl AuthSettings {
 }
 
 impl JwtSettings {
-    /// Reads them; `None`, and faults at the reader, when something is missing or can't be used.
+    /// Reads these settings, and adds a fault for each that is missing or can't be used. `None` when one has no value
+    /// to use.
     pub fn read(reader: &mut SettingsReader, trust: &Trust) -> Option<Self> {
         let mut needed = |name: &str| {
             let value = reader.optional(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
@@ -133,7 +134,7 @@ impl KeySource {
                 let length = secret.len();
                 if length < SECRET_BYTES_MIN {
                     reader.fault(format!(
-                        "JWT_SECRET has {length} bytes; HS256 needs {SECRET_BYTES_MIN} at least, by `openssl rand -base64 48`"
+                        "JWT_SECRET has {length} bytes; HS256 needs {SECRET_BYTES_MIN} at least, from `openssl rand -base64 48`"
                     ));
                 }
                 Some(Self::Secret(Secret::from(secret.as_str())))
@@ -155,7 +156,7 @@ impl KeySource {
                     Some(Self::Url(url))
                 }
                 _ => {
-                    reader.fault(format!("JWT_JWKS_URL={text} is no http or https URL"));
+                    reader.fault(format!("JWT_JWKS_URL={text} is not an http or https URL"));
                     None
                 }
             },
@@ -164,7 +165,7 @@ impl KeySource {
                     names.into_iter().zip(&given).filter(|(_, v)| v.is_some()).map(|(n, _)| n).collect();
                 let set = if set.is_empty() { "none".to_owned() } else { set.join(" and ") };
                 reader.fault(format!(
-                    "AUTH_MODE=jwt needs one of JWT_SECRET, JWT_JWKS_FILE and JWT_JWKS_URL, and no other; set: {set}"
+                    "AUTH_MODE=jwt needs exactly one of JWT_SECRET, JWT_JWKS_FILE and JWT_JWKS_URL; set: {set}"
                 ));
                 None
             }
@@ -193,7 +194,7 @@ mod tests {
             (&[("JWT_SECRET", "short")], "JWT_SECRET has 5 bytes"),
             (&[("JWT_SECRET", "x"), ("JWT_JWKS_URL", "https://a")], "JWT_SECRET and JWT_JWKS_URL"),
             (&[("JWT_JWKS_FILE", "/nonexistent")], "/nonexistent"),
-            (&[("JWT_JWKS_FILE", "/dev/null")], "no JWK set"),
+            (&[("JWT_JWKS_FILE", "/dev/null")], "not a JWK set"),
             (&[("JWT_JWKS_URL", "ftp://a")], "JWT_JWKS_URL"),
             (&[("JWT_ISSUER", "")], "JWT_ISSUER"),
             (&[("JWT_AUDIENCE", " ")], "JWT_AUDIENCE"),

@@ -10,10 +10,11 @@ use shared_contracts::ids::UserId;
 use super::caller::Role;
 use super::settings::{JwtSettings, KeySource};
 
-/// The library finds its provider by its crate features; said here, it does not depend on what another crate turns on.
+/// Installs the crypto provider of tokens. Otherwise the library would choose it by its crate features, which other
+/// crates can change.
 pub(super) fn install_crypto() {
     if crypto::aws_lc::DEFAULT_PROVIDER.install_default().is_err() {
-        tracing::debug!("the crypto provider of tokens had been installed before");
+        tracing::debug!("the crypto provider of tokens is installed already");
     }
 }
 
@@ -27,13 +28,13 @@ struct NewClaims<'a> {
     exp: u64,
 }
 
-/// A token by the shared secret, for local trials.
+/// Signs a token with the shared secret, for local trials.
 ///
 /// # Errors
-/// The keys are the issuer's, who alone can make tokens.
+/// The settings have no shared secret: only the issuer of published keys can sign tokens.
 pub fn mint(settings: &JwtSettings, user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<String> {
     let KeySource::Secret(secret) = &settings.keys else {
-        bail!("tokens can be made with JWT_SECRET only; whoever has the private keys of the JWKS makes these");
+        bail!("tokens can be made with JWT_SECRET only; with a JWKS, only its issuer can make them");
     };
     install_crypto();
     let now = jsonwebtoken::get_current_timestamp();

@@ -33,7 +33,7 @@ async fn verify(verifier: &Verifier, key: &SigningKey) -> Result<Caller, AuthErr
     verifier.verify(&key.sign(&claims(Uuid::now_v7(), &[]))).await
 }
 
-/// A place where keys are published, which may answer something else.
+/// A server that publishes keys, and can answer something else instead.
 struct Site {
     url: Url,
     text: Mutex<String>,
@@ -68,7 +68,7 @@ impl Site {
         *self.text.lock().unwrap() = text.into();
     }
 
-    /// One that has the keys, so that no look for an unknown one is used up by the start.
+    /// A verifier that has the keys already, so that the first read does not count as one for an unknown key id.
     async fn verifier(&self, unknown_key: Duration, lifecycle: &Lifecycle) -> Verifier {
         let pace = Pace { usual: HOUR, after_failure: HOUR, unknown_key };
         let ring = KeyRing::open_at(pace, rules(KeySource::Url(self.url.clone())), lifecycle);
@@ -96,13 +96,13 @@ async fn a_changed_file_is_believed_without_a_restart() {
     assert!(verify(&verifier, &old).await.is_ok(), "a file that can't be used took the keys away");
 
     fs::write(&path, jwks(&[&old, &new])).unwrap();
-    wait_until("the new key is believed", SOON, async || verify(&verifier, &new).await.is_ok()).await;
+    wait_until("the new key is accepted", SOON, async || verify(&verifier, &new).await.is_ok()).await;
     assert!(verify(&verifier, &old).await.is_ok());
 
-    // As a mounted secret changes: another file under the name.
+    // A mounted secret changes in this way: another file takes its name.
     fs::write(path.with_extension("new"), jwks(&[&new])).unwrap();
     fs::rename(path.with_extension("new"), &path).unwrap();
-    wait_until("the old key is believed no more", SOON, async || {
+    wait_until("the old key is rejected", SOON, async || {
         verify(&verifier, &old).await == Err(AuthError::Token(TokenError::UnknownKey))
     })
     .await;
@@ -121,14 +121,14 @@ async fn an_unknown_key_is_looked_for_at_the_url_once_a_pause_whoever_asks() {
 
     site.publish(jwks(&[&first, &second]));
     let before = site.fetches();
-    // All of them come before the answer does, and none is turned away for that.
+    // All requests arrive before the answer does, and none is turned away.
     let all = join_all((0..20).map(|_| verify(&verifier, &second))).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     assert_eq!(site.fetches(), before + 1);
     for _ in 0..100 {
         assert_eq!(verify(&verifier, &made_up).await, Err(AuthError::Token(TokenError::UnknownKey)));
     }
-    assert_eq!(site.fetches(), before + 1, "made-up key ids make us fetch");
+    assert_eq!(site.fetches(), before + 1, "made-up key ids caused a fetch");
     lifecycle.stop();
 }
 
@@ -143,7 +143,7 @@ async fn the_known_keys_stay_when_the_url_fails_or_answers_nonsense() {
     let mut fetches = site.fetches();
     let mut still_believed = async |what: &str| {
         assert_eq!(verify(&verifier, &new).await, Err(AuthError::Token(TokenError::UnknownKey)), "{what}");
-        assert!(site.fetches() > fetches, "{what}: nobody looked");
+        assert!(site.fetches() > fetches, "{what}: the keys were not read");
         fetches = site.fetches();
         assert!(verify(&verifier, &old).await.is_ok(), "{what}");
     };
@@ -160,7 +160,7 @@ async fn the_known_keys_stay_when_the_url_fails_or_answers_nonsense() {
         still_believed(what).await;
     }
     site.publish(jwks(&[&new]));
-    assert!(verify(&verifier, &new).await.is_ok(), "the keys are no longer looked for");
+    assert!(verify(&verifier, &new).await.is_ok(), "the keys are no longer read");
     lifecycle.stop();
 }
 
@@ -186,6 +186,6 @@ fn of_a_set_those_keys_are_taken_that_are_for_verifying() {
         ("of a kind to come", serde_json::json!({ "kty": "AKP", "alg": "ML-DSA-65", "pub": "AA" })),
         ("symmetric", serde_json::json!({ "kty": "oct", "k": "c2VjcmV0" })),
     ] {
-        assert!(usable(&jwk).is_none(), "a key {what} is taken");
+        assert!(usable(&jwk).is_none(), "a key {what} is accepted");
     }
 }
