@@ -1,11 +1,11 @@
-//! What a process counts and measures, for Prometheus to fetch from `/metrics`.
+//! The metrics of a process, which Prometheus fetches from `/metrics`.
 //!
-//! Where something happens it is counted, by an atomic addition. What has to be asked for (a database, say) is asked
-//! when somebody looks, never on a request's way: see [`Metrics::ask`]. The registry is a value, so several services
-//! fit into one process, as in tests.
+//! Events are counted where they happen, by an atomic addition. Some metrics need a query, such as of a database. The
+//! process queries only when somebody fetches the metrics, never during a request: see [`Metrics::ask`]. The registry
+//! is a value, so tests can run several services in one process.
 //!
-//! Labels have few values, all known beforehand: routes by their template, problems by their code. Each new one would
-//! be kept for ever.
+//! Labels have few values, all known beforehand: routes by their template, problems by their code. The registry would
+//! keep each new value for ever.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,19 +29,19 @@ use utoipa_axum::routes;
 use crate::http::error::{Error, Result};
 use crate::postgres::database::BatchPool;
 
-/// Where the metrics are.
+/// The path of the metrics. Requests to it are not measured.
 pub const METRICS_PATH: &str = "/metrics";
 
-/// Bounds of durations, in seconds: closest around what was promised (a look 50 ms, a hold 100 ms, a booking 300 ms).
+/// Bounds of durations in seconds, closest around the promised times: availability 50 ms, hold 100 ms, booking 300 ms.
 const DURATIONS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
-/// The longest that one question may take; Prometheus itself waits ten seconds.
+/// The time limit of one query. Prometheus itself waits ten seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an answer is as good as a new one, at least.
+/// For at least this long, the values of a query count as current.
 const FRESH_FOR: Duration = Duration::from_secs(2);
-/// Of all time, at most one part in so many goes into a question: one that takes a second is asked every twenty.
+/// A query takes at most one part in this many of all time: one that takes a second runs every 20 seconds.
 const REST: u32 = 20;
 
-/// A process's metrics.
+/// The registry of a process's metrics, and the functions that refresh them. Clones share one registry.
 #[derive(Clone)]
 pub struct Metrics {
     inner: Arc<Inner>,
@@ -56,17 +56,17 @@ struct Inner {
     answered: GaugeVec,
 }
 
-/// Gauges whose values have to be asked for.
+/// Gauges whose values need a query.
 struct Question {
     about: &'static str,
     gauges: Vec<GaugeVec>,
     ask: Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>,
-    /// When it was last asked, and how long that took.
+    /// When the query last ended, and how long it took.
     asked: tokio::sync::Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Metrics {
-    /// The metrics of a process of this name: so far its HTTP requests and what the kernel knows of it.
+    /// Creates the registry with the metrics of HTTP requests and those that the kernel keeps of the process.
     ///
     /// # Errors
     /// None that depends on the environment.
@@ -79,14 +79,14 @@ impl Metrics {
         register(&registry, build)?;
         let opts = HistogramOpts::new(
             "http_request_duration_seconds",
-            "From a request's arrival to its answer's beginning, by route template.",
+            "From a request's arrival to the start of its answer, by route template.",
         );
         let requests = HistogramVec::new(opts.buckets(DURATIONS.to_vec()), &["method", "route", "status"])?;
         let in_flight =
-            IntGauge::new("http_requests_in_flight", "Requests that are being worked on, or wait to be refused.")?;
+            IntGauge::new("http_requests_in_flight", "Requests that are being processed, or wait to be refused.")?;
         let answered = Opts::new(
             "metrics_question_answered",
-            "Whether what has to be asked for could be had at the last look; its own metrics are absent when not.",
+            "1 if the last query for these metrics succeeded; 0 if not, and then they are omitted.",
         );
         let answered = GaugeVec::new(answered, &["about"])?;
         Ok(Self {
@@ -101,15 +101,15 @@ impl Metrics {
         })
     }
 
-    /// A counter without labels.
+    /// Registers a counter without labels.
     ///
     /// # Errors
-    /// The name is taken, or is not one.
+    /// The name is taken or invalid.
     pub fn counter(&self, name: &str, help: &str) -> anyhow::Result<IntCounter> {
         register(&self.inner.registry, IntCounter::new(name, help)?)
     }
 
-    /// Counters, one for each combination of their labels' values.
+    /// Registers counters, one for each combination of their labels' values.
     ///
     /// # Errors
     /// As [`Self::counter`].
@@ -117,7 +117,7 @@ impl Metrics {
         register(&self.inner.registry, IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    /// A gauge without labels.
+    /// Registers a gauge without labels.
     ///
     /// # Errors
     /// As [`Self::counter`].
@@ -125,7 +125,7 @@ impl Metrics {
         register(&self.inner.registry, IntGauge::new(name, help)?)
     }
 
-    /// Gauges; those that nobody has set are absent.
+    /// Registers gauges, one for each combination of their labels' values. A gauge that was never set is absent.
     ///
     /// # Errors
     /// As [`Self::counter`].
@@ -133,7 +133,7 @@ impl Metrics {
         register(&self.inner.registry, GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    /// Histograms of durations.
+    /// Registers histograms of durations in seconds, with bounds from 1 ms to 10 s.
     ///
     /// # Errors
     /// As [`Self::counter`].
@@ -142,13 +142,14 @@ impl Metrics {
         register(&self.inner.registry, HistogramVec::new(opts, labels)?)
     }
 
-    /// Has `look` set gauges whenever somebody fetches the metrics; for what is there without waiting.
+    /// Calls `look` on each fetch of the metrics, to set gauges whose values need no wait.
     pub fn look(&self, look: impl Fn() + Send + Sync + 'static) {
         self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
     }
 
-    /// Has `ask` set `gauges` when somebody fetches the metrics, and not more often than is good. Gauges whose question
-    /// was not answered in time are absent: an old value would look like a present one.
+    /// Calls `ask` on a fetch of the metrics, to set `gauges` by a query. It runs at most every two seconds, and for at
+    /// most a twentieth of the time. If it fails or takes longer than two seconds, `gauges` are absent: an old value
+    /// would seem current.
     pub fn ask<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
         &self,
         about: &'static str,
@@ -164,7 +165,7 @@ impl Metrics {
         self.inner.questions.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(question));
     }
 
-    /// Shows how the connections of a service's pools are used.
+    /// Adds the metrics of a service's two connection pools: idle and used connections, and their maximum.
     ///
     /// # Errors
     /// As [`Self::counter`]; call it once.
@@ -174,7 +175,7 @@ impl Metrics {
         let (requests, desks) = (requests.clone(), desks.clone());
         self.look(move || {
             for (name, pool, kept) in [("requests", &requests, 0), ("desks", desks.pool(), desks.kept_count())] {
-                // All change while they are read.
+                // The numbers change while they are read, so the results are kept within bounds.
                 let (size, idle) = (f64::from(pool.size()), (pool.num_idle() + kept) as f64);
                 connections.with_label_values(&[name, "idle"]).set(idle.min(size));
                 connections.with_label_values(&[name, "used"]).set((size - idle).max(0.0));
@@ -184,33 +185,33 @@ impl Metrics {
         Ok(())
     }
 
-    /// The route; merged into each service's own.
+    /// The route `/metrics`. Each service merges it into its own router.
     pub fn routes(&self) -> OpenApiRouter {
         OpenApiRouter::new().routes(routes!(get_metrics)).with_state(self.clone())
     }
 
-    /// Measures the requests of a finished router.
+    /// Adds a layer that measures the requests of a finished router.
     pub fn measure(&self, router: Router) -> Router {
         router.layer(from_fn_with_state(self.clone(), measure))
     }
 
-    /// All metrics in Prometheus' text format, as they are now.
+    /// Refreshes all metrics and returns them in Prometheus' text format.
     ///
     /// # Errors
-    /// They can't be written.
+    /// The metrics can't be encoded.
     pub async fn text(&self) -> anyhow::Result<String> {
         for look in self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             look();
         }
         let questions = self.inner.questions.lock().unwrap_or_else(PoisonError::into_inner).clone();
         join_all(questions.iter().map(|question| question.answer(&self.inner.answered))).await;
-        TextEncoder::new().encode_to_string(&self.inner.registry.gather()).context("the metrics can't be written")
+        TextEncoder::new().encode_to_string(&self.inner.registry.gather()).context("the metrics can't be encoded")
     }
 }
 
 impl Question {
     async fn answer(&self, answered: &GaugeVec) {
-        // Those who look at the same time share one answer.
+        // Concurrent fetches share one query.
         let mut asked = self.asked.lock().await;
         if asked.is_some_and(|(when, took)| when.elapsed() < FRESH_FOR.max(took * REST)) {
             return;
@@ -218,7 +219,7 @@ impl Question {
         let begun = Instant::now();
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, (self.ask)()).await.map_err(anyhow::Error::from).flatten();
         if let Err(error) = &answer {
-            tracing::debug!(about = self.about, error = format!("{error:#}"), "Some metrics can't be had");
+            tracing::debug!(about = self.about, error = format!("{error:#}"), "A query for metrics failed");
             self.gauges.iter().for_each(GaugeVec::reset);
         }
         answered.with_label_values(&[self.about]).set(if answer.is_ok() { 1.0 } else { 0.0 });
@@ -227,18 +228,18 @@ impl Question {
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> anyhow::Result<C> {
-    registry.register(Box::new(metric.clone())).context("a metric's name is not one, or is taken")?;
+    registry.register(Box::new(metric.clone())).context("a metric's name is taken or invalid")?;
     Ok(metric)
 }
 
-/// What this process counts and measures, in Prometheus' text format
+/// Get the metrics of this process in Prometheus' text format
 #[utoipa::path(get, path = "/metrics", tag = "Health", responses((status = 200, description = "All metrics", body = String, content_type = "text/plain")))]
 async fn get_metrics(State(metrics): State<Metrics>) -> Result<Response> {
     let text = metrics.text().await.map_err(Error::Internal)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
-/// A client that hangs up must not stay counted.
+/// Counts a request in flight until it is dropped, so that a client that hangs up does not stay counted.
 struct InFlight(IntGauge);
 
 impl Drop for InFlight {
@@ -264,7 +265,7 @@ async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -
     response
 }
 
-/// Clients may send any word for one.
+/// The label value of a method. Clients may send any word as a method, so all unknown ones share `other`.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,4 +1,4 @@
-//! What the process tells its operators: logs, traces and metrics.
+//! The process's output for its operators: logs, traces and metrics.
 
 pub mod metrics;
 pub mod telemetry;

@@ -7,8 +7,8 @@ use tracing_subscriber::fmt;
 
 use crate::process::common::{Common, LogFormat};
 
-/// Libraries whose notices would drown ours, or say again what we say with its consequence; a directive in `LOG_LEVEL`
-/// can bring them back.
+/// Filters for libraries that log too much, or that repeat what our own lines report together with its consequence. A
+/// directive in `LOG_LEVEL` overrides them.
 const QUIET: &str = "sqlx::postgres::notice=warn,tokio_cron_scheduler=warn,lapin=off";
 
 /// Starts logging for this process. A second call, as tests make, changes nothing.

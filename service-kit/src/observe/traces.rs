@@ -1,11 +1,12 @@
-//! Traces: which request caused what, in this process and the others, for any collector that takes OTLP.
+//! Traces show which request caused what, in this process and the others. Any collector that accepts OTLP can receive
+//! them.
 //!
-//! On when `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Each request is decided on once, where it comes in: one that is not
-//! sampled costs that decision and nothing more, as everything here begins with a look at it. A trace context (W3C) is
-//! passed on in any case, by [`traceparent`]: into calls of other services, into the outbox, into messages.
+//! Tracing is on if `OTEL_EXPORTER_OTLP_ENDPOINT` is set. The process decides on sampling once, when a request arrives.
+//! A request that is not sampled costs only that decision, because every function here checks it first. In any case
+//! [`traceparent`] passes the trace context (W3C) on: into calls of other services, the outbox, and messages.
 //!
-//! Spans are made by hand, where a step begins; log lines have their own spans. The library between the two would do
-//! its work for requests that are not sampled, too.
+//! The code begins spans by hand, where a step begins; log lines have spans of their own. The library that joins the
+//! two would also do its work for requests that are not sampled.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -29,15 +30,15 @@ use crate::http::error::{self, Error};
 use crate::http::request_context;
 use crate::process::settings::{Secret, SettingsReader};
 
-/// How long a stop waits for the last spans to be taken.
+/// How long a stop waits for the collector to accept the last spans.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Paths that are asked all the time, by those who look after the process.
+/// Routes without traces, by the beginning of their path: monitoring requests them all the time.
 const NOT_TRACED: [&str; 2] = ["/health", "/metrics"];
 
-/// A process has one tracer, or none: then nothing here does anything but pass on what came.
+/// The one tracer of the process. Without it, this module only passes on the trace contexts that it receives.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Where traces go, by the standard variables of OpenTelemetry.
+/// The settings of trace export, from OpenTelemetry's standard variables.
 #[derive(Debug, Clone, Default)]
 pub struct TraceSettings {
     /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/traces`. Nothing is exported
@@ -47,9 +48,9 @@ pub struct TraceSettings {
     headers: Option<Secret>,
     /// `OTEL_EXPORTER_OTLP_COMPRESSION`: `gzip` or `none`.
     gzip: bool,
-    /// `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`.
+    /// `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. `None` if the name is unknown, which is a startup fault.
     sampler: Option<Sampler>,
-    /// `OTEL_SERVICE_NAME`; the process's own name without it.
+    /// `OTEL_SERVICE_NAME`. If it is not set, the export uses the process's own name.
     service: Option<String>,
 }
 
@@ -69,14 +70,14 @@ impl TraceSettings {
         }
         let protocol = reader.or("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf".to_owned());
         if protocol != "http/protobuf" {
-            reader.fault(format!("OTEL_EXPORTER_OTLP_PROTOCOL={protocol} can't be spoken; http/protobuf can"));
+            reader.fault(format!("OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not supported; use http/protobuf"));
         }
         let ratio = reader.within("OTEL_TRACES_SAMPLER_ARG", 1.0, 0.0, 1.0);
         let name = reader.or("OTEL_TRACES_SAMPLER", "parentbased_always_on".to_owned());
         let sampler = sampler(&name, ratio);
         if sampler.is_none() {
             reader.fault(format!(
-                "OTEL_TRACES_SAMPLER={name} is not known; parentbased_traceidratio is what most want, with OTEL_TRACES_SAMPLER_ARG=0.01"
+                "OTEL_TRACES_SAMPLER={name} is not known; most services use parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.01"
             ));
         }
         Self {
@@ -98,17 +99,17 @@ fn sampler(name: &str, ratio: f64) -> Option<Sampler> {
     })
 }
 
-/// What has to be sent before the process ends.
+/// The exporter of spans. [`Export::finish`] sends the last ones before the process ends.
 pub struct Export(Option<SdkTracerProvider>);
 
-/// Starts the export of traces if the settings say where to.
+/// Starts the export of traces if an endpoint is set.
 ///
 /// # Errors
-/// The exporter can't be made.
+/// The exporter can't be built.
 pub fn start(settings: &TraceSettings, service: &'static str, version: &'static str) -> anyhow::Result<Export> {
     let Some(endpoint) = &settings.endpoint else { return Ok(Export(None)) };
-    // Its client blocks and belongs to the thread that sends; the library makes it in a thread of its own, so this may
-    // be called anywhere.
+    // The exporter's HTTP client blocks and belongs to the sending thread. The library creates it in a thread of its
+    // own, so async code may call this function.
     let mut exporter = SpanExporter::builder().with_http().with_endpoint(endpoint);
     if let Some(headers) = &settings.headers {
         let pairs = headers.reveal().split(',').filter_map(|pair| pair.split_once('='));
@@ -138,17 +139,17 @@ pub fn start(settings: &TraceSettings, service: &'static str, version: &'static 
 }
 
 impl Export {
-    /// Sends what is left, for a moment at most.
+    /// Sends the remaining spans, within three seconds at most.
     pub async fn finish(self) {
         let Some(provider) = self.0 else { return };
         let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(CLOSE_TIMEOUT)).await;
         if !matches!(sent, Ok(Ok(()))) {
-            tracing::info!("The last traces were not taken");
+            tracing::info!("The collector did not accept the last traces");
         }
     }
 }
 
-/// A trace context as its header says it.
+/// Parses a `traceparent` header; `None` if it is not valid.
 fn parse(header: &str) -> Option<SpanContext> {
     let mut parts = header.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -167,14 +168,14 @@ fn header_of(span: &SpanContext) -> String {
     format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8())
 }
 
-/// The trace's id out of a `traceparent`, for log lines.
+/// The trace id in a `traceparent`, for log lines; `None` if the header is not valid.
 #[must_use]
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     parse(traceparent).and_then(|_| traceparent.get(3..35))
 }
 
-/// What to pass on to whoever works for the present request: the context of the present span, or what came with the
-/// request.
+/// The trace context to send along with work for the current request. It is that of the current span, or the one that
+/// came with the request.
 #[must_use]
 pub fn traceparent() -> Option<String> {
     let own =
@@ -182,7 +183,7 @@ pub fn traceparent() -> Option<String> {
     own.or_else(request_context::traceparent)
 }
 
-/// The children of a span that is not sampled are not made.
+/// Begins a child span; `None` without a tracer or if the parent is not sampled.
 fn begin(parent: &Context, name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Option<Context> {
     let tracer = TRACER.get()?;
     if !parent.span().span_context().is_sampled() {
@@ -196,7 +197,7 @@ fn begin_here(name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Option<Cont
     Context::map_current(|parent| begin(parent, name, kind))
 }
 
-/// A call of another service; `work` may pass [`traceparent`] on.
+/// Runs a call of another service inside a span; `work` may send [`traceparent`] along.
 ///
 /// # Errors
 /// Those of `work`.
@@ -223,7 +224,7 @@ pub async fn call<T, E: Display>(
     outcome
 }
 
-/// A step of the present request.
+/// Runs a step of the current request inside a span.
 ///
 /// # Errors
 /// Those of `work`.
@@ -232,7 +233,7 @@ pub async fn step<T>(name: &'static str, work: impl Future<Output = error::Resul
     finish(&context, work.with_context(context.clone()).await)
 }
 
-/// Work that nobody asked for.
+/// Runs work that no request caused, such as a task of the worker, inside a span that begins a new trace.
 ///
 /// # Errors
 /// Those of `work`.
@@ -247,7 +248,7 @@ fn finish<T>(context: &Context, outcome: error::Result<T>) -> error::Result<T> {
     let span = context.span();
     match &outcome {
         Ok(_) => {}
-        // That is an answer.
+        // A refusal is an answer, so the span has no error.
         Err(Error::Refused(problem)) => span.set_attribute(KeyValue::new("refusal.code", problem.code.as_str())),
         Err(error) => span.set_status(Status::error(error.to_string())),
     }
@@ -255,15 +256,15 @@ fn finish<T>(context: &Context, outcome: error::Result<T>) -> error::Result<T> {
     outcome
 }
 
-/// A request that has come in.
+/// The span of an incoming request.
 pub(crate) struct RequestSpan {
-    /// What belongs to it carries this on.
+    /// The trace context that work for this request sends along.
     pub(crate) traceparent: Option<String>,
     context: Option<Context>,
 }
 
 impl RequestSpan {
-    /// Decides whether it is traced.
+    /// Decides whether the request is traced, and begins its span.
     pub(crate) fn of(traceparent: Option<String>, method: &Method, route: &str) -> Self {
         let traced = TRACER.get().filter(|_| !NOT_TRACED.iter().any(|path| route.starts_with(path)));
         let Some(tracer) = traced else { return Self { traceparent, context: None } };
@@ -282,7 +283,7 @@ impl RequestSpan {
         Self { traceparent, context: Some(context) }
     }
 
-    /// What [`within`] takes.
+    /// The span's context, for [`within`]; `None` if the request is not traced.
     pub(crate) fn context(&self) -> Option<Context> {
         self.context.clone()
     }
@@ -306,11 +307,11 @@ pub(crate) async fn within<T>(context: Option<Context>, work: impl Future<Output
     }
 }
 
-/// A message on its way to the broker. It is not sampled when what it tells of was not.
+/// The span of a message to RabbitMQ. There is none if the request that caused the message was not sampled.
 pub(crate) struct PublishSpan(Option<Context>);
 
 impl PublishSpan {
-    /// Begins; what the message is to carry stands in `traceparent` afterwards.
+    /// Begins the span. Afterwards `traceparent` has the trace context that the message must carry.
     pub(crate) fn begin(exchange: &str, routing_key: &str, traceparent: &mut Option<String>) -> Self {
         let cause = TRACER.get().and(traceparent.as_deref()).and_then(parse).filter(SpanContext::is_sampled);
         let cause = cause.map(|cause| Context::new().with_remote_span_context(cause));
@@ -331,7 +332,7 @@ impl PublishSpan {
     }
 }
 
-/// Handles a message inside a span that goes on with its sender's trace.
+/// Handles a message inside a span that continues its sender's trace.
 pub(crate) async fn received<T>(
     traceparent: Option<&str>,
     queue: &str,
@@ -353,7 +354,7 @@ pub(crate) async fn received<T>(
     outcome
 }
 
-/// Says on the present span why a message was set aside.
+/// Records on the current span why a message was dead-lettered.
 pub(crate) fn note_error(error: &anyhow::Error) {
     Context::map_current(|context| context.span().set_status(Status::error(format!("{error:#}"))));
 }

@@ -1,4 +1,4 @@
-//! How the process is: `/health` for people, `/health/live` and `/health/ready` for orchestrators.
+//! The health of the process: `/health` for people, `/health/live` and `/health/ready` for orchestrators.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -17,18 +17,18 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// The longest that one check may take.
+/// The time limit of one check. A part that answers later counts as down.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Probe = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> + Send + Sync>;
 
-/// What a process looks at to tell how it is.
+/// The checks that decide the health of a process.
 #[derive(Clone)]
 pub struct Health {
     service: &'static str,
     version: &'static str,
     checks: Vec<Check>,
-    /// What the last look showed, and when it was over.
+    /// The last report, and when its checks ended.
     latest: Arc<Mutex<Option<(Instant, HealthReport)>>>,
 }
 
@@ -42,7 +42,7 @@ struct Check {
 /// The answer of `/health`.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct HealthReport {
-    /// `healthy`; `degraded` when a part is down that the service works without; `unhealthy` when a needed one is.
+    /// `healthy`; `degraded` if an optional part is down; `unhealthy` if a needed part is down.
     pub status: Status,
     /// The service's name.
     #[schema(example = "event-service")]
@@ -50,34 +50,34 @@ pub struct HealthReport {
     /// The version of the running program.
     #[schema(example = "0.1.0")]
     pub version: &'static str,
-    /// Each part and how it is.
+    /// The state of each part, by its name.
     pub checks: BTreeMap<&'static str, PartStatus>,
 }
 
-/// How the service is.
+/// The state of the service as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Every part that the service uses answers.
     Healthy,
-    /// A part is down that the service works without.
+    /// An optional part is down; the service works without it.
     Degraded,
     /// A needed part is down.
     Unhealthy,
 }
 
-/// How one part is.
+/// The state of one part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartStatus {
     /// The part answers in time.
     Up,
-    /// It does not.
+    /// The part does not answer within a second, or it answers with an error.
     Down,
 }
 
 impl Health {
-    /// A process without parts.
+    /// Starts without parts; add them with [`Self::needs`] and [`Self::uses`].
     #[must_use]
     pub fn new(service: &'static str, version: &'static str) -> Self {
         Self { service, version, checks: Vec::new(), latest: Arc::default() }
@@ -93,7 +93,7 @@ impl Health {
         self.with(name, true, probe)
     }
 
-    /// Adds a part that the service works without, if less well.
+    /// Adds an optional part. While it is down, the service is `degraded` and still works.
     #[must_use]
     pub fn uses<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
         self,
@@ -122,8 +122,8 @@ impl Health {
         self
     }
 
-    /// How it is. No limit is on this question, so those who ask while a look is under way share it: however many ask,
-    /// each part is asked once at a time.
+    /// Runs the checks, or shares the result of a run in progress. No limit applies to these requests, so a crowd of
+    /// callers must not multiply the checks: each part has at most one at a time.
     async fn report(&self) -> HealthReport {
         let asked = Instant::now();
         let mut latest = self.latest.lock().await;
@@ -160,7 +160,7 @@ impl Health {
     }
 }
 
-/// The routes; merged into each service's own.
+/// The health routes. Each service merges them into its own router.
 pub fn routes(health: Health) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(get_health))
@@ -169,11 +169,11 @@ pub fn routes(health: Health) -> OpenApiRouter {
         .with_state(health)
 }
 
-/// How the service and the parts around it are
+/// Get the health of the service and its parts
 ///
-/// `200` while the service can do its work, also when a part is down that it works without; `503` when a needed one is.
+/// `200` while the service can do its work, even if an optional part is down; `503` if a needed part is down.
 #[utoipa::path(get, path = "/health", tag = "Health", responses(
-    (status = 200, description = "It works", body = HealthReport),
+    (status = 200, description = "Healthy or degraded", body = HealthReport),
     (status = 503, description = "A needed part is down", body = HealthReport),
 ))]
 async fn get_health(State(health): State<Health>) -> (StatusCode, Json<HealthReport>) {
@@ -182,15 +182,15 @@ async fn get_health(State(health): State<Health>) -> (StatusCode, Json<HealthRep
     (code, Json(report))
 }
 
-/// Whether the process answers at all
-#[utoipa::path(get, path = "/health/live", tag = "Health", responses((status = 200, description = "It does")))]
+/// Check that the process answers
+#[utoipa::path(get, path = "/health/live", tag = "Health", responses((status = 200, description = "Alive")))]
 async fn get_liveness() -> StatusCode {
     StatusCode::OK
 }
 
-/// Whether the process can take requests now
+/// Check that the process can take requests now
 #[utoipa::path(get, path = "/health/ready", tag = "Health", responses(
-    (status = 200, description = "It can", body = HealthReport),
+    (status = 200, description = "Ready", body = HealthReport),
     (status = 503, description = "A needed part is down", body = HealthReport),
 ))]
 async fn get_readiness(health: State<Health>) -> (StatusCode, Json<HealthReport>) {
