@@ -1,10 +1,10 @@
 //! Bulkheads: each class of requests has limits of its own, so that a crowd of one class does not delay another. Above
-//! all, readers and callers that try to get seats must not delay those that pay for seats they hold.
+//! all, readers and callers that try to get seats must not delay buyers that pay for seats they hold.
 //!
-//! - Requests in flight: a class at its limit turns the next requests away at once. A quarter of all permits is for
-//!   payments and other services alone.
-//! - Requests being processed: the others of a class wait in line for a moment. A payment waits for runnable tasks and
-//!   for database connections. Both grow with the requests being processed, so we cap those.
+//! - Requests in flight: a class at its limit turns the next requests away at once. A quarter of all permits is
+//!   reserved for payments and other services.
+//! - Requests being processed: the other requests of a class wait in line for up to 5 s. A payment waits for runnable
+//!   tasks and for database connections. Both grow with the requests being processed, so we cap those.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,32 +15,34 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What kind of work a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestClass {
-    /// What is answered from memory for all who ask at the same time: seat maps.
+    /// Seat maps, which are answered from memory for all requests of the same moment.
     Map,
-    /// What reads and changes nothing.
+    /// Requests that read and change nothing.
     Read,
     /// Requests that make new reservations.
     Hold,
-    /// What one does with a reservation or ticket that one has: paying above all.
+    /// Requests about a reservation or ticket that the caller has, above all payments.
     Confirm,
-    /// What the payment provider tells. It is signed, and comes in crowds when buyers do, so no rate limit is on it.
+    /// Notifications of the payment provider. They are signed, and come in crowds when buyers do, so they have no rate
+    /// limit.
     Notice,
     /// Changes of the catalogue.
     Admin,
-    /// What other services ask for.
+    /// Requests of other services.
     Internal,
-    /// How the process is: always answered, or a busy process would be taken for a dead one.
+    /// Health checks and metrics. They are always answered, because an orchestrator would take a busy process for a
+    /// dead one.
     Open,
 }
 
-/// The class of a route of a service, by its method and its path as the router has it; `None` for a route that it does
+/// The class of a service's route, by its method and its path in the router. `None` for a route that the service does
 /// not know.
 pub type Classify = fn(&Method, &str) -> Option<RequestClass>;
 
-/// What only other services call.
+/// The prefix of the paths that only other services call.
 pub(crate) const INTERNAL_PATHS: &str = "/api/internal/";
 
-/// The class of a request. One without a route counts as a read, so that guessing paths has its limits, too.
+/// The class of a request. One without a route counts as a read, so that guessing paths is limited too.
 pub(crate) fn request_class(service: Classify, method: &Method, path: Option<&str>) -> RequestClass {
     let method = if *method == Method::HEAD { &Method::GET } else { method };
     match path {
@@ -53,24 +55,24 @@ pub(crate) fn request_class(service: Classify, method: &Method, path: Option<&st
     }
 }
 
-/// Waiting longer than this to be processed is of no use to anyone.
+/// The longest that a request waits to be processed. A longer wait is of no use to its caller.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maps are made once for all who wait, so a crowd at work at the same time costs less than one after the other.
+/// Requests that wait for a map share it, so many of them processed together cost less than one after the other.
 const MAPS_AT_WORK: usize = 64;
-/// Each may have a database connection, of which there are 20: the others are for those who buy.
+/// Each read may take a database connection, of which there are 20. The others are for buyers.
 const READS_AT_WORK: usize = 8;
-/// Two full batches of the batchers that write; more requests would wait there.
+/// Two full batches of the batchers that write. More requests would only wait there.
 const HOLDS_AT_WORK: usize = 128;
-/// Changes of the catalogue get as many places as reads.
+/// Changes of the catalogue get as many permits as reads.
 const ADMIN_AT_WORK: usize = 8;
 
 /// The bulkheads of a process.
 #[derive(Debug)]
 pub(crate) struct Bulkheads {
-    /// All requests in flight.
+    /// The permits for all requests in flight.
     all: Arc<Semaphore>,
-    /// Those of the classes that must leave room for payments and other services.
+    /// The permits for the classes that must leave room for payments and other services.
     ordinary: Arc<Semaphore>,
     maps: ClassLimits,
     reads: ClassLimits,
@@ -78,7 +80,7 @@ pub(crate) struct Bulkheads {
     admin: ClassLimits,
 }
 
-/// How many requests of a class are in flight, and how many of them are processed.
+/// The permits of a class: for its requests in flight, and for those of them that are being processed.
 #[derive(Debug)]
 struct ClassLimits {
     in_flight: Arc<Semaphore>,
@@ -92,11 +94,11 @@ impl ClassLimits {
     }
 }
 
-/// Leave to process a request; dropping it lets the next one in.
+/// Permission to process a request. Dropping it admits the next one.
 #[derive(Debug)]
 pub(crate) struct Permit(#[expect(dead_code, reason = "they are held, not used")] [Option<OwnedSemaphorePermit>; 4]);
 
-/// The class, or the process, has as many requests as it may.
+/// The class or the process has reached its limit of requests.
 #[derive(Debug)]
 pub(crate) struct AtCapacity;
 
@@ -113,7 +115,8 @@ impl Bulkheads {
         }
     }
 
-    /// A permit for a request of this class, once it may be processed.
+    /// Waits for up to [`WAIT_TIMEOUT`] until a request of this class may be processed. Fails at once if too many are
+    /// in flight.
     pub(crate) async fn enter(&self, class: RequestClass) -> Result<Permit, AtCapacity> {
         let limits = match class {
             RequestClass::Open => return Ok(Permit([const { None }; 4])),
@@ -144,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// As many permits as there are at once, and how many requests wait.
+    /// Takes the permits that are free at once, and counts the requests that wait.
     async fn fill(bulkheads: &Bulkheads, class: RequestClass, count: usize) -> (Vec<Permit>, usize) {
         let mut places = Vec::new();
         let mut waiting = 0;
@@ -169,7 +172,7 @@ mod tests {
         assert!(matches!(bulkheads.enter(RequestClass::Map).await, Err(AtCapacity)));
         let (paying, _) = fill(&bulkheads, RequestClass::Confirm, 15).await;
         let (asked, _) = fill(&bulkheads, RequestClass::Internal, 15).await;
-        assert_eq!((paying.len(), asked.len()), (15, 10), "the whole has its maximum");
+        assert_eq!((paying.len(), asked.len()), (15, 10), "the process has its maximum");
         assert!(bulkheads.enter(RequestClass::Open).await.is_ok());
         drop(held);
         assert!(bulkheads.enter(RequestClass::Map).await.is_ok());

@@ -1,4 +1,4 @@
-//! What anyone may ask of a service, and how long they may take over it: the settings of `rate_limit.rs`,
+//! The limits that operators set for clients, connections and request times: the settings of `rate_limit.rs`,
 //! `connections.rs`, `client_address.rs` and `security_headers.rs`.
 
 use std::fmt;
@@ -10,53 +10,53 @@ use axum::http::HeaderValue;
 use crate::http::client_address::Proxies;
 use crate::process::settings::{Secret, SettingsReader};
 
-/// The largest body of an ordinary call; a route that takes larger ones says so itself.
+/// The largest body of an ordinary call. A route that accepts larger ones sets its own limit.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
-/// All of them.
+/// All limits of a process.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// `CONNECTIONS_MAX`: of one process, each an open file; those beyond them are turned away.
+    /// `CONNECTIONS_MAX`: connections of one process, each an open file. Any more get a bare `503`.
     pub connections_max: usize,
-    /// `REQUEST_HEADER_TIMEOUT_SECONDS`: from the first byte of a request's head to its last.
+    /// `REQUEST_HEADER_TIMEOUT_SECONDS`: the time from the first byte of a request's head to its last.
     pub header_time_max: Duration,
-    /// `REQUEST_BODY_TIMEOUT_SECONDS`: for a body of ordinary size. Larger ones have the time of the request.
+    /// `REQUEST_BODY_TIMEOUT_SECONDS`: the time for a body of ordinary size. A larger one has the time of the request.
     pub body_time_max: Duration,
-    /// `KEEP_ALIVE_SECONDS`: how long a connection may do nothing. Longer than what proxies allow on their side (60 s),
-    /// or they would use one that is just being closed.
+    /// `KEEP_ALIVE_SECONDS`: how long a connection may be idle. It must exceed what proxies allow on their side (60 s),
+    /// or a proxy would use a connection that is just being closed.
     pub idle_time_max: Duration,
-    /// `RATE_LIMIT_ENABLED` and what is set for each kind of call; none: no limits.
+    /// `RATE_LIMIT_ENABLED`, and the limit of each kind of call; `None`: no rate limits.
     pub rates: Option<Rates>,
-    /// `REDIS_URL`: where replicas tell each other of what was spent; none: each counts for itself.
+    /// `REDIS_URL`: where replicas report to each other what callers used. `None`: each replica counts for itself.
     pub redis_url: Option<Secret>,
-    /// `TRUSTED_PROXIES`, `TRUSTED_PROXY_HEADER`.
+    /// `TRUSTED_PROXIES`, `TRUSTED_PROXY_HEADER`: how to find a client's address behind proxies.
     pub proxies: Proxies,
-    /// `CORS_ALLOWED_ORIGINS`: whose pages may call from a browser.
+    /// `CORS_ALLOWED_ORIGINS`: the origins whose pages may call from a browser.
     pub cors_allowed_origins: Vec<HeaderValue>,
-    /// Whether browsers are told to come by HTTPS only; in production.
+    /// Whether answers instruct browsers to use HTTPS only. It is on in production.
     pub is_https_only: bool,
 }
 
-/// How often anyone may call, by kind of call.
+/// How often a caller may call, by kind of call.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
-    /// `RATE_LIMIT_READ`: seat maps, lists, whatever changes nothing.
+    /// `RATE_LIMIT_READ`: seat maps, lists, and all other calls that change nothing.
     pub read: Rate,
-    /// `RATE_LIMIT_HOLD`: reservations.
+    /// `RATE_LIMIT_HOLD`: new reservations.
     pub hold: Rate,
-    /// `RATE_LIMIT_CONFIRM`: whatever one does with what one has: paying, cancelling, tickets.
+    /// `RATE_LIMIT_CONFIRM`: calls about what the caller has: paying, cancelling, tickets.
     pub confirm: Rate,
     /// `RATE_LIMIT_ADMIN`: changes of the catalogue.
     pub admin: Rate,
-    /// `RATE_LIMIT_ADDRESS_FACTOR`: so many times as much may come from one address, whoever sends it: a house full of
-    /// buyers may share one.
+    /// `RATE_LIMIT_ADDRESS_FACTOR`: all callers of one address together may call this many times as often as one user.
+    /// A house full of buyers may share an address.
     pub address_factor: u32,
 }
 
-/// So many a second in the long run, and so many at once.
+/// A rate limit: calls per second in the long run, and calls at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Calls a second; 0: no limit.
+    /// Calls per second; 0: no limit.
     pub per_second: f64,
     /// Calls at once, after a pause.
     pub burst: u32,
@@ -67,7 +67,7 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str =
-            "a rate is calls a second and calls at once, such as 20,100 (up to 100000 and 1000000); 0 is no limit";
+            "a rate is calls per second and calls at once, such as 20,100 (up to 100000 and 1000000); 0 is no limit";
         if text.trim() == "0" {
             return Ok(Self { per_second: 0.0, burst: 1 });
         }
@@ -88,7 +88,7 @@ impl fmt::Display for Rate {
 }
 
 impl Default for Limits {
-    /// No rate limits, no proxies, and times for tests.
+    /// No rate limits and no proxies, for tests. The times are those of the default settings.
     fn default() -> Self {
         Self {
             connections_max: 8192,
@@ -109,9 +109,9 @@ impl Limits {
     pub(crate) fn read(reader: &mut SettingsReader) -> Self {
         let second = Duration::from_secs(1);
         let rates = Rates {
-            // A seat map every second, with everything around it.
+            // Enough for a seat map every second, and the calls around it.
             read: reader.or("RATE_LIMIT_READ", Rate { per_second: 20.0, burst: 100 }),
-            // Nobody chooses seats faster, and no on-sale is over before the second try.
+            // No buyer chooses seats faster, and no sale is over before the second try.
             hold: reader.or("RATE_LIMIT_HOLD", Rate { per_second: 2.0, burst: 20 }),
             confirm: reader.or("RATE_LIMIT_CONFIRM", Rate { per_second: 10.0, burst: 100 }),
             admin: reader.or("RATE_LIMIT_ADMIN", Rate { per_second: 20.0, burst: 200 }),
@@ -131,7 +131,8 @@ impl Limits {
     }
 }
 
-/// A browser sends an origin as `https://host[:port]` and nothing else, so one with a path would never be met.
+/// Reads the origins. A browser sends an origin as `https://host[:port]` and nothing else, so one with a path would
+/// never match.
 fn origins(reader: &mut SettingsReader) -> Vec<HeaderValue> {
     let text = reader.or("CORS_ALLOWED_ORIGINS", String::new());
     let mut origins = Vec::new();

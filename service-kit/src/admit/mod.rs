@@ -1,5 +1,5 @@
-//! Which requests are let in: the limits that operators set, how often a caller may call, and how many requests of a
-//! class run at once.
+//! Admission of requests: the limits that operators set, how often a caller may call, and how many requests of a class
+//! run at once.
 
 pub mod bulkheads;
 pub mod limits;

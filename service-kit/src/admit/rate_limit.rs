@@ -1,13 +1,15 @@
-//! Rate limits: how often a user may call, by user id, and how often one address may, as user ids can be made up.
+//! Rate limits: how often a user may call, by user id, and how often one address may call. User ids can be made up, so
+//! both have a limit.
 //!
-//! A limit is a rate and a burst, kept as one number for each caller (the generic cell rate algorithm): the time at
-//! which everything spent is earned again. A call moves that time by what one call takes to earn. A call that would
-//! move it further than a burst from now is refused, and moves nothing.
+//! A limit is a rate and a burst. Each caller has one number (the generic cell rate algorithm): the time at which
+//! everything spent is earned again. A call moves that time by what one call takes to earn. A call that would move it
+//! further than a burst from now is refused, and moves nothing.
 //!
 //! Each process decides from its own memory, so no request waits for Redis. Once a caller has used a quarter of its
-//! burst, the replica reports it to Redis within 100 ms, batched, and reads what it used elsewhere. An ordinary buyer
-//! never gets that far. So a caller gets the rate from N replicas in the long run, and at most N bursts at first, which
-//! it must earn back. Without Redis each process counts for itself: N times the limit.
+//! burst, the replica reports it to Redis within 100 ms, batched. It then reads what the caller used elsewhere. An
+//! ordinary buyer never gets that far. So N replicas together grant a caller the rate in the long run. At first they
+//! grant at most N bursts, which the caller must earn back. Without Redis each process counts for itself: N times the
+//! limit.
 
 use std::collections::hash_map::RandomState;
 use std::net::IpAddr;
@@ -31,31 +33,31 @@ use crate::http::error::Error;
 use crate::http::tls::Trust;
 use crate::process::settings::Secret;
 
-/// The policy that a refusal was made by (draft-ietf-httpapi-ratelimit-headers).
+/// The header with the policy that refused a call (draft-ietf-httpapi-ratelimit-headers).
 pub const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-/// What is left of it, and when there is more.
+/// The header with what is left of the policy, and when there is more.
 pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// Callers remembered, of either kind apart: ids can be made up by the million, and must not push addresses out. Some
-/// 200 bytes each.
+/// The callers that are remembered, users and addresses apart. Ids can be made up by the million, and must not evict
+/// addresses. A caller takes some 200 bytes.
 const USERS_MAX: u64 = 100_000;
 const ADDRESSES_MAX: u64 = 50_000;
-/// How long a caller who has gone is remembered beyond what a burst takes to earn.
+/// How long an idle caller is remembered beyond the time in which it earns a burst.
 const IDLE_MARGIN: Duration = Duration::from_secs(60);
 
-/// How long what was spent gathers before Redis is told.
+/// How long the replica collects callers before it reports them to Redis.
 const GATHER_TIME: Duration = Duration::from_millis(100);
-/// The longest that Redis may take. No request waits for it.
+/// The longest that Redis may take to connect or answer. No request waits for it.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
-/// How long a Redis that did not answer is left alone.
+/// How long the replica waits after Redis did not answer, before it reports again.
 const AWAY_TIME: Duration = Duration::from_secs(1);
-/// Callers told of in one call of the script.
+/// The callers in one call of the script.
 const CALLERS_AT_ONCE: usize = 500;
-/// Callers who wait to be told of; more are told of a moment later.
+/// The callers that may wait to be reported. Any more are reported after a later call of theirs.
 const WAITING_MAX: usize = 10_000;
 
-/// Adds what was spent (microseconds) to each key; answers how far it is from now, by the one clock that all replicas
-/// share.
+/// Adds what was spent (in microseconds) to each key. Returns how far each key is ahead of now, by the one clock that
+/// all replicas share.
 const SPEND: &str = r"
 local time = redis.call('time')
 local now = time[1] * 1000000 + time[2]
@@ -68,7 +70,7 @@ end
 return ahead
 ";
 
-/// What is limited together.
+/// The kinds of calls. Each has its own limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Read,
@@ -89,17 +91,17 @@ type LimitKey = (Kind, Who);
 /// What a caller has spent. Times are nanoseconds since the process began.
 #[derive(Debug, Default)]
 struct Spent {
-    /// When all of it is earned.
+    /// When everything spent is earned again.
     earned_at: u64,
-    /// Calls that Redis has not been told of.
+    /// Calls that have not been reported to Redis.
     untold: u32,
-    /// Whether it waits to be told of.
+    /// Whether the caller waits to be reported.
     is_waiting: bool,
 }
 
 type Account = Arc<Mutex<Spent>>;
 
-/// The limits of a process.
+/// The rate limits of a process.
 pub struct Limiter {
     rates: Rates,
     users: Cache<LimitKey, Account, RandomState>,
@@ -110,7 +112,7 @@ pub struct Limiter {
     is_away: AtomicBool,
 }
 
-/// A call that was one too many.
+/// A call that was refused: by which limit, and when the caller may call again.
 #[derive(Debug)]
 pub struct RateLimited {
     caller: LimitKey,
@@ -119,7 +121,7 @@ pub struct RateLimited {
 }
 
 impl Limiter {
-    /// With nothing spent.
+    /// A limiter with these rates, for which no caller has spent anything.
     #[must_use]
     pub fn new(rates: Rates) -> Self {
         let all = [rates.read, rates.hold, rates.confirm, rates.admin];
@@ -154,13 +156,14 @@ impl Limiter {
         (rate.per_second > 0.0).then_some((kind, rate))
     }
 
-    /// Lets a call pass, or not.
+    /// Counts a call against the limits of its user and its address, unless one refuses it.
     ///
     /// # Errors
-    /// It is one too many.
+    /// The call exceeds a limit.
     pub fn check(&self, class: RequestClass, user: Option<UserId>, address: IpAddr) -> Result<(), Box<RateLimited>> {
         let Some((kind, rate)) = self.of_class(class) else { return Ok(()) };
-        // The user first: what they are refused is not to be paid by all others behind their address.
+        // The user first: the refused calls of one user must not use up the limit of the others behind the same
+        // address.
         if let Some(user) = user {
             self.spend((kind, Who::User(user)), rate)?;
         }
@@ -210,10 +213,10 @@ impl Limiter {
         nanos(self.began.elapsed())
     }
 
-    /// Tells Redis of those who spend much and hears what they spend elsewhere, until `stopping`.
+    /// Reports the callers that spend much to Redis, and reads what they spend elsewhere, until `stopping`.
     ///
     /// # Errors
-    /// The URL is not one.
+    /// The URL is not a Redis URL.
     pub async fn share(&self, redis_url: &Secret, trust: &Trust, stopping: CancellationToken) -> anyhow::Result<()> {
         let client = trust.redis_client(redis_url)?;
         let config = ConnectionManagerConfig::new()
@@ -251,7 +254,7 @@ impl Limiter {
         let mut told = Vec::with_capacity(callers.len());
         for (caller, account) in callers {
             let mut spent = account.lock().unwrap_or_else(PoisonError::into_inner);
-            // Whatever becomes of this call: the next one that is spent may ask for another.
+            // Reset before the outcome is known, so that the caller's next call can request another report.
             spent.is_waiting = false;
             told.push(std::mem::take(&mut spent.untold));
             let micros = u64::from(*told.last().unwrap_or(&0)) * earning_time(self.rate(*caller)) / 1000;
@@ -270,7 +273,8 @@ impl Limiter {
                 Ok(())
             }
             Err(error) => {
-                // It may have been counted all the same: then a caller has spent a little more than they did.
+                // Redis may have counted these calls all the same. The next report then charges the caller for them
+                // twice.
                 for ((caller, account), told) in callers.iter().zip(told) {
                     let mut spent = account.lock().unwrap_or_else(PoisonError::into_inner);
                     spent.untold = spent.untold.saturating_add(told).min(self.rate(*caller).burst);
@@ -295,7 +299,7 @@ impl Limiter {
     }
 }
 
-/// One slot of a cluster for all of them, as one script needs.
+/// The Redis key of a limit. All keys are in one slot of a cluster, as the script needs.
 fn key((kind, who): LimitKey) -> String {
     let kind = kind.name();
     match who {
@@ -332,7 +336,7 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Whole seconds that are not too short.
+/// The time in whole seconds: rounded up, and at least 1.
 fn seconds(time: Duration) -> u32 {
     u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
@@ -346,8 +350,8 @@ impl IntoResponse for RateLimited {
         };
         let (Rate { per_second, burst }, again_in) = (self.rate, seconds(self.again_in));
         let detail = format!(
-            "More calls of this kind than are taken {of}: {burst} at once, and {per_second} a second. Nothing was done; \
-             come again after Retry-After."
+            "Too many calls of this kind {of}: the limit is {burst} at once, and {per_second} a second. Nothing was \
+             done; try again after Retry-After."
         );
         let problem = Problem::new(Code::RateLimited, detail).retry_after(again_in);
         let mut response = Error::from(problem).into_response();
