@@ -1,5 +1,5 @@
-//! Which owners of seat locks have ended. In a stampede nearly every buyer asks, so questions of the same moment share
-//! one statement.
+//! Finds out which owners of seat locks have ended. When a sale opens, nearly every buyer asks, so simultaneous queries
+//! share one statement.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use super::model::BOOKING_TIME_MAX;
 
 const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
 
-/// Where it is asked; one a process.
+/// Batches the queries for ended reservations; one per process.
 #[derive(Debug)]
 pub(crate) struct EndedReservations {
     asked: Batcher<Vec<ReservationId>, HashSet<ReservationId>>,
 }
 
 impl EndedReservations {
-    /// Opens it. It closes when nobody can ask any more.
+    /// Starts the batch worker. It ends when the last `EndedReservations` is dropped.
     pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         Self { asked: Batcher::start(lifecycle, BATCHES, move |asked| look_for_all(db.clone(), asked)) }
     }
 
-    /// Those of these owners whose reservations have ended, so that their locks have outlived them. A booking that has not written
-    /// its reservation yet has not, unless it is so old that it never will.
+    /// Those of these owners whose reservations have ended, so that their locks have outlived them. A booking without a
+    /// reservation has not ended, unless it is so old that it can't write one any more.
     ///
     /// # Errors
     /// The database failed.
@@ -43,11 +43,11 @@ async fn look_for_all(db: BatchPool, asked: Vec<Vec<ReservationId>>) -> Vec<Resu
     split_result(&asked, ended, |ended, owners| owners.iter().filter(|owner| ended.contains(owner)).copied().collect())
 }
 
-/// Those that have ended.
+/// Reads which of these owners have ended.
 async fn look(db: &BatchPool, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
     let mut connection = db.acquire().await?;
-    // When each was made, by its id: a clock of ours, which need not be the database's. Should it be wrong, a lock is taken down too
-    // early or too late; who gets the seat is decided elsewhere.
+    // The time in an id comes from a clock of this service, which may differ from the database's. If that clock is
+    // wrong, a lock is removed too early or too late. The Event Service still decides who gets the seat.
     let made_at: Vec<Option<DateTime<Utc>>> = owners.iter().map(made_at).collect();
     let ended: Vec<ReservationId> = sqlx::query_scalar(
         "select owner.id from unnest($1::uuid[], $2::timestamptz[]) as owner (id, made_at) left join reservations r using (id)
@@ -63,7 +63,7 @@ async fn look(db: &BatchPool, owners: Vec<ReservationId>) -> Result<HashSet<Rese
     Ok(ended.into_iter().collect())
 }
 
-/// None for an id that another made, of another kind.
+/// The time in the id; `None` for an id that has none, which this service does not make.
 fn made_at(owner: &ReservationId) -> Option<DateTime<Utc>> {
     let (seconds, nanos) = owner.as_uuid().get_timestamp()?.to_unix();
     DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)

@@ -1,4 +1,4 @@
-//! The ways out of a reservation's states beside payment: cancelled, expired, abandoned, refunded.
+//! The endings of a reservation other than payment: cancelled, expired, abandoned, refunded.
 //!
 //! Each is one conditional update together with its tickets, its refunds and its event. The caller begins and commits
 //! the transaction.
@@ -15,7 +15,8 @@ use super::refunds::PendingRefund;
 use super::tickets::Ticket;
 use crate::outbox;
 
-/// `active → cancelled`, if it is this owner's (anyone's, when none is given) and its time is not over; `None` when nothing was changed.
+/// `active → cancelled` if the reservation is this owner's (anyone's if `owner` is `None`) and its time is not over.
+/// Returns `None` if nothing was changed.
 ///
 /// # Errors
 /// The database failed.
@@ -66,8 +67,8 @@ pub(crate) async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Resu
     announce_all(tx, BookingEventType::Expired, &expired).await
 }
 
-/// Makes it impossible that a booking still writes its reservation for one of these holds: the row is written here first, expired
-/// and without an owner. A booking that is just committing is waited for, and keeps its row.
+/// Prevents bookings from writing their reservations for these holds: writes each row first, expired and without an
+/// owner. Waits for a booking that is committing at the moment, which keeps its row.
 ///
 /// # Errors
 /// The database failed.
@@ -89,8 +90,8 @@ pub(crate) async fn abandon_unwritten(db: &PgPool, holds: &[SessionHold]) -> Res
     Ok(())
 }
 
-/// What refunded tickets entail, in the transaction that refunded them: a reservation without any other ticket is `refunded`, the
-/// money is owed, and the events are in the outbox.
+/// Applies the effects of refunded tickets, in the transaction that refunded them. A reservation without any other
+/// ticket becomes `refunded`, the refunds are stored, and the events are in the outbox.
 ///
 /// # Errors
 /// A ticket's reservation is not confirmed and paid, or the database failed.
@@ -164,7 +165,8 @@ pub(crate) async fn cancel_of_session(
     announce_all(tx, BookingEventType::Cancelled, &cancelled).await
 }
 
-/// Locks up to `limit` confirmed reservations of a session with tickets that admit. It skips those that another process has locked.
+/// Locks up to `limit` confirmed reservations of a session with tickets that admit. It skips those that another process
+/// has locked.
 ///
 /// # Errors
 /// The database failed.

@@ -12,14 +12,14 @@ use sqlx::{FromRow, PgConnection};
 
 use crate::outbox;
 
-/// What an update of a reservation returns: enough for its event.
+/// The columns that an update of a reservation returns. They suffice for its event.
 #[derive(Debug, FromRow)]
 pub(super) struct Changed {
     pub(super) id: ReservationId,
     pub(super) user_id: UserId,
     pub(super) session_id: SessionId,
     pub(super) sequence: i64,
-    /// The database's time of the change.
+    /// When the change's transaction began, by the database's clock.
     pub(super) changed_at: DateTime<Utc>,
     pub(super) total_amount: Money,
     pub(super) currency: Currency,

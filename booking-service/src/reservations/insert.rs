@@ -1,6 +1,6 @@
-//! Writes new reservations: step 5 of a booking. The reservation, its items and the kept answer are written all or
-//! nothing, unless it is too late by the database's clock. Requests that come at the same time share one statement and
-//! one commit.
+//! Writes new reservations: step 5 of a booking. The reservation, its items and the stored answer are written together
+//! or not at all. Nothing is written if it is too late by the database's clock. Simultaneous requests share one
+//! statement and one commit.
 
 use std::collections::HashMap;
 
@@ -34,25 +34,25 @@ pub(crate) struct NewReservation {
     pub(crate) fair_use: FairUse,
 }
 
-/// Whether a reservation must leave its customer within what one may have.
+/// Whether the limits per customer apply to a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FairUse {
     /// The limits on one user's reservations and seats apply.
     Counted,
-    /// It need not.
+    /// No limit applies, because the reservation is paid already.
     Exempt,
 }
 
 type Written = Result<Reservation>;
 
-/// The desk; one a process.
+/// Batches new reservations; one per process.
 #[derive(Debug)]
 pub(crate) struct ReservationInserter {
     orders: Batcher<(NewReservation, Claim), Reservation>,
 }
 
 impl ReservationInserter {
-    /// Opens it. It closes when nobody can ask any more.
+    /// Starts the batch worker. It ends when the last `ReservationInserter` is dropped.
     pub(crate) fn open(db: BatchPool, rules: Rules, lifecycle: &Lifecycle) -> Self {
         Self { orders: Batcher::start(lifecycle, BATCHES, move |orders| write_batch(db.clone(), rules, orders)) }
     }
@@ -60,21 +60,22 @@ impl ReservationInserter {
     /// Writes the reservation and keeps the answer under the claim's key.
     ///
     /// # Errors
-    /// It was too late, another attempt has the key, or the database failed: then it may be written or not.
+    /// It was too late, a limit per customer refused it, another attempt has the key, or the database failed. After a
+    /// database error the reservation may be written all the same.
     pub(crate) async fn insert(&self, new: NewReservation, claim: Claim) -> Written {
         self.orders.call((new, claim)).await
     }
 }
 
 async fn write_batch(db: BatchPool, rules: Rules, orders: Vec<(NewReservation, Claim)>) -> Vec<Written> {
-    // One that has lost its key is refused, and with it the whole batch.
+    // A request that has lost its key fails the whole batch. Each request is then retried alone.
     let db = &db;
     batch_or_each(orders, |orders| async move { write_together(db, rules, &orders).await.map(Some) }).await
 }
 
 async fn write_together(db: &BatchPool, rules: Rules, orders: &[(NewReservation, Claim)]) -> Result<Vec<Written>> {
     if !orders.iter().any(|(_, claim)| claim.has_key()) {
-        // One statement commits by itself.
+        // A single statement needs no explicit transaction.
         let mut connection = db.acquire().await?;
         let written = insert(&mut connection, rules, orders).await?;
         db.release(connection);
@@ -88,12 +89,13 @@ async fn write_together(db: &BatchPool, rules: Rules, orders: &[(NewReservation,
     Ok(written)
 }
 
-/// What a customer may have beside a reservation of a batch, where the batch has others of theirs before it.
+/// What a customer may have beside a reservation of a batch. The customer's earlier reservations in the same batch are
+/// subtracted already.
 struct Allowance {
-    /// The user's advisory lock, of class 8 (`reservation_refusals` in `migrations/0008_fair_use.sql`). The class only keeps these locks
-    /// apart from advisory locks of other uses; there are none so far.
+    /// The user's advisory lock, of class 8 (`reservation_refusals` in `migrations/0008_fair_use.sql`). The class only
+    /// separates these locks from advisory locks of other uses; there are none so far.
     lock_key: i32,
-    /// None: whatever they have.
+    /// The most other open reservations that the customer may have. `None` switches `seats_max` off too.
     others_max: Option<i64>,
     seats_max: i64,
 }
@@ -115,23 +117,24 @@ impl Allowance {
     }
 }
 
-/// Two users may have the same: then they wait for each other, and no more.
+/// Two users may have the same key; then they only wait for each other.
 fn lock_key(user: UserId) -> i32 {
     let bits = user.as_uuid().as_u128();
     (bits ^ bits >> 32 ^ bits >> 64 ^ bits >> 96) as u32 as i32
 }
 
-/// What became of one reservation of a batch: its row, or why it may not be written.
+/// The result for one reservation of a batch: its row, or why it may not be written.
 #[derive(Debug, Clone, FromRow)]
 struct InsertedRow {
     id: ReservationId,
     created_at: Option<DateTime<Utc>>,
     time_remaining_seconds: Option<i64>,
-    /// The code of the problem.
+    /// The problem's code if a limit per customer refused the reservation; null if the row was written.
     refusal: Option<String>,
 }
 
-/// Inserts a batch of reservations with their items. Each of a batch is judged for itself: by fair use, and by the database's clock.
+/// Inserts a batch of reservations with their items. The limits per customer and the database's clock decide on each
+/// reservation separately.
 const INSERT: &str = "with given as materialized (
      select r.*, refusal
      from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[]) with ordinality
@@ -190,7 +193,7 @@ async fn insert(
         .fetch_all(connection)
         .await;
     let made: Vec<InsertedRow> = match inserted {
-        // Reconciliation was here first and gave this booking up.
+        // Reconciliation has abandoned this booking and written its row already.
         Err(error) if orders.len() == 1 && broken_constraint(&error) == Some("reservations_pkey") => Vec::new(),
         other => other?,
     };
@@ -198,23 +201,23 @@ async fn insert(
     Ok(orders.iter().map(|(new, _)| new.written(made.get(&new.id), rules)).collect())
 }
 
-/// Why a customer may not have another reservation.
+/// The problem for a reservation that a limit per customer refused.
 fn refusal(code: &str, rules: Rules) -> Problem {
     if code == Code::TooManySeats.as_str() {
         let seats = rules.seats_per_session_max;
         let detail = format!(
-            "One customer may have {seats} seats of this session, held and bought together. Nothing was reserved."
+            "One customer may have at most {seats} seats of this session, held and bought together. Nothing was reserved."
         );
         return Problem::new(Code::TooManySeats, detail);
     }
     let open = rules.open_reservations_max;
     let detail =
-        format!("One customer may have {open} reservations open. Pay for one or cancel it; nothing was reserved.");
+        format!("One customer may have at most {open} open reservations. Pay for or cancel one; nothing was reserved.");
     Problem::new(Code::TooManyReservations, detail)
 }
 
 impl NewReservation {
-    /// As it stands in the database, if it does.
+    /// The reservation as the database has it, or the reason why it was not written.
     fn written(&self, made: Option<&InsertedRow>, rules: Rules) -> Written {
         if let Some(code) = made.and_then(|made| made.refusal.as_deref()) {
             return Err(refusal(code, rules).into());
@@ -224,7 +227,7 @@ impl NewReservation {
         else {
             let problem = Problem::new(
                 Code::DeadlineExceeded,
-                "The booking took too long and was given up; nothing is held. Please try again.",
+                "The booking took too long and was abandoned; nothing is held. Please try again.",
             );
             return Err(problem.retry_after(1).into());
         };

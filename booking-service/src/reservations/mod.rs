@@ -1,33 +1,35 @@
-//! Reservations: the customer's orders, and the one authority on what became of each. Only this folder writes
-//! `reservations`.
+//! Reservations: the customers' orders. This folder is the only authority on their state, and the only writer of the
+//! `reservations` table.
 //!
 //! ```text
 //!           confirm            captured
-//!  active ─────────▶ confirming ───────▶ confirmed ──▶ refunded   (all its tickets given back)
+//!  active ─────────▶ confirming ───────▶ confirmed ──▶ refunded   (all its tickets refunded)
 //!  │ │ │ ▲                │                  ▲
 //!  │ │ │ └─ not captured ─┘                  │
 //!  │ │ │    (yet)                            │
-//!  │ │ └──── captured after all, by notice ──┘
-//!  │ └──▶ expired       (its time is over: the worker, or whoever wants its seats)
+//!  │ │ └──── captured later, by notice ──────┘
+//!  │ └──▶ expired       (its time is over: by the worker, or by a buyer that wants its seats)
 //!  └────▶ cancelled     (by the customer, or with its session)
 //! ```
 //!
-//! The same as a table, payments with it, is `shared-contracts/src/transitions.rs`; the statements here are held
-//! against it. Each arrow is one conditional update judged by this database's clock; of confirm, cancel and expire one
-//! wins and the others get the right error. `confirming` is a lease: while the payment provider is asked nobody else
-//! may end the reservation, and a lease that has run out is settled by asking the provider what became of the charge.
-//! Clients see it as `active`. A provider that takes its time leaves the reservation `active` and tells by notice how
-//! the charge ended (`workflows/late_payment.rs`).
+//! `shared-contracts/src/transitions.rs` has the same states and those of payments as a table; the tests compare these
+//! statements with it. Each arrow is one conditional update judged by this database's clock; of confirm, cancel and
+//! expire one wins and the others get the right error.
+//!
+//! `confirming` is a lease: while this service asks the payment provider, nothing else may end the reservation. Once a
+//! lease has run out, reconciliation settles it by asking the provider for the outcome of the charge. Clients see
+//! `confirming` as `active`. If the provider does not decide at once, the reservation becomes `active` again, and a
+//! notice reports how the charge ended (`workflows/late_payment.rs`).
 //!
 //! # `status || ''`
 //!
 //! Statements that find a row by its id compare `status || ''` instead of `status`. With the bare column the planner
-//! may take the partial index of that status instead of the key, and read every active reservation for one (seen: 2.07
-//! ms instead of 0.1 ms with 3,000 of them). No index has the expression, so the key is the only way left. The same is
-//! true of `payments`.
+//! may take the partial index of that status instead of the key, and read every active reservation for one (measured:
+//! 2.07 ms instead of 0.1 ms with 3,000 of them). No index has the expression, so the key is the only way left. The
+//! same is true for `payments`.
 //!
-//! This folder calls neither HTTP, Redis nor RabbitMQ, and knows nothing of the workflows above it: `tests/it/tidy.rs`
-//! holds it so.
+//! This folder calls neither HTTP, Redis nor RabbitMQ, and does not use the workflows above it: `tests/it/tidy.rs`
+//! checks that.
 
 pub(crate) mod ended;
 pub(crate) mod endings;

@@ -1,4 +1,5 @@
-//! What a reservation is: its rows, how they are read, and the answers for one that a request can't have or change.
+//! The reservation model: its rows, the queries that read them, and the errors for a reservation that a request can't
+//! see or change.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use sqlx::{FromRow, PgExecutor, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The condition of who may see a reservation: its owner (`$2`), or for an admin (null) anyone. What a booking abandoned before it wrote
-/// it is nobody's, and there for nobody.
+/// The SQL condition on who may see a reservation: its owner (`$2`), or anyone for an admin (`$2` is null). Nobody sees
+/// the row of an abandoned booking, which has no owner.
 macro_rules! owned {
     () => {
         "(user_id = $2 or $2::uuid is null and user_id <> '00000000-0000-0000-0000-000000000000')"
@@ -25,11 +26,11 @@ macro_rules! owned {
 }
 pub(super) use owned;
 
-/// From the look at the clock to the reservation's row. Past it the row is not written any more, so that after this time
-/// (and a margin) reconciliation may take a hold without a row for abandoned.
+/// The time limit of a booking, from reading the clock to writing the reservation's row. The database refuses the row
+/// after that. So reconciliation, with a margin, may treat an older hold without a row as abandoned.
 pub(crate) const BOOKING_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// How long one confirmation may ask the provider before others may settle it: longer than any answer takes.
+/// How long one confirmation may ask the provider before reconciliation may settle it: longer than any answer takes.
 pub(crate) const LEASE_SECONDS: f64 = 30.0;
 
 /// A customer's order of seats of one session.
@@ -41,26 +42,26 @@ pub struct Reservation {
     pub user_id: UserId,
     /// The session whose seats are reserved.
     pub session_id: SessionId,
-    /// When it was made.
+    /// When the booking began; the hold time counts from here.
     pub booking_time: DateTime<Utc>,
-    /// When it ends unless it is paid.
+    /// When the reservation expires unless it is paid.
     pub expiry_time: DateTime<Utc>,
-    /// How many seats.
+    /// The number of seats.
     pub seats_count: i32,
-    /// What it costs.
+    /// The price of all its seats together.
     pub total_amount: Money,
-    /// In which currency.
+    /// The currency of all its amounts.
     pub currency: Currency,
-    /// What became of it.
+    /// The state of the reservation.
     pub status: ReservationStatus,
     /// One item for each reserved seat.
     #[sqlx(skip)]
     pub items: Vec<ReservationItem>,
-    /// When its row was made.
+    /// When the reservation was stored.
     pub created_at: DateTime<Utc>,
-    /// When its row last changed.
+    /// When the reservation last changed.
     pub updated_at: DateTime<Utc>,
-    /// How long it may still be paid; 0 when it is not active.
+    /// The seconds left to pay for the reservation; 0 when it is not active.
     pub time_remaining_seconds: i64,
 }
 
@@ -72,7 +73,7 @@ pub struct ReservationItem {
     pub id: ReservationItemId,
     /// The reserved seat of the session.
     pub session_seat_id: SessionSeatId,
-    /// The tier that made its price.
+    /// The price tier whose multiplier the price includes.
     pub price_tier_id: PriceTierId,
     /// The seat's row.
     pub row_number: Label,
@@ -80,13 +81,13 @@ pub struct ReservationItem {
     pub seat_number: Label,
     /// The seat's price times the tier's multiplier.
     pub price: Money,
-    /// What is taken off it.
+    /// The discount on the price; always 0 in this version.
     pub discount_amount: Money,
-    /// What is to be paid.
+    /// The amount to pay for this seat.
     pub final_price: Money,
 }
 
-/// What became of a reservation, as clients see it.
+/// The state of a reservation, as clients see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -95,26 +96,27 @@ pub enum ReservationStatus {
     Active,
     /// Paid: its seats are sold.
     Confirmed,
-    /// Not paid in time.
+    /// The customer did not pay in time.
     Expired,
-    /// Given up by the customer.
+    /// Cancelled by the customer, or with its session.
     Cancelled,
-    /// All its tickets were given back.
+    /// All its tickets were refunded.
     Refunded,
 }
 
-/// The columns of [`Reservation`], for `query_as`. An active one past its time is shown as what it is about to be.
+/// The columns of [`Reservation`], for `query_as`. `confirming` shows as `active`, and an active reservation past its
+/// time as `expired`.
 pub(super) const COLUMNS: &str = "id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency,
     case when status = 'confirming' then 'active' when status = 'active' and expiry_time <= now() then 'expired' else status end as status,
     created_at, updated_at,
     case when status in ('active', 'confirming') then greatest(0, floor(extract(epoch from expiry_time - now())))::int8 else 0 end
         as time_remaining_seconds";
 
-/// The columns of [`Line`], out of `own` with those of [`COLUMNS`] and of the items beside it.
+/// The columns of [`Line`]: those of the query `own`, which selects [`COLUMNS`], joined with those of the items.
 pub(super) const LINES: &str = "own.*, item.id as item_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
     from own join reservation_items item on item.reservation_id = own.id";
 
-/// One of a reservation's items, beside it.
+/// A reservation joined with one of its items.
 #[derive(Debug, FromRow)]
 pub(super) struct Line {
     #[sqlx(flatten)]
@@ -123,7 +125,7 @@ pub(super) struct Line {
     pub(super) item: ReservationItem,
 }
 
-/// Reservations out of their lines, in which those of one follow each other.
+/// Groups lines into reservations. The lines of one reservation must follow each other.
 pub(super) fn gather(lines: Vec<Line>) -> Vec<Reservation> {
     let mut gathered: Vec<Reservation> = Vec::new();
     for Line { reservation, item } in lines {
@@ -135,7 +137,7 @@ pub(super) fn gather(lines: Vec<Line>) -> Vec<Reservation> {
     gathered
 }
 
-/// The reservation, if it is this owner's; anyone's, when none is given.
+/// Reads the reservation if it is this owner's, or anyone's if `owner` is `None`. Otherwise the error is [`not_found`].
 pub(crate) async fn find(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Reservation> {
     let sql = format!(
         "with own as (select {COLUMNS} from reservations where id = $1 and {}) select {LINES} order by item.id",
@@ -145,7 +147,8 @@ pub(crate) async fn find(db: &PgPool, id: ReservationId, owner: Option<UserId>) 
     gather(lines).pop().ok_or_else(|| not_found(id))
 }
 
-/// Up to `limit` of the owner's reservations with ids below `before`, newest first; with `status`, only those in that state.
+/// Reads up to `limit` of the owner's reservations with ids below `before`, newest first; with `status`, only those in
+/// that state.
 pub(crate) async fn list(
     db: &PgPool,
     owner: UserId,
@@ -170,7 +173,7 @@ pub(crate) async fn list(
     Ok(gather(lines))
 }
 
-/// A reservation's state, and whether its time is not over yet.
+/// A reservation's state, and whether its expiry time is still to come.
 #[derive(Debug, Clone, Copy, FromRow)]
 pub(crate) struct Standing {
     #[sqlx(rename = "status")]
@@ -178,7 +181,7 @@ pub(crate) struct Standing {
     pub(crate) in_time: bool,
 }
 
-/// How the reservation stands, if it is this owner's; anyone's, when none is given.
+/// Reads the state of the reservation if it is this owner's, or anyone's if `owner` is `None`.
 pub(crate) async fn standing(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Standing> {
     let sql = concat!(
         "select status, expiry_time > clock_timestamp() as in_time from reservations where id = $1 and ",
@@ -207,26 +210,26 @@ pub struct SessionHold {
     pub hold: Hold,
 }
 
-/// The answer for an id that is unknown or another user's: the two can't be told apart.
+/// The error for an id that is unknown or another user's. Clients can't tell the two apart.
 pub(crate) fn not_found(id: ReservationId) -> Error {
     Error::refused(Code::ReservationNotFound, format!("You have no reservation with the id {id}."))
 }
 
-/// The answer to who wants more of a reservation than its state allows. One that is active has run out of time.
+/// The error for a step that the reservation's state does not allow. An `active` reservation here has run out of time.
 pub(crate) fn refusal(state: ReservationState) -> Error {
     let (code, detail) = match state {
         ReservationState::Active | ReservationState::Expired => {
-            (Code::ReservationExpired, "Its time is over and its seats are on sale again. Reserve anew.")
+            (Code::ReservationExpired, "This reservation has expired; its seats are on sale again. Make a new one.")
         }
         ReservationState::Confirming => {
-            (Code::ConfirmationInProgress, "A payment for it is under way. Look at the reservation in a moment.")
+            (Code::ConfirmationInProgress, "A payment for it is in progress. Read the reservation again in a moment.")
         }
-        ReservationState::Confirmed => (Code::ReservationConfirmed, "It is paid. Give its tickets back instead."),
+        ReservationState::Confirmed => (Code::ReservationConfirmed, "It is paid. Refund its tickets instead."),
         ReservationState::Cancelled => {
-            (Code::ReservationCancelled, "It was cancelled and its seats are on sale again. Reserve anew.")
+            (Code::ReservationCancelled, "This reservation was cancelled; its seats are on sale again. Make a new one.")
         }
         ReservationState::Refunded => {
-            (Code::ReservationRefunded, "Its tickets were given back and its seats are on sale again. Reserve anew.")
+            (Code::ReservationRefunded, "Its tickets were refunded and its seats are on sale again. Make a new one.")
         }
     };
     let problem = Problem::new(code, detail);

@@ -1,5 +1,5 @@
-//! The two changes of a paid reservation: the lease before the provider is asked, and everything that follows its yes.
-//! Payments that come at the same time share one transaction; each is judged for itself.
+//! The two changes of a reservation that is paid: the lease before the provider is asked, and the completion after the
+//! provider has captured the charge. Simultaneous payments share one transaction; each succeeds or fails on its own.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -26,9 +26,9 @@ const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(10)).
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseRequest {
     pub(crate) id: ReservationId,
-    /// Whose it must be; anyone's, when none is given.
+    /// The required owner; `None` accepts anyone's reservation.
     pub(crate) owner: Option<UserId>,
-    /// The payment's new id, under which the provider will be asked.
+    /// The payment's new id, which is also the provider's idempotency key.
     pub(crate) key: PaymentId,
     /// The provider's token for the customer's means of payment.
     pub(crate) payment_id: Option<String>,
@@ -37,10 +37,10 @@ pub(crate) struct LeaseRequest {
 /// A charge that the provider has captured.
 #[derive(Debug, Clone)]
 struct Captured {
-    /// As it was when its payment began, or later.
+    /// The reservation as read when its payment began, or later.
     reservation: Reservation,
     key: PaymentId,
-    /// The trace that its event goes on with: the work is done for many at once, in a task that belongs to none.
+    /// The trace that the event continues. The batch runs in a task that belongs to no request's trace.
     traceparent: Option<String>,
 }
 
@@ -52,18 +52,18 @@ pub(crate) struct Paid {
     pub(crate) event: BookingEvent,
 }
 
-/// What a captured charge came to.
+/// The result of completing a captured charge.
 #[derive(Debug)]
 pub(crate) enum Completion {
     /// `confirmed`, with its tickets.
     Paid(Box<Paid>),
     /// One of its seats has a live ticket already; nothing was changed.
     SeatLost,
-    /// Others had settled it before; nothing was changed.
+    /// Another process had settled the payment before; nothing was changed.
     AlreadySettled,
 }
 
-/// The desk; one a process.
+/// Batches leases and completions; one per process.
 #[derive(Debug)]
 pub(crate) struct PaymentBatcher {
     requests: Batcher<LeaseRequest, Option<Reservation>>,
@@ -71,7 +71,7 @@ pub(crate) struct PaymentBatcher {
 }
 
 impl PaymentBatcher {
-    /// Opens it. It closes when nobody can ask any more.
+    /// Starts the batch workers. They end when the last `PaymentBatcher` is dropped.
     pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
@@ -80,19 +80,20 @@ impl PaymentBatcher {
         }
     }
 
-    /// `active → confirming`, with the payment's row, so that a crash from here on is settled by asking the provider. The reservation, whose
-    /// total is to be charged; `None` when it is not that owner's, not active, out of time, or has a payment that the provider works on.
+    /// `active → confirming`, together with the payment's row. After a crash from here on, reconciliation settles the
+    /// payment by asking the provider. Returns the reservation, whose total is to be charged. Returns `None` if it is
+    /// not that owner's, is not active, is out of time, or has a payment that the provider is processing.
     ///
     /// # Errors
-    /// The database failed: the lease may have been taken.
+    /// The database failed; the lease may be taken all the same.
     pub(crate) async fn lease(&self, request: LeaseRequest) -> Result<Option<Reservation>> {
         self.requests.call(request).await
     }
 
-    /// `confirming | active → confirmed`, with the tickets and the event.
+    /// `confirming | active → confirmed`, together with the tickets and the event.
     ///
     /// # Errors
-    /// The database failed: it may be paid.
+    /// The database failed; the reservation may be confirmed all the same.
     pub(crate) async fn complete(&self, reservation: Reservation, key: PaymentId) -> Result<Completion> {
         self.captured.call(Captured { reservation, key, traceparent: traces::traceparent() }).await
     }
@@ -111,11 +112,13 @@ struct LeasedLine {
     line: Line,
 }
 
-/// Of two payments for the same reservation one gets the lease: a row is changed once in a statement.
+/// Takes the leases of a batch. Of two payments for the same reservation, one gets the lease: a statement changes a row
+/// only once.
 ///
-/// The question whether a payment is `processing` is written so that the planner must use the index by reservation. `status || ''`
-/// keeps it from the partial index of `processing` payments. `offset 0` keeps the subquery from becoming a join that reads them all. A
-/// cached plan made while no payment was `processing` would scan all that are, for each batch.
+/// The check for a `processing` payment is written so that the planner must use the index by reservation. The term
+/// `status || ''` keeps it from the partial index of `processing` payments. `offset 0` keeps the subquery from becoming
+/// a join that reads them all. Otherwise a plan that was cached while no payment was `processing` would scan all of
+/// them for each batch.
 async fn lease(db: &BatchPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Option<Reservation>>>> {
     let mut connection = db.acquire().await?;
     let sql = format!(
@@ -162,12 +165,12 @@ async fn complete_all(db: BatchPool, captured: Vec<Captured>) -> Vec<Result<Comp
     batch_or_each(captured, |captured| async move { complete(db, &captured).await }).await
 }
 
-/// A reservation that was changed, and how many payments of the batch were.
+/// A reservation that became `confirmed`, and how many payments of the batch became `captured`.
 #[derive(FromRow)]
 struct PaidRow {
     id: ReservationId,
     sequence: i64,
-    /// The transaction's time.
+    /// When the transaction began, by the database's clock.
     changed_at: DateTime<Utc>,
     payments: i64,
 }
@@ -192,7 +195,8 @@ async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Re
     .bind(captured.iter().map(|captured| captured.key).collect::<Vec<_>>())
     .fetch_all(tx.connection()?)
     .await?;
-    // A payment without its reservation must not be committed, nor the others be rolled back with it.
+    // A payment whose reservation has ended must not be committed, and must not roll back the others. `None` makes the
+    // caller retry each payment alone.
     if paid.first().is_some_and(|row| row.payments != paid.len() as i64) {
         tx.rollback().await?;
         return Ok(None);
@@ -232,7 +236,7 @@ async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Re
 }
 
 impl Captured {
-    /// What it came to.
+    /// The confirmed reservation with its tickets and its event.
     fn paid(&self, sequence: i64, now: DateTime<Utc>, issued: &[Ticket]) -> Paid {
         let reservation = Reservation {
             status: ReservationStatus::Confirmed,
@@ -263,7 +267,7 @@ mod tests {
     use crate::reservations::testing::{self, reservation};
     use crate::schema::MIGRATIONS;
 
-    /// Strangers ask before and after the owner, at the same moment.
+    /// Other users ask in the same batch, before and after the owner.
     #[tokio::test]
     async fn a_lease_is_its_owners_whoever_else_asks_for_it() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
@@ -280,7 +284,7 @@ mod tests {
         assert_eq!(payments, [key]);
     }
 
-    /// A provider that takes its time leaves thousands of payments `processing`.
+    /// A slow provider leaves thousands of payments `processing`.
     #[tokio::test]
     async fn a_lease_reads_no_payments_of_others_even_by_a_plan_from_before_there_were_any() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
@@ -300,7 +304,7 @@ mod tests {
             let leased = lease_all(db.clone(), vec![request]).await;
             assert!(matches!(&leased[..], [Ok(Some(_))]), "{leased:?}");
         }
-        // The connection that counted it is the one that is taken first.
+        // The pool hands out first the connection that counted the reads.
         let mut connection = db.acquire().await.unwrap();
         sqlx::query("select pg_stat_force_next_flush()").execute(&mut *connection).await.unwrap();
         let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'payments_processing'";
@@ -308,7 +312,7 @@ mod tests {
         assert_eq!(read, 0);
     }
 
-    /// Between the look at a reservation and its payment's completion it may have expired.
+    /// A reservation may expire after it was read and before its payment is completed.
     #[tokio::test]
     async fn a_payment_whose_reservation_has_ended_is_left_as_it_is_and_spoils_no_other() {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;

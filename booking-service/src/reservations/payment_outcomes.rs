@@ -1,5 +1,5 @@
-//! The changes of one payment beside its success: a lease that ends without money, a charge whose outcome comes later
-//! or too late.
+//! The changes of a payment other than its success: a lease that ends without a charge, and a charge whose outcome
+//! comes later or too late.
 
 use service_kit::http::error::Result;
 use shared_contracts::booking_event::{BookingEvent, BookingEventType};
@@ -12,9 +12,9 @@ use super::events::{Changed, announce_all};
 use super::model::LEASE_SECONDS;
 use super::refunds::PendingRefund;
 
-/// How long one process may work on booking again before another takes over: longer than that takes.
+/// How long one process may take to book seats again before another takes over. A booking takes less time than this.
 const REBOOKING_SECONDS: f64 = 30.0;
-/// How often the provider is asked about a charge that it works on, in case that its notice is lost.
+/// How often the worker asks the provider about a charge that is processing, in case its notice was lost.
 const ASK_AGAIN_SECONDS: f64 = 30.0;
 
 /// A payment, and the state of the reservation that it is for.
@@ -39,7 +39,7 @@ pub(crate) struct StuckPayment {
     pub(crate) amount: Money,
 }
 
-/// The payment of this id.
+/// Reads a payment and the state of its reservation.
 ///
 /// # Errors
 /// There is none, or the database failed.
@@ -54,7 +54,7 @@ pub(crate) async fn find(db: &PgPool, id: PaymentId) -> Result<Payment> {
     Ok(payment)
 }
 
-/// The payment that the reservation is paid by, or that the provider works on.
+/// The reservation's payment that is captured, or that the provider is processing.
 ///
 /// # Errors
 /// The database failed.
@@ -63,8 +63,8 @@ pub(crate) async fn live(db: &PgPool, id: ReservationId) -> Result<Option<Paymen
     Ok(sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?)
 }
 
-/// `confirming → active`, and the payment becomes `payment`: `declined`, or `processing` while the provider works on it. False when
-/// it was settled before.
+/// `confirming → active`, and the payment becomes `payment`: `declined`, or `processing` while the provider works on
+/// it. Returns false if the payment was settled before.
 ///
 /// # Errors
 /// The database failed.
@@ -87,8 +87,8 @@ pub(crate) async fn release_lease(
     Ok(changed.rows_affected() == 1)
 }
 
-/// `confirming | active → expired` for a charge that was captured but can't become tickets. The money is owed from here on. `None` when
-/// it was settled before.
+/// `confirming | active → expired` for a captured charge that can't become tickets. Stores the refund. Returns `None`
+/// if the payment was settled before.
 ///
 /// # Errors
 /// The database failed.
@@ -118,7 +118,8 @@ pub(crate) async fn void_and_refund(
     Ok(Some((announce_all(tx, BookingEventType::Expired, &[changed]).await?, refund)))
 }
 
-/// Takes over confirmations whose lease has run out, for as long again, so that no two workers settle the same one at a time.
+/// Takes over confirmations whose lease has run out and renews the lease, so that no two workers settle one at the same
+/// time.
 ///
 /// # Errors
 /// The database failed.
@@ -141,7 +142,7 @@ pub(crate) async fn take_over_leases(db: &PgPool, limit: i64) -> Result<Vec<Stuc
     Ok(taken)
 }
 
-/// `processing → declined`, if the provider still worked on it.
+/// `processing → declined`. Changes nothing if the payment is in another state.
 ///
 /// # Errors
 /// The database failed.
@@ -155,8 +156,9 @@ pub(crate) async fn decline(db: &PgPool, id: PaymentId) -> Result<()> {
     Ok(())
 }
 
-/// One at a time books again: else two attempts would take the seats from each other. Made before the first outside effect, the
-/// new id also tells a crash's survivors what to look for.
+/// Claims the right to book the seats again under the id `again`; false if another attempt has it. Without the claim,
+/// two attempts would take the seats from each other. The claim is committed before any outside effect, so that after a
+/// crash a later attempt finds the new reservation by this id.
 ///
 /// # Errors
 /// The database failed.
@@ -173,7 +175,7 @@ pub(crate) async fn claim_rebooking(db: &PgPool, id: PaymentId, again: Reservati
     Ok(claimed.rows_affected() == 1)
 }
 
-/// `processing | declined → voided` for a charge that was captured for nothing. The money is owed from here on, once.
+/// `processing | declined → voided` for a charge that was captured but buys nothing. Stores the refund, once.
 ///
 /// # Errors
 /// The database failed.
@@ -191,7 +193,8 @@ pub(crate) async fn void_late(db: &PgPool, id: PaymentId) -> Result<Option<Pendi
     Ok(owed)
 }
 
-/// Payments that the provider works on and has to be asked about: their reservation has ended, or no notice came for a while.
+/// Takes payments to ask the provider about: their reservation has ended, or there was no news for
+/// [`ASK_AGAIN_SECONDS`]. Marks them as asked now.
 ///
 /// # Errors
 /// The database failed.

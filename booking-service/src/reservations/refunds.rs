@@ -7,12 +7,12 @@ use shared_contracts::money::Money;
 use sqlx::{FromRow, PgPool};
 use uuid::Uuid;
 
-/// A refund that the provider has not been asked for yet, or has not answered.
+/// A refund that the provider has not confirmed: it was not asked yet, or did not answer.
 #[derive(Debug, Clone, Copy, FromRow)]
 pub(crate) struct PendingRefund {
-    /// The idempotency key towards the provider: a ticket's id, or the payment's for all of it.
+    /// The idempotency key towards the provider: the ticket's id, or the payment's id if the whole charge is refunded.
     pub(crate) id: Uuid,
-    /// The charge that it is a part of.
+    /// The charge that the provider refunds, in part or in full.
     pub(crate) payment_id: PaymentId,
     pub(crate) amount: Money,
 }

@@ -3,7 +3,7 @@
 use service_kit::postgres::database::BatchPool;
 use shared_contracts::ids::{ReservationId, UserId};
 
-/// A reservation of this state and of one seat.
+/// Inserts a reservation of one seat in the state `status`.
 pub(crate) async fn reservation(db: &BatchPool, id: ReservationId, user: UserId, status: &str) {
     sqlx::query(
         "with made as (

@@ -21,12 +21,12 @@ use utoipa::ToSchema;
 
 use super::model::{Reservation, ReservationItem};
 
-/// The most tickets that a customer's list shows, newest first; a bare array has no pages.
+/// The most tickets in a customer's list, newest first. The list is a bare array, so it has no pages.
 const LIST_MAX: i64 = 1000;
 /// A ticket: the right to sit on one session seat.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct Ticket {
-    /// Its id; the content of its QR code is `TICKET:` and this.
+    /// Identifies the ticket. The content of its QR code is `TICKET:` and this id.
     pub id: TicketId,
     /// The reservation that it came from.
     pub reservation_id: ReservationId,
@@ -40,17 +40,18 @@ pub struct Ticket {
     pub row_number: Label,
     /// The seat's number.
     pub seat_number: Label,
-    /// What was paid.
+    /// The price paid for the seat.
     pub price: Money,
-    /// Whether it admits.
+    /// Whether the ticket admits its owner.
     pub status: TicketStatus,
-    /// The QR code as a `data:image/png;base64,` URL. Left out of the answers to confirm and refund, where a buyer waits.
+    /// The QR code as a `data:image/png;base64,` URL. The answers to confirm and refund omit it, because drawing it
+    /// would delay them.
     #[sqlx(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qr_code: Option<String>,
-    /// Whether it has admitted someone.
+    /// Whether the ticket has admitted its owner already.
     pub is_used: bool,
-    /// When it was made.
+    /// When the ticket was issued.
     pub created_at: DateTime<Utc>,
 }
 
@@ -63,7 +64,7 @@ pub enum TicketStatus {
     Active,
     /// The ticket has admitted its owner already.
     Used,
-    /// It was given back.
+    /// The ticket was refunded.
     Refunded,
 }
 
@@ -74,8 +75,8 @@ macro_rules! columns {
     };
 }
 
-/// Where tickets are asked for, by their ids or by their owners: those that are asked for at the same time are read by one statement. One a
-/// process.
+/// Loads tickets by their ids or by their owners; one per process. One statement reads all tickets that are requested
+/// at the same time.
 #[derive(Debug)]
 pub(crate) struct TicketLoader {
     by_id: Batcher<TicketId, Option<Ticket>>,
@@ -83,11 +84,11 @@ pub(crate) struct TicketLoader {
 }
 
 const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(5));
-/// As many lists as the server can sort in its memory, however long they are.
+/// 16 lists: as many as PostgreSQL can sort in memory, however long they are.
 const OWNER_BATCHES: BatchConfig = BatchConfig { batch_max: 16, ..BATCHES.with_linger() };
 
 impl TicketLoader {
-    /// Opens it. It closes when nobody can ask any more.
+    /// Starts the batch workers. They end when the last `TicketLoader` is dropped.
     pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
@@ -96,7 +97,7 @@ impl TicketLoader {
         }
     }
 
-    /// The ticket, if it is this owner's; anyone's, when none is given.
+    /// Reads the ticket if it is this owner's, or anyone's if `owner` is `None`.
     ///
     /// # Errors
     /// There is none, or the database failed.
@@ -145,7 +146,7 @@ async fn look_for_owners(db: BatchPool, owners: Vec<UserId>) -> Vec<Result<Vec<T
     split_result(&owners, looked.await, |found, owner| found.get(owner).cloned().unwrap_or_default())
 }
 
-/// Makes the tickets of reservations, one for each of their items, in the transaction that confirms them and began at `now`.
+/// Issues one ticket for each item of the reservations, in the transaction that confirms them and began at `now`.
 pub(crate) async fn issue(
     tx: &mut PgConnection,
     reservations: &[&Reservation],
@@ -192,9 +193,11 @@ pub(crate) async fn issue(
     Ok(tickets)
 }
 
-/// `active → refunded`, if it is this owner's, or anyone's when none is given; `None` when nothing was changed.
+/// `active → refunded` if the ticket is this owner's, or anyone's if `owner` is `None`. Returns `None` if nothing was
+/// changed.
 ///
-/// The reservation's row is locked first: refunds of its tickets wait for each other, and the last one sees that it is.
+/// The first statement locks the reservation's row, so that refunds of its tickets wait for each other. The last refund
+/// then sees that no other ticket is left.
 pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, owner: Option<UserId>) -> Result<Option<Ticket>> {
     let lock = "select from reservations
                 where id = (select reservation_id from tickets where id = $1 and ($2::uuid is null or user_id = $2)) for no key update";
@@ -216,7 +219,7 @@ pub(crate) async fn refund_all(tx: &mut PgConnection, reservations: &[Reservatio
     Ok(sqlx::query_as(sql).bind(reservations).fetch_all(tx).await?)
 }
 
-/// The ticket, if it is this owner's; anyone's, when none is given.
+/// Reads the ticket if it is this owner's, or anyone's if `owner` is `None`.
 pub(crate) async fn find(db: &PgPool, id: TicketId, owner: Option<UserId>) -> Result<Ticket> {
     let sql = concat!("select ", columns!(), " from tickets where id = $1 and ($2::uuid is null or user_id = $2)");
     let found = sqlx::query_as(sql).bind(id).bind(owner).fetch_optional(db).await?;
@@ -246,7 +249,7 @@ mod tests {
     use crate::reservations::testing::reservation;
     use crate::schema::MIGRATIONS;
 
-    /// A confirmed reservation with that many tickets.
+    /// Inserts a confirmed reservation with that many tickets.
     async fn bought(db: &BatchPool, user: UserId, seats: i32) {
         let id = ReservationId::new();
         reservation(db, id, user, "confirmed").await;
