@@ -1,8 +1,8 @@
-//! The audit: holds both databases against the eight promises, on a live system and at the end of every test.
+//! The audit: checks both databases against the eight promises, on a live system and at the end of every test.
 //!
-//! A live system is always between two states somewhere, so there are two looks with a pause: what only one of them
-//! finds was in passing, what both find is a violation. The Event Service is asked in pages, by its internal API, so a
-//! million seats are no matter.
+//! On a live system, some change is always in progress. So the audit makes two passes, with a pause between them. A
+//! finding of only one pass was such a change; a finding of both is a violation. The audit reads the Event Service's
+//! seats in pages over the internal API, so a million seats are no problem.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -20,12 +20,12 @@ use uuid::Uuid;
 use crate::reservations::model::states;
 use crate::state::App;
 
-/// Findings of one check that a look keeps: enough to see what is wrong, few enough for a bad day.
+/// The most findings that the audit keeps of one check. It bounds the report when much is broken.
 const FINDINGS_PER_CHECK: i64 = 1000;
-/// Findings of a promise that the report shows; it counts them all.
+/// The most findings per promise that the report lists; it counts all that the audit keeps.
 const SHOWN: usize = 5;
 
-/// What the promises say, in a few words; their numbers are the indexes and one.
+/// The promises in a few words. A promise's number is its index plus one.
 pub const PROMISES: [&str; 8] = [
     "no seat twice",
     "all or nothing",
@@ -37,56 +37,57 @@ pub const PROMISES: [&str; 8] = [
     "honest answers",
 ];
 
-/// How patient the audit is.
+/// The times that the audit allows before it counts a difference as a violation.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditWindow {
-    /// The pause between the two looks: a difference that is younger is in passing. Zero: one look, and it counts.
+    /// The pause between the two passes; a shorter-lived difference is no violation. With zero there is only one pass.
     pub settle: Duration,
-    /// How late something may be that is done by and by: an expiry, a refund, an event's way to the broker.
+    /// How late background work may be: an expiry, a refund, or the publishing of an event.
     pub late: Duration,
 }
 
-/// Something that a promise rules out.
+/// A row or seat in a state that a promise rules out.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// The promise, from 1.
+    /// The promise's number, from 1 to 8.
     pub promise: usize,
-    /// What is wrong.
+    /// What is wrong, as a clause such as "the seat is sold without a ticket".
     pub fault: &'static str,
-    /// The seat, reservation, ticket or payment it is about.
+    /// The id of the seat, reservation, ticket, payment, refund or event; nil for dead letters.
     pub subject: Uuid,
-    /// Whose it is.
+    /// The reservation that the subject belongs to; null if the check does not read it.
     pub reservation_id: Option<ReservationId>,
 }
 
-/// What was found of one promise.
+/// The result for one promise.
 #[derive(Debug, Serialize)]
 pub struct PromiseVerdict {
     /// The promise's number, from 1 to 8.
     pub promise: usize,
-    /// In a few words.
+    /// The promise in a few words, from [`PROMISES`].
     pub says: &'static str,
-    /// Rows and seats that were looked at.
+    /// Rows and seats that were checked; for promise 7, messages in the dead letter queue.
     pub checked: i64,
     /// How many rows break the promise; 0 when it is kept.
     pub violations: usize,
-    /// Differences that were gone at the second look.
+    /// Findings of the first pass that the second did not repeat: changes in progress.
     pub in_passing: usize,
-    /// The first violations.
+    /// The first violations, at most five.
     pub first: Vec<Finding>,
 }
 
-/// What was found, a verdict a promise.
+/// The result of an audit: one verdict per promise.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// In the order of the promises.
     pub verdicts: Vec<PromiseVerdict>,
 }
 
-/// Active reservations looked at in one go.
+/// Active reservations read per page.
 const RESERVATIONS_PER_PAGE: i64 = 500;
 
-/// Statements that find what one database alone can tell, as (subject, reservation).
+/// Checks that need only the Booking Service's database: the promise's number, the fault, and a statement. The
+/// statement returns (subject, reservation) for each finding.
 const CHECKS: &[(usize, &str, &str)] = &[
     (
         1,
@@ -99,13 +100,13 @@ const CHECKS: &[(usize, &str, &str)] = &[
     ),
     (
         2,
-        "the reservation has not as many items as seats",
+        "the reservation does not have one item per seat",
         "select id, id from reservations r where user_id <> '00000000-0000-0000-0000-000000000000'
          and seats_count <> (select count(*) from reservation_items where reservation_id = r.id)",
     ),
     (
         3,
-        "the paid reservation has not as many tickets as seats",
+        "the paid reservation does not have one ticket per seat",
         "select id, id from reservations r where status in ('confirmed', 'refunded')
          and seats_count <> (select count(*) from tickets where reservation_id = r.id)",
     ),
@@ -117,13 +118,13 @@ const CHECKS: &[(usize, &str, &str)] = &[
     ),
     (
         3,
-        "the reservation is confirmed although all its tickets were given back",
+        "the reservation is confirmed although all its tickets are refunded",
         "select id, id from reservations r where status = 'confirmed'
          and not exists (select from tickets where reservation_id = r.id and status <> 'refunded')",
     ),
     (
         5,
-        "what was captured is not the price",
+        "the captured amount is not the price",
         "select id, id from reservations r where status in ('confirmed', 'refunded')
          and total_amount is distinct from (select sum(amount) from payments where reservation_id = r.id and status = 'captured')",
     ),
@@ -135,20 +136,20 @@ const CHECKS: &[(usize, &str, &str)] = &[
     ),
     (
         5,
-        "the charge's fate is not known and nobody asks",
+        "the charge's outcome is unknown and no payment is in progress",
         "select p.id, r.id from payments p join reservations r on r.id = p.reservation_id
          where p.status = 'pending' and r.status <> 'confirming'",
     ),
     (
         5,
-        "the provider says otherwise of this charge",
+        "the provider has another outcome for this charge",
         "select p.id, p.reservation_id from payments p left join mock_provider_charges c on c.idempotency_key = p.id
          where p.status not in ('pending', 'processing') and (p.status = 'captured') <> coalesce(c.state = 'captured', false)
            and not exists (select from refunds where id = p.id and amount = p.amount)",
     ),
     (
         5,
-        "the provider took money that no payment tells of",
+        "the provider captured a charge that has no payment",
         "select c.idempotency_key, null::uuid from mock_provider_charges c
          where c.state = 'captured' and not exists (select from payments where id = c.idempotency_key)",
     ),
@@ -160,29 +161,29 @@ const CHECKS: &[(usize, &str, &str)] = &[
     ),
     (
         5,
-        "the provider did not give back what is settled",
+        "the refund is settled but the provider has not made it",
         "select r.id, null::uuid from refunds r where status = 'settled'
          and not exists (select from mock_provider_refunds where idempotency_key = r.id and amount = r.amount)",
     ),
     (
         6,
-        "not every change has its event",
+        "the reservation does not have one event per change",
         "select id, id from reservations r where sequence <> (select count(*) from outbox where reservation_id = r.id)",
     ),
     (
         8,
-        "the kept answer tells of a reservation that does not exist",
+        "the stored answer names a reservation that does not exist",
         "select (answer::jsonb ->> 'id')::uuid, null::uuid from idempotency_keys
          where operation = 'create_reservation' and status = 201
            and not exists (select from reservations where id = (answer::jsonb ->> 'id')::uuid)",
     ),
 ];
 
-/// The same of what is late, with the seconds that it may be so.
+/// The same for late work. `$1` is the number of seconds that it may be late.
 const LATE_CHECKS: &[(usize, &str, &str)] = &[
     (
         4,
-        "the reservation's time is over and it has not ended",
+        "the reservation is overdue and has not ended",
         "select id, id from reservations where status = 'active' and expiry_time < now() - make_interval(secs => $1)",
     ),
     (
@@ -192,24 +193,24 @@ const LATE_CHECKS: &[(usize, &str, &str)] = &[
     ),
     (
         5,
-        "the reservation has ended and the charge has not",
+        "the reservation has ended but its charge is still processing",
         "select p.id, r.id from payments p join reservations r on r.id = p.reservation_id
          where p.status = 'processing' and r.status <> 'active' and r.updated_at < now() - make_interval(secs => $1)",
     ),
     (
         5,
-        "the provider's notice is not worked on",
+        "the provider's notice has not been handled",
         "select payment_id, null::uuid from payment_notices where handled_at is null and received_at < now() - make_interval(secs => $1)",
     ),
     (
         5,
-        "the money is owed for too long",
+        "the refund has been pending for too long",
         "select id, null::uuid from refunds where status = 'pending' and created_at < now() - make_interval(secs => $1)",
     ),
     (
         6,
-        "the event has not left",
-        // A hall of expired reservations goes by at a pace.
+        "the event has not been published",
+        // The relay publishes events of expired reservations at a limited rate, so those of a whole hall take longer.
         "select id, reservation_id from outbox where published_at is null
            and created_at < now() - make_interval(secs => $1 * case event_type when 'reservation.expired' then 10 else 1 end)",
     ),
@@ -222,7 +223,7 @@ struct FoundRow {
     reservation_id: Option<ReservationId>,
 }
 
-/// How many rows there are to check.
+/// The number of rows that the checks read, by kind.
 #[derive(FromRow)]
 struct Totals {
     reservations: i64,
@@ -230,21 +231,21 @@ struct Totals {
     /// Payments and refunds.
     money: i64,
     events: i64,
-    /// Kept answers of idempotency keys.
+    /// Rows of `idempotency_keys`, with or without an answer.
     answers: i64,
 }
 
-/// One look at everything.
+/// One pass over both databases and the dead letter queue.
 #[derive(Default)]
 struct Look {
     checked: [i64; PROMISES.len()],
     findings: BTreeSet<Finding>,
 }
 
-/// Looks twice, `window.settle` apart.
+/// Makes two passes, `window.settle` apart; the second only if the first has findings.
 ///
 /// # Errors
-/// A database, the Event Service or the broker does not answer: nothing can be said then.
+/// A database, the Event Service or the broker does not answer. Then there is no result.
 pub async fn audit(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Report> {
     let first = look(app, broker, queue, window).await?;
     if first.findings.is_empty() || window.settle.is_zero() {
@@ -260,7 +261,8 @@ pub async fn audit(app: &App, broker: &Broker, queue: &str, window: AuditWindow)
 async fn look(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Look> {
     let mut look = Look::default();
     let mut connection = app.db.acquire().await?;
-    // Some of the statements read whole tables. The connection is not given back with its long time limit.
+    // Some of the statements read whole tables. The connection is detached, so that no request gets it with this long
+    // time limit.
     sqlx::query("set statement_timeout = '10min'").execute(&mut *connection).await?;
     let mut connection = connection.detach();
     look.one_database(&mut connection, window.late).await?;
@@ -270,7 +272,7 @@ async fn look(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> a
     let set_aside = broker.messages_in(&dead_letters_of(queue)).await.context("dead letters can't be counted")?;
     look.checked[6] = set_aside.into();
     if set_aside > 0 {
-        look.found(7, "messages are set aside in the dead letter queue", Uuid::nil(), None);
+        look.found(7, "messages are in the dead letter queue", Uuid::nil(), None);
     }
     Ok(look)
 }
@@ -302,7 +304,7 @@ impl Look {
         Ok(())
     }
 
-    /// From the seats to the reservations: whoever has a seat must have a right to it.
+    /// From the seats to the reservations: a held or sold seat needs a live reservation or a valid ticket.
     async fn owned_seats(&mut self, app: &App, connection: &mut PgConnection) -> anyhow::Result<()> {
         let mut after = Uuid::nil();
         loop {
@@ -342,7 +344,7 @@ impl Look {
         }
     }
 
-    /// From the tickets to the seats: each ticket's seat is sold to its reservation.
+    /// From the tickets to the seats: each ticket's seat must be sold to the ticket's reservation.
     async fn tickets(&mut self, app: &App, connection: &mut PgConnection) -> anyhow::Result<()> {
         let mut after = Uuid::nil();
         loop {
@@ -367,18 +369,19 @@ impl Look {
                     Some(has) if has.reservation_id == owner => {
                         self.found(3, "the ticket's seat is held and not sold", seat.as_uuid(), Some(owner));
                     }
-                    Some(_) => self.found(3, "the ticket's seat is another's", seat.as_uuid(), Some(owner)),
-                    None => self.found(3, "the ticket's seat is nobody's", seat.as_uuid(), Some(owner)),
+                    Some(_) => self.found(3, "the ticket's seat has another owner", seat.as_uuid(), Some(owner)),
+                    None => self.found(3, "the ticket's seat has no owner", seat.as_uuid(), Some(owner)),
                 }
             }
         }
     }
 
-    /// From active reservations to the seats: each has all of its own.
+    /// From active reservations to the seats: each reservation must have all of its seats.
     async fn active(&mut self, app: &App, connection: &mut PgConnection) -> anyhow::Result<()> {
         let mut after = Uuid::nil();
         loop {
-            // Along the key from page to page: by the index of active ones, each page would sort all of them.
+            // `status || ''` makes the planner page along the primary key. With the index of active reservations, it
+            // would sort all of them for each page.
             let page: Vec<Hold> = sqlx::query_as(
                 "select r.id as reservation_id, i.session_seat_id from (
                      select id from reservations where id > $1 and status || '' in ('active', 'confirming') and expiry_time > now()
@@ -408,8 +411,8 @@ async fn owners_of(app: &App, seats: &[SessionSeatId]) -> anyhow::Result<HashMap
     Ok(owned.into_iter().map(|seat| (seat.session_seat_id, seat)).collect())
 }
 
-/// Those of `owners` whose events wait in the outbox: their seats are as they should be, once the broker has them.
-/// An outbox that waits for too long is a finding of its own.
+/// Those of `owners` with events that wait in the outbox. The Event Service updates their seats once it has the events.
+/// An event that waits for too long is a finding of its own.
 async fn waiting_events(
     connection: &mut PgConnection,
     owners: &[ReservationId],

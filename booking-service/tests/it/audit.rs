@@ -67,14 +67,14 @@ async fn faults_of_seats_and_tickets_are_found() {
             1,
             "two reservations have this seat",
         ),
-        (Booking, "update reservations set seats_count = 2", 2, "the reservation has not as many items as seats"),
+        (Booking, "update reservations set seats_count = 2", 2, "the reservation does not have one item per seat"),
         (
             Event,
             "update session_seats set status = 'available', reservation_id = null, reserved_until = null where status = 'reserved'",
             2,
             "the reservation does not have its seat",
         ),
-        (Booking, "delete from tickets where status = 'active'", 3, "the paid reservation has not as many tickets as seats"),
+        (Booking, "delete from tickets where status = 'active'", 3, "the paid reservation does not have one ticket per seat"),
         (
             Booking,
             "update tickets set status = 'active' where status = 'refunded'",
@@ -85,19 +85,19 @@ async fn faults_of_seats_and_tickets_are_found() {
             Booking,
             "update reservations set status = 'confirmed' where status = 'refunded'",
             3,
-            "the reservation is confirmed although all its tickets were given back",
+            "the reservation is confirmed although all its tickets are refunded",
         ),
         (
             Event,
             "update session_seats set status = 'available', reservation_id = null where status = 'sold'",
             3,
-            "the ticket's seat is nobody's",
+            "the ticket's seat has no owner",
         ),
         (
             Event,
             "update session_seats set reservation_id = gen_random_uuid() where status = 'sold'",
             3,
-            "the ticket's seat is another's",
+            "the ticket's seat has another owner",
         ),
         (
             Event,
@@ -134,7 +134,7 @@ async fn leaked_seats_are_found() {
             Booking,
             "update reservations set booking_time = now() - interval '1 hour', expiry_time = now() - interval '61 seconds' where status = 'active'",
             4,
-            "the reservation's time is over and it has not ended",
+            "the reservation is overdue and has not ended",
         ),
     ])
     .await;
@@ -147,7 +147,7 @@ async fn faults_of_money_are_found() {
             Booking,
             "update payments set amount = 99 where reservation_id in (select id from reservations where status = 'confirmed')",
             5,
-            "what was captured is not the price",
+            "the captured amount is not the price",
         ),
         (
             Booking,
@@ -155,34 +155,34 @@ async fn faults_of_money_are_found() {
             5,
             "money was captured for a reservation that is not paid",
         ),
-        (Booking, "update payments set status = 'pending'", 5, "the charge's fate is not known and nobody asks"),
-        (Booking, "update payments set status = 'declined'", 5, "the provider says otherwise of this charge"),
+        (Booking, "update payments set status = 'pending'", 5, "the charge's outcome is unknown and no payment is in progress"),
+        (Booking, "update payments set status = 'declined'", 5, "the provider has another outcome for this charge"),
         (
             Booking,
             "insert into mock_provider_charges (idempotency_key, amount, state) values (gen_random_uuid(), 5, 'captured')",
             5,
-            "the provider took money that no payment tells of",
+            "the provider captured a charge that has no payment",
         ),
         (Booking, "delete from refunds", 5, "ticket and refund do not agree"),
-        (Booking, "delete from mock_provider_refunds", 5, "the provider did not give back what is settled"),
+        (Booking, "delete from mock_provider_refunds", 5, "the refund is settled but the provider has not made it"),
         (
             Booking,
             "update payments set status = 'processing' where status = 'captured'; update reservations set updated_at = now() - interval '61 seconds'",
             5,
-            "the reservation has ended and the charge has not",
+            "the reservation has ended but its charge is still processing",
         ),
         (
             Booking,
             "insert into payment_notices (event_id, payment_id, event_type, received_at)
              select 'evt', id, 'payment.captured', now() - interval '61 seconds' from payments limit 1",
             5,
-            "the provider's notice is not worked on",
+            "the provider's notice has not been handled",
         ),
         (
             Booking,
             "update refunds set status = 'pending', created_at = now() - interval '61 seconds'",
             5,
-            "the money is owed for too long",
+            "the refund has been pending for too long",
         ),
         (
             Booking,
@@ -201,7 +201,7 @@ async fn lost_events_stuck_events_and_wrong_stored_answers_are_found() {
             Booking,
             "delete from outbox where id = (select id from outbox limit 1)",
             6,
-            "not every change has its event",
+            "the reservation does not have one event per change",
         ),
         (
             Booking,
@@ -209,13 +209,13 @@ async fn lost_events_stuck_events_and_wrong_stored_answers_are_found() {
             "update outbox set published_at = null, created_at = now() - interval '61 seconds';
              create rule stuck as on update to outbox do instead nothing",
             6,
-            "the event has not left",
+            "the event has not been published",
         ),
         (
             Booking,
             "update idempotency_keys set answer = jsonb_set(answer::jsonb, '{id}', to_jsonb(gen_random_uuid()::text))::text",
             8,
-            "the kept answer tells of a reservation that does not exist",
+            "the stored answer names a reservation that does not exist",
         ),
     ])
     .await;
