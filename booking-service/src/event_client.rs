@@ -1,10 +1,10 @@
-//! Every call to the Event Service: bounded in time, tried again within a budget, with outcomes instead of statuses.
-//! When it fails again and again the circuit opens, and callers hear so at once instead of waiting.
+//! Every call to the Event Service. Each has a time limit, is retried within a budget, and returns an outcome instead
+//! of an HTTP status. After many failures in a row the circuit opens, and calls fail at once instead of waiting.
 //!
-//! All calls are harmless when repeated, the changing ones because they name the reservation. No answer means
-//! "unknown": a `reserve` without an answer may have taken the seats.
+//! All calls are harmless when repeated; those that change seats are so because they name the reservation. No answer
+//! means "unknown": a `reserve` without an answer may have held the seats.
 //!
-//! The call of every booking leaves together with those of other bookings that come at the same time.
+//! The `reserve` calls of concurrent bookings share one HTTP request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,67 +36,67 @@ use shared_contracts::seat_api::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// One try. Three of them with their pauses stay well under what a buyer's request may take.
+/// The time limit of one try. Three tries with their pauses stay well below the time limit of a buyer's request.
 const TRY_TIME_MAX: Duration = Duration::from_millis(1000);
-/// A connection to a host that is there is made in a millisecond.
+/// The time limit for connecting; a host that is up accepts within a millisecond.
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(300);
-/// Tries of one call.
+/// The most tries of one call, the first included.
 const TRIES: usize = 3;
-/// Idle connections kept for the next booking.
+/// The most idle connections kept open for later calls.
 const IDLE_CONNECTIONS_MAX: usize = 64;
 
-/// Holds that leave together. A service that has fallen silent is found out by ten of them, one every 20 ms; there is one on
-/// its way otherwise.
+/// How holds are batched. Normally one batch is in flight. If the Event Service stops answering, another batch starts
+/// every 20 ms, so ten batches detect the failure.
 const BATCHES: BatchConfig = BatchConfig {
     workers: 16,
     linger: Duration::ZERO,
     overlap_after: Duration::from_millis(20),
     batch_max: CALLS_MAX,
     queue_capacity: 1024,
-    // Three tries with their pauses, and those of calls that are made by themselves after all.
+    // Covers three tries with their pauses, and three more for calls that are then repeated one by one.
     timeout: Duration::from_secs(8),
 };
 
-/// The way to the Event Service.
+/// The client of the Event Service. Clones share its connections, circuit and batches.
 #[derive(Debug, Clone)]
 pub struct EventClient {
     wire: Wire,
     holds: Arc<Batcher<Call<ReserveRequest>, ServiceAnswer<SeatsChanged>>>,
 }
 
-/// What makes the exchanges.
+/// Sends the HTTP requests, with retries and the circuit breaker.
 #[derive(Debug, Clone)]
 struct Wire {
     http: Client,
     base: String,
-    /// What the Event Service knows us by.
+    /// The internal API key; `None` if the deployment sets no key.
     key: Option<HeaderValue>,
     circuit: Arc<Circuit>,
 }
 
-/// What became of a change that needs all its seats.
+/// The outcome of a change that applies to all of its seats or to none.
 #[derive(Debug)]
 pub enum SeatChange {
-    /// All seats are as asked for.
+    /// All seats have the requested state.
     Done(SeatsChanged),
-    /// Nothing was changed, because of these.
+    /// Nothing was changed; these seats are the reason.
     Refused(Vec<SeatConflict>),
 }
 
-/// The Event Service answered with a problem.
+/// An answer of the Event Service: a result, or the problem document of a refusal.
 #[derive(Debug)]
 enum ServiceAnswer<T> {
     Success(T),
     Refused(Box<Problem>),
 }
 
-/// [`CallAnswers`](shared_contracts::seat_api::CallAnswers) that are still to be read.
+/// [`CallAnswers`](shared_contracts::seat_api::CallAnswers) whose answers are not parsed yet.
 #[derive(Debug, Deserialize)]
 struct Several {
     answers: Vec<Box<RawValue>>,
 }
 
-/// The request that a call is made for.
+/// The ids of the request that a call is made for.
 #[derive(Debug, Default)]
 struct Origin {
     request_id: Option<String>,
@@ -104,7 +104,7 @@ struct Origin {
 }
 
 impl Origin {
-    /// The present one.
+    /// The ids of the request that this task serves.
     fn here() -> Self {
         Self { request_id: request_context::request_id(), traceparent: traces::traceparent() }
     }
@@ -125,11 +125,11 @@ impl EventClient {
     /// A client for the Event Service at `base`, such as `http://event-service:8000`.
     ///
     /// # Errors
-    /// The HTTP client can't be made.
+    /// The HTTP client can't be built, or the key is not a valid header value.
     pub fn new(base: &str, keys: &InternalKeys, trust: &Trust, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
         let http = trust
             .http_client()
-            // No redirect leads out of TLS.
+            // A redirect must not lead from HTTPS to plain HTTP.
             .https_only(base.starts_with("https:"))
             .connect_timeout(CONNECT_TIME_MAX)
             .timeout(TRY_TIME_MAX)
@@ -148,16 +148,16 @@ impl EventClient {
         Ok(Self { wire, holds: Arc::new(Batcher::start(lifecycle, BATCHES, hold)) })
     }
 
-    /// Holds all seats for the reservation, or none; with their prices if they are asked for.
+    /// Holds all seats for the reservation, or none. The answer has their prices if the request asks for them.
     ///
     /// # Errors
-    /// There is no such session or it is not on sale, both when prices are asked for; it is cancelled; or the Event Service does not
-    /// answer: the seats may be held.
+    /// The session is cancelled. With prices: the session does not exist or is not on sale. Or the Event Service does
+    /// not answer; then the seats may be held.
     pub async fn reserve(&self, session: SessionId, request: ReserveRequest) -> Result<SeatChange, Error> {
         changed(self.in_company(session, request).await?)
     }
 
-    /// Frees what the reservation holds of the seats.
+    /// Frees those of the seats that the reservation holds.
     ///
     /// # Errors
     /// The Event Service does not answer.
@@ -171,11 +171,11 @@ impl EventClient {
         self.change(&format!("sessions/{session}/seats/release"), &request).await.map(drop)
     }
 
-    /// Frees those of the seats that their reservations hold, of any sessions. When one call fails, because somebody has locked a seat,
-    /// the others are made all the same, unless the service answers nobody.
+    /// Frees those of the seats that their reservations hold, in any sessions. If one call fails, for example because a
+    /// seat is locked, the other calls still follow. They stop when the circuit opens.
     ///
     /// # Errors
-    /// The Event Service does not answer, or is one that does not know this call: some of them may be free.
+    /// The Event Service does not answer, or is too old to know this call. Some of the seats may be free.
     pub async fn release_all(&self, holds: &[Hold]) -> Result<(), Error> {
         let mut outcome = Ok(());
         for holds in holds.chunks(SEATS_PER_CALL_MAX) {
@@ -221,7 +221,7 @@ impl EventClient {
         self.page(&format!("holds/overdue?before={before}&limit={limit}"), cursor).await
     }
 
-    /// A page of the sessions that were cancelled, in the order in which they were.
+    /// A page of the cancelled sessions, in the order of their cancellation.
     ///
     /// # Errors
     /// The Event Service does not answer.
@@ -229,7 +229,7 @@ impl EventClient {
         self.page(&format!("sessions/cancelled?limit={limit}"), cursor).await
     }
 
-    /// A page of the seats that someone holds or owns, in the order of their ids.
+    /// A page of the held and sold seats, in the order of their ids.
     ///
     /// # Errors
     /// The Event Service does not answer.
@@ -237,7 +237,7 @@ impl EventClient {
         self.page(&format!("seats/owned?cursor={after}&limit={limit}"), None).await
     }
 
-    /// Those of `seats` that someone holds or owns.
+    /// Those of `seats` that are held or sold.
     ///
     /// # Errors
     /// The Event Service does not answer.
@@ -257,28 +257,28 @@ impl EventClient {
         }
     }
 
-    /// Whether calls are let through: after many failures in a row nobody is kept waiting for the next.
+    /// Checks that the circuit is closed. It opens after many failures in a row, and then calls fail at once.
     ///
     /// # Errors
-    /// They are not.
+    /// The circuit is open.
     pub fn circuit(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.wire.circuit.is_closed(), "the circuit to the Event Service is open");
         Ok(())
     }
 
-    /// Looks, while the circuit is open, whether the Event Service is well again. Ends at `stopping`.
+    /// While the circuit is open, probes whether the Event Service answers again. Ends when `stopping` is cancelled.
     ///
     /// # Errors
-    /// None.
+    /// None. The result fits the signature of a task of the process.
     pub async fn watch(&self, stopping: CancellationToken) -> anyhow::Result<()> {
         stopping.run_until_cancelled(self.wire.circuit.keep_probing(|| self.ping())).await;
         Ok(())
     }
 
-    /// Whether the seat API can do its work.
+    /// Checks that the seat API works, by the Event Service's internal health check.
     ///
     /// # Errors
-    /// It can't, or does not answer.
+    /// The seat API does not work, or does not answer.
     pub async fn ping(&self) -> anyhow::Result<()> {
         self.wire.request(Method::GET, &self.wire.url_of("health")).send().await?.error_for_status()?;
         Ok(())
@@ -288,7 +288,7 @@ impl EventClient {
         changed(self.wire.call(Method::POST, path, Some(request)).await.map_err(unavailable)?)
     }
 
-    /// Asks for a hold together with those who come at the same time. Its step in the trace has the wait for them in it.
+    /// Requests a hold in the next batch. Its span in the trace includes the wait for the batch.
     async fn in_company(
         &self,
         session_id: SessionId,
@@ -299,7 +299,7 @@ impl EventClient {
             let Origin { request_id, traceparent } = Origin::here();
             let answer = self.holds.call(Call { session_id, request_id, traceparent, body }).await;
             let answer = answer.map_err(|error| match error {
-                // The call was given up, or the process stops.
+                // The batch failed or took too long, or the process is stopping.
                 Error::Database(error) => unavailable(error.into()),
                 other => other,
             })?;
@@ -309,7 +309,7 @@ impl EventClient {
     }
 }
 
-/// Where a hold is asked for by itself.
+/// The path of a request for one hold, outside a batch.
 fn alone(session: SessionId) -> String {
     format!("sessions/{session}/seats/reserve")
 }
@@ -320,7 +320,7 @@ fn changed(answer: ServiceAnswer<SeatsChanged>) -> Result<SeatChange, Error> {
         ServiceAnswer::Refused(problem) if matches!(problem.code, Code::SeatUnavailable | Code::SeatNotFound) => {
             Ok(SeatChange::Refused(problem.seats))
         }
-        // These are the client's to hear of, in the words of who knows the session.
+        // The client gets these problems unchanged, because the Event Service knows the session.
         ServiceAnswer::Refused(problem)
             if matches!(
                 problem.code,
@@ -346,8 +346,8 @@ impl Wire {
         }
     }
 
-    /// Makes calls in one exchange. When there is only one, or the Event Service finds fault with all of them together, it is asked for each
-    /// by itself.
+    /// Makes the calls in one HTTP request. A single call is made alone. Calls that the Event Service refuses as a
+    /// whole are repeated one by one.
     async fn together(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<ServiceAnswer<SeatsChanged>, Error>> {
         let calls = Calls { calls };
         let count = calls.calls.len();
@@ -361,23 +361,23 @@ impl Wire {
             return join_all(calls.calls.iter().map(by_itself)).await;
         }
         let nobody = Origin::default();
-        // Each answer is read by itself: one that has a newer form must not cost the others theirs.
+        // Each answer is parsed on its own, so that an unknown form of one does not fail the others.
         let try_once = || self.try_once::<Several>(Method::POST, "seats/reserve", Some(&nobody), Some(&calls));
         let mut error = match self.circuit.call(TRIES, try_once).await {
             Ok(ServiceAnswer::Success(Several { answers })) if answers.len() == count => {
                 let each = calls.calls.iter().zip(answers).map(async |(call, answer)| {
                     match serde_json::from_str(answer.get()) {
                         Ok(CallAnswer { done: Some(done), .. }) => Ok(ServiceAnswer::Success(done)),
-                        // What failed for this one alone may go well now.
+                        // The Event Service failed for this call alone, so a retry may succeed.
                         Ok(CallAnswer { refused: Some(problem), .. }) if problem.status >= 500 => by_itself(call).await,
                         Ok(CallAnswer { refused: Some(problem), .. }) => Ok(ServiceAnswer::Refused(Box::new(problem))),
-                        _ => Err(unavailable(anyhow!("the answer has another form than agreed: {answer}"))),
+                        _ => Err(unavailable(anyhow!("the answer does not have the agreed form: {answer}"))),
                     }
                 });
                 return join_all(each).await;
             }
             Ok(ServiceAnswer::Success(_)) => {
-                Error::Internal(anyhow!("the Event Service answered another number of calls"))
+                Error::Internal(anyhow!("the Event Service sent more or fewer answers than calls"))
             }
             Ok(ServiceAnswer::Refused(_)) => return join_all(calls.calls.iter().map(by_itself)).await,
             Err(failure) => unavailable(failure),
@@ -394,7 +394,7 @@ impl Wire {
         self.circuit.call(TRIES, || self.try_once(method.clone(), path, None, body)).await
     }
 
-    /// One try, for the request that is named, or else for the present one.
+    /// One try, for the request of `origin`, or for the current request if `origin` is `None`.
     async fn try_once<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -404,13 +404,13 @@ impl Wire {
     ) -> Result<ServiceAnswer<T>, Failure> {
         let url = self.url_of(path);
         let mut request = self.request(method.clone(), &url);
-        // Past it nobody listens to the answer.
+        // The time limit of this try, because nothing waits for a later answer.
         request = request.header(request_context::TIMEOUT_MS, TRY_TIME_MAX.as_millis().to_string());
         if let Some(body) = body {
             request = request.json(body);
         }
         let exchange = traces::call(&method, &url, async {
-            // In here, as the present step of the trace is this try.
+            // Read inside the span, so that `traceparent` names this try.
             let here = if origin.is_none() { Origin::here() } else { Origin::default() };
             let Origin { request_id, traceparent } = origin.unwrap_or(&here);
             if let Some(id) = request_id {
@@ -420,12 +420,12 @@ impl Wire {
                 request = request.header(request_context::TRACEPARENT, traceparent);
             }
             let response = request.send().await.context("no answer")?;
-            anyhow::Ok((response.status(), response.bytes().await.context("the answer broke off")?))
+            anyhow::Ok((response.status(), response.bytes().await.context("the connection failed during the answer")?))
         });
         let (status, bytes) = exchange.await?;
         if status.is_success() {
             return Ok(ServiceAnswer::Success(
-                serde_json::from_slice(&bytes).context("the answer has another form than agreed")?,
+                serde_json::from_slice(&bytes).context("the answer does not have the agreed form")?,
             ));
         }
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
@@ -439,13 +439,13 @@ impl Wire {
 
 fn unavailable(cause: Failure) -> Error {
     let detail =
-        "Seats can't be looked at or held right now. What this call may have held is given back. Please try again.";
+        "Seats can't be checked or held right now. Seats that this call may have held are released. Please try again.";
     Error::Unavailable { problem: Box::new(Problem::new(Code::EventServiceUnavailable, detail).retry_after(2)), cause }
 }
 
-/// The Event Service held seats and told no prices.
+/// The error for an older Event Service, which holds seats without returning their prices.
 pub(crate) fn older() -> Error {
-    unavailable(anyhow!("the Event Service is older than this one: it must be replaced first"))
+    unavailable(anyhow!("the Event Service is an older version: upgrade it before the Booking Service"))
 }
 
 fn unexpected(problem: &Problem) -> Error {

@@ -1,9 +1,9 @@
-//! `Idempotency-Key`: a request that is repeated has its effect once and gets the same answer.
+//! `Idempotency-Key`: a repeated request has its effect once and gets the same answer.
 //!
-//! A key is claimed before the work and finished in the transaction of its effect. While an attempt is at work its
-//! twins get `409`; when it has died, the next one takes over. Answers are kept for 24 hours: successes, and refusals
-//! that would be the same again. An outage is not kept: the next try may do better. Where it may have left something
-//! behind, the next one is told of it.
+//! A request claims its key before the work, and stores its answer in the transaction of the effect. While an attempt
+//! runs, other requests with the key get `409`. After the attempt has died, the next one takes over. The service keeps
+//! answers for 24 hours: successes, and refusals that would be the same again. It does not keep a failure, because the
+//! next attempt may succeed. If a failed attempt may have left something behind, the next one gets its id.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -17,18 +17,18 @@ use shared_contracts::problem::{Code, FieldError, Problem};
 use sqlx::{FromRow, PgConnection, PgPool};
 use uuid::Uuid;
 
-/// The request header.
+/// The name of the request header.
 pub const HEADER: &str = "idempotency-key";
-/// The answer's header when it was kept from an earlier request.
+/// The header of an answer that was stored for an earlier request.
 const REPLAYED: &str = "idempotency-replayed";
-/// The longest key.
+/// The most characters of a key.
 const KEY_CHARS_MAX: usize = 255;
-/// How long an attempt may be at work before another takes over: longer than a booking or a payment may take.
+/// Seconds after which another attempt may take over: longer than a booking or a payment may take.
 const LOCK_SECONDS: f64 = 35.0;
-/// Keys deleted at a time.
+/// The most keys that one statement deletes.
 const DELETED_AT_ONCE: i64 = 1000;
 
-/// The request's key, if it has one. The standard's quoted form and the bare one mean the same.
+/// The request's key, if it has one. The quoted form of the standard and the bare form mean the same.
 #[derive(Debug, Clone)]
 pub struct IdempotencyKey(Option<String>);
 
@@ -56,27 +56,28 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
 pub struct Claim {
     user_id: UserId,
     operation: &'static str,
-    /// Null for a request without a key: every finish is then a matter of nothing.
+    /// `None` for a request without a key; then there is nothing to store, hand over or release.
     key: Option<String>,
     attempt: Uuid,
-    /// The attempt that was taken over from: it died or got no answer for good, and may have left something half done.
+    /// The earlier attempt that this one replaces. It died or got no final answer, and may have left something half
+    /// done.
     pub previous_attempt: Option<Uuid>,
-    /// Whether that one has lived to get its answer, and has been left by [`Self::hand_over`].
+    /// Whether the earlier attempt ended by [`Self::hand_over`]; false if it died, or if there was none.
     pub previous_was_answered: bool,
 }
 
-/// Whether the work is to be done.
+/// The result of a claim: do the work, or send the stored answer.
 pub enum Claimed {
-    /// Yes, by this request.
+    /// This request must do the work.
     Work(Claim),
-    /// It has been done: this is the answer.
+    /// An earlier request did the work, and this is its answer.
     Answer(Response),
 }
 
-/// Claims the request's key for `attempt`. `request` is what must be the same when the key comes again.
+/// Claims the request's key for `attempt`. Every request with this key must have an equal `request`.
 ///
 /// # Errors
-/// A twin is at work, the key came with another request, or the database failed.
+/// Another request with the key is in progress, the key was used with a different request, or the database failed.
 pub async fn claim(
     db: &PgPool,
     user_id: UserId,
@@ -95,7 +96,7 @@ pub async fn claim(
         return Ok(Claimed::Work(claim));
     }
     let Some(stored) = claim.find(db).await? else {
-        // It was given up in this very moment.
+        // The other attempt released the key between the two statements.
         return Err(in_flight());
     };
     if stored.fingerprint != fingerprint {
@@ -114,7 +115,7 @@ pub async fn claim(
 }
 
 fn in_flight() -> Error {
-    let detail = "A request with this Idempotency-Key is at work. Repeat yours in a moment to get its answer.";
+    let detail = "A request with this Idempotency-Key is in progress. Repeat yours in a moment to get its answer.";
     Problem::new(Code::IdempotencyKeyInFlight, detail).retry_after(1).into()
 }
 
@@ -137,7 +138,7 @@ fn replay(status: i16, answer: String) -> Result<Response> {
     Ok(response)
 }
 
-/// A key as it stands, with its attempt.
+/// The row of a key that an earlier request has claimed.
 #[derive(FromRow)]
 struct StoredKey {
     fingerprint: Vec<u8>,
@@ -150,7 +151,7 @@ struct StoredKey {
 }
 
 impl Claim {
-    /// For work that no request with a key asks for.
+    /// A claim for work that no request with a key asks for.
     #[must_use]
     pub fn without_key(user_id: UserId) -> Self {
         Self {
@@ -163,7 +164,7 @@ impl Claim {
         }
     }
 
-    /// Whether there is an answer to keep.
+    /// Whether the request has a key, so that its answer must be stored.
     #[must_use]
     pub fn has_key(&self) -> bool {
         self.key.is_some()
@@ -215,7 +216,7 @@ impl Claim {
         Ok(taken.rows_affected() == 1)
     }
 
-    /// Keeps a success, in the transaction of its effect.
+    /// Stores the answer of a success, in the transaction of its effect.
     ///
     /// # Errors
     /// Another attempt has taken over, so the transaction must not be committed; or the database failed.
@@ -227,10 +228,11 @@ impl Claim {
         Ok(())
     }
 
-    /// Keeps the answers of several requests that have created something (201), in the transaction of their effects.
+    /// Stores the answers of several requests that have created something (201), in the transaction of their effects.
     ///
     /// # Errors
-    /// Another attempt has taken over one of the keys, so the transaction must not be committed; or the database failed.
+    /// Another attempt has taken over one of the keys, so the transaction must not be committed; or the database
+    /// failed.
     pub async fn complete_created<'a>(
         tx: &mut PgConnection,
         answers: impl Iterator<Item = (&'a Self, &'a (impl Serialize + 'a))>,
@@ -257,7 +259,8 @@ impl Claim {
         if kept.rows_affected() as usize == claims.len() { Ok(()) } else { Err(in_flight()) }
     }
 
-    /// Keeps a refusal that would be the same again; after anything else the next try can do the work.
+    /// Stores a refusal that would be the same again. After any other error it frees the key, so that the next attempt
+    /// can do the work.
     pub async fn reject(&self, db: &PgPool, error: &Error) {
         if self.key.is_none() {
             return;
@@ -281,7 +284,7 @@ impl Claim {
             },
         };
         if let Err(error) = kept {
-            tracing::warn!(%error, "A key stays locked until its time is over");
+            tracing::warn!(%error, "The Idempotency-Key stays locked until its lock expires");
         }
     }
 
@@ -301,8 +304,8 @@ impl Claim {
         Ok(kept.rows_affected() == 1)
     }
 
-    /// Leaves the key to the next request under it, which is told of `attempt`: there is no answer for good yet, and that attempt may have
-    /// left something behind or is not at its end.
+    /// Hands the key to the next request, which gets the id `attempt`. There is no final answer yet, and that attempt
+    /// may have left something behind or still be running.
     pub async fn hand_over(&self, db: &PgPool, attempt: Uuid) {
         if self.key.is_none() {
             return;
@@ -311,14 +314,14 @@ impl Claim {
                    where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
         let left = sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt);
         if let Err(error) = left.bind(attempt).execute(db).await {
-            tracing::warn!(%error, "A key stays locked until its time is over");
+            tracing::warn!(%error, "The Idempotency-Key stays locked until its lock expires");
         }
     }
 
-    /// Gives the key back, as if it had never come.
+    /// Deletes the key, as if no request had sent it.
     ///
     /// # Errors
-    /// The database failed; the key stays locked until its time is over.
+    /// The database failed; the key stays locked until its lock expires.
     pub async fn release(&self, db: &PgPool) -> Result<()> {
         if self.key.is_none() {
             return Ok(());
@@ -329,7 +332,7 @@ impl Claim {
     }
 }
 
-/// Whether a refusal answers the request for good. Those that tell of a passing state are not kept.
+/// Whether a refusal is final. A refusal because of a passing state is not stored.
 fn is_final(code: Code) -> bool {
     code.status() < 500
         && !matches!(
@@ -343,7 +346,7 @@ fn is_final(code: Code) -> bool {
         )
 }
 
-/// Deletes keys whose 24 hours are over. Returns how many.
+/// Deletes keys that are older than 24 hours, at most 1,000 per call. Returns how many.
 ///
 /// # Errors
 /// The database failed.

@@ -1,4 +1,5 @@
-//! The outbox: an event is written in the transaction of its change, and published afterwards until the broker has it.
+//! The outbox: a change writes its event in the same transaction. The relay publishes the event afterwards, until the
+//! broker has confirmed it.
 //!
 //! Only this file writes `outbox`.
 
@@ -11,7 +12,7 @@ use shared_contracts::booking_event::BookingEvent;
 use sqlx::{FromRow, PgConnection, PgPool};
 use uuid::Uuid;
 
-/// Events published in one go, and rows locked meanwhile.
+/// The most events published in one batch; their rows are locked meanwhile.
 pub const BATCH_MAX: i64 = 100;
 /// Writes events, in the transaction of the changes that they announce.
 ///
@@ -22,7 +23,7 @@ pub async fn append(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<()
     append_caused_by(tx, events, |_| cause.clone()).await
 }
 
-/// The same for events that several requests have caused: `cause` tells each event's trace context.
+/// The same for events of several requests: `cause` returns the trace context of each event's request.
 ///
 /// # Errors
 /// The database failed.
@@ -31,7 +32,7 @@ pub async fn append_caused_by(
     events: &[BookingEvent],
     cause: impl Fn(&BookingEvent) -> Option<String>,
 ) -> Result<(), sqlx::Error> {
-    // As text: a JSON tree would make a float of the money.
+    // As text, because a JSON tree would turn the money into a float.
     let mut payloads = Vec::with_capacity(events.len());
     for event in events {
         payloads.push(serde_json::to_string(event).map_err(|error| sqlx::Error::Encode(error.into()))?);
@@ -63,34 +64,36 @@ pub(crate) struct StoredEvent {
     created_at: DateTime<Utc>,
 }
 
-/// What one batch came to.
+/// The result of one batch of the relay.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Relayed {
     /// Events that the broker has confirmed.
     pub published: usize,
-    /// Events that it did not take; they stay.
+    /// Events that the broker did not confirm; they stay in the outbox.
     pub left: usize,
 }
 
-/// Which events a relay takes. Neither kind waits for the other.
+/// Which events a batch takes. Neither kind waits for the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// All but those of expired reservations: at once, and full batches one after the other.
+    /// All events but those of expired reservations. The relay publishes them at once, and full batches without a
+    /// pause.
     Urgent,
-    /// Those of expired reservations: a batch each fifth of a second. Their seats are on sale again without the message (`workflows/after_commit.rs`), and
-    /// when a hall of them ends at once, those who buy need the machine more.
+    /// Events of expired reservations, in one batch every 200 ms. Their seats are on sale again without the event
+    /// (`workflows/after_commit.rs`). So when a whole hall expires at once, the machine serves buyers first.
     Expired,
 }
 
 /// Publishes the oldest pending events and marks those that the broker confirmed.
 ///
-/// The rows stay locked while the broker confirms (bounded by the publisher's time-out), so that two relays share the work
-/// and a relay that dies frees its rows. An event that was published but not marked is published again under the same id.
+/// The rows stay locked while the broker confirms, bounded by the publisher's time-out. So two relays share the work,
+/// and a relay that dies frees its rows. An event that was published but not marked is published again under the same
+/// id.
 ///
 /// # Errors
 /// The database or the broker does not answer; nothing is lost.
 pub async fn relay_batch(db: &BatchPool, publisher: &Publisher, wanted: Wanted) -> anyhow::Result<Relayed> {
-    // Before the transaction: a broker that is away must not cost a connection and row locks.
+    // Before the transaction, so that a broker that is away costs no database connection and no row locks.
     publisher.connect_if_needed().await?;
     let mut tx = db.begin().await?;
     let pending: Vec<StoredEvent> = sqlx::query_as(
@@ -143,7 +146,7 @@ pub async fn relay_batch(db: &BatchPool, publisher: &Publisher, wanted: Wanted) 
 }
 
 impl StoredEvent {
-    /// The message that announces it.
+    /// The message that carries this event to the broker.
     pub(crate) fn into_message(self) -> Outgoing {
         Outgoing {
             message_id: self.id,
@@ -155,19 +158,20 @@ impl StoredEvent {
     }
 }
 
-/// Events that wait.
+/// The events that wait for the broker.
 #[derive(Debug, Clone, Copy, FromRow)]
 pub struct Backlog {
-    /// How many, counted to [`BACKLOG_COUNTED_MAX`].
+    /// The number of events; counting stops at [`BACKLOG_COUNTED_MAX`].
     pub pending: i64,
-    /// How long the oldest of those counted has waited; of the urgent ones alone, as a hall of expired reservations takes its time.
+    /// How many seconds the oldest of the counted events has waited; 0 if none waits. Events of expired reservations do
+    /// not count, because they leave at a limited rate.
     pub oldest_age_seconds: f64,
 }
 
-/// How many waiting events are counted: a broker that is away for a day must not make the counting a burden, too.
+/// Counting stops at this number of events, so that it stays cheap when the broker is away for a day.
 pub const BACKLOG_COUNTED_MAX: i64 = 10_000;
 
-/// What waits for the broker now.
+/// Counts the events that wait for the broker now.
 ///
 /// # Errors
 /// The database failed.

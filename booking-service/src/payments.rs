@@ -1,9 +1,10 @@
-//! The payment provider, behind a handful of calls. The only one so far is a mock that behaves like the real thing
-//! where it hurts: it remembers every charge by its idempotency key, it declines, it can fall silent before or after
-//! taking the money, and it can take its time and send a notice of the outcome (`workflows/payment_webhook.rs`).
+//! The payment provider: charges, refunds and queries of a charge. The only one so far is a mock with the failures of a
+//! real one. It remembers every charge by its idempotency key, and it can decline. It can fail to answer before or
+//! after it captures the money. It can also decide later and send a notice of the outcome
+//! (`workflows/payment_webhook.rs`).
 //!
-//! A payment's id is the idempotency key: asking twice under one key charges once. When an answer did not come, the
-//! provider is asked what became of the charge, never asked to charge again.
+//! A payment's id is the idempotency key: two requests under one key charge once. If an answer is lost, the service
+//! queries the charge's outcome and does not charge again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,36 +19,36 @@ use shared_contracts::money::Money;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-/// A `payment_id` that begins so is always declined.
+/// The mock declines every charge whose `payment_id` begins with this.
 pub const ALWAYS_DECLINED: &str = "pay_decline";
-/// A `payment_id` that begins so is charged, but the provider's answer is lost.
+/// The mock captures a charge whose `payment_id` begins with this, but its answer is lost.
 pub const CHARGED_WITHOUT_ANSWER: &str = "pay_timeout_charged";
-/// A `payment_id` that begins so never reaches the provider.
+/// A charge whose `payment_id` begins with this never reaches the mock.
 pub const LOST_ON_THE_WAY: &str = "pay_timeout_lost";
-/// A `payment_id` that begins so is taken on; its outcome comes by notice.
+/// The mock accepts a charge whose `payment_id` begins with this, and a notice brings the outcome.
 pub const ASYNCHRONOUS: &str = "pay_async";
 
-/// What became of a charge.
+/// The outcome of a charge, as far as the service knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChargeOutcome {
-    /// The money is taken.
+    /// The provider has taken the money.
     Captured,
-    /// The provider said no, or will never take it.
+    /// The provider declined the charge or will never make it.
     Declined,
-    /// The provider works on it and will send a notice.
+    /// The provider has not decided yet and will send a notice.
     Processing,
     /// No answer: the money may be taken or not.
     Unknown,
 }
 
-/// A charge as the mock's ledger remembers it: its key, its amount, its state.
+/// A row of the mock's ledger: key, amount, and state (`captured`, `declined`, `processing` or `voided`).
 type Charge = (PaymentId, Money, &'static str);
 
-/// Takes and returns money. This version has the mock one only.
+/// Charges and refunds. This version has only the mock provider.
 #[derive(Debug)]
 pub struct PaymentProvider {
     ledger: PgPool,
-    /// Charges that come at the same time are written together: the mock is to cost as little of this database as it can.
+    /// Batches the writes of charges, so that the mock costs this database as little as possible.
     charges: Batcher<Charge, ChargeOutcome>,
     success_rate: f64,
 }
@@ -55,18 +56,18 @@ pub struct PaymentProvider {
 const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(10)).with_linger();
 
 impl PaymentProvider {
-    /// The mock provider: captures `success_rate` of all charges; keeps its ledger in tables of its own. Charges go by `desk_ledger`, as they
-    /// come by the thousand, and the rest by `ledger`.
+    /// The mock provider: it captures `success_rate` (0 to 1) of all charges and keeps its ledger in tables of its own.
+    /// The many charges use the connections of `desk_ledger`, everything else those of `ledger`.
     #[must_use]
     pub fn mock(ledger: PgPool, desk_ledger: BatchPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
         let charges = Batcher::start(lifecycle, BATCHES, move |charges| remember_all(desk_ledger.clone(), charges));
         Self { ledger, charges, success_rate }
     }
 
-    /// Takes the money, once for each key.
+    /// Charges `amount`, once per key.
     ///
     /// # Errors
-    /// The provider can't be reached; as after [`ChargeOutcome::Unknown`], look the charge up.
+    /// The provider can't be reached. As after [`ChargeOutcome::Unknown`], query the outcome by [`Self::look_up`].
     pub async fn charge(
         &self,
         key: PaymentId,
@@ -87,7 +88,7 @@ impl PaymentProvider {
         Ok(if means.starts_with(CHARGED_WITHOUT_ANSWER) { ChargeOutcome::Unknown } else { outcome })
     }
 
-    /// What became of the charge under this key; unknown when the provider has never heard of it.
+    /// The outcome of the charge under this key; `Unknown` if the provider has no such charge.
     ///
     /// # Errors
     /// The provider can't be reached.
@@ -101,8 +102,8 @@ impl PaymentProvider {
         Ok(state.map_or(ChargeOutcome::Unknown, |state| outcome_of(&state)))
     }
 
-    /// What became of the charge under this key. One that the provider never heard of is made impossible, so that a
-    /// request still on its way can't take money for a reservation that has been given up.
+    /// The outcome of the charge under this key. If the provider has no such charge, this voids the key. So a delayed
+    /// request can't take money for a reservation that the service has given up.
     ///
     /// # Errors
     /// The provider can't be reached.
@@ -110,7 +111,7 @@ impl PaymentProvider {
         self.remember(key, amount, "voided").await
     }
 
-    /// Calls off a charge that has not been captured; what became of it then.
+    /// Voids a charge that is still processing or has not reached the provider, and returns its outcome.
     ///
     /// # Errors
     /// The provider can't be reached.
@@ -119,8 +120,8 @@ impl PaymentProvider {
         self.settle_unknown(key, amount).await
     }
 
-    /// Takes a notice for what happened in the world: the mock has no other side that could have sent it. With a real provider
-    /// this does nothing, as what counts is what it says when it is asked.
+    /// Writes the outcome of a notice into the mock's ledger, because the mock has no other source for it. With a real
+    /// provider this does nothing: only the provider's answer to a query counts.
     ///
     /// # Errors
     /// The provider can't be reached.
@@ -128,7 +129,7 @@ impl PaymentProvider {
         self.decide(key, if captured { "captured" } else { "declined" }).await
     }
 
-    /// Ends the work on a charge, if it is still worked on.
+    /// Sets the final state of a charge that is still processing; any other charge stays as it is.
     async fn decide(&self, key: PaymentId, state: &str) -> anyhow::Result<()> {
         sqlx::query("update mock_provider_charges set state = $2 where idempotency_key = $1 and state = 'processing'")
             .bind(key)
@@ -139,7 +140,7 @@ impl PaymentProvider {
         Ok(())
     }
 
-    /// Gives money of a captured charge back, once for each key.
+    /// Refunds `amount` of a captured charge, once per key.
     ///
     /// # Errors
     /// The provider can't be reached or knows no such charge.
@@ -154,7 +155,7 @@ impl PaymentProvider {
         Ok(())
     }
 
-    /// Writes the key's first outcome, or finds the one that is there.
+    /// Writes the key's first state, or reads the state that is already stored.
     async fn remember(&self, key: PaymentId, amount: Money, state: &'static str) -> anyhow::Result<ChargeOutcome> {
         self.charges.call((key, amount, state)).await.context("the mock provider's ledger can't be written")
     }
@@ -162,7 +163,7 @@ impl PaymentProvider {
 
 async fn remember_all(ledger: BatchPool, charges: Vec<Charge>) -> Vec<Result<ChargeOutcome>> {
     let ledger = &ledger;
-    // One key twice in a statement is refused by the database; then each is written by itself.
+    // The database refuses a statement that has one key twice; then each charge is written on its own.
     batch_or_each(charges, |charges| async move { remember(ledger, &charges).await.map(Some) }).await
 }
 

@@ -1,7 +1,8 @@
-//! The seat locks in Redis: a gate that turns most of a stampede away in microseconds. Never a judge.
+//! The seat locks in Redis: they turn away most of a rush for the same seats, in microseconds. They never decide who
+//! gets a seat.
 //!
-//! Without Redis the gate stands open and the Event Service's database decides alone, more slowly and just as rightly.
-//! A lock's value is the reservation's id, so only its owner takes it away.
+//! Without Redis, bookings go on without locks. The Event Service's database then decides alone, more slowly but just
+//! as correctly. A lock's value is the reservation's id, so a release never removes the lock of another reservation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,15 +15,15 @@ use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::seat_api::Hold;
 use tokio_util::sync::CancellationToken;
 
-/// What a Redis that is down or frozen may cost a booking, once; the next ones do not ask until it is back.
+/// The time limit of a command. After one that Redis does not answer, bookings skip Redis until it answers a probe.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(150);
-/// How often a Redis that was away is asked whether it is back.
+/// The time between probes of a Redis that did not answer.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Locks taken away by one script, during which Redis answers nobody else: a millisecond.
+/// The most locks removed by one script. Redis serves no other command meanwhile, about a millisecond.
 const RELEASED_PER_CALL: usize = 1000;
 
-/// Takes all locks or none; answers `index:owner` for each that another has.
+/// Takes all locks or none. Returns `index:owner` for each seat that another reservation has locked.
 const ACQUIRE: &str = r"
 local busy = {}
 for i, key in ipairs(KEYS) do
@@ -34,25 +35,25 @@ if #busy == 0 then
 end
 return busy
 ";
-/// Takes each lock away that its owner has.
+/// Removes each lock whose value is the given owner.
 const RELEASE: &str = r"
 for i, key in ipairs(KEYS) do
     if redis.call('get', key) == ARGV[i] then redis.call('del', key) end
 end
 ";
 
-/// What became of an attempt to lock.
+/// The outcome of an attempt to lock the seats of a booking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LockOutcome {
     /// All seats are locked.
     Acquired,
-    /// Another reservation has these; nothing was locked.
+    /// Other reservations have locked these seats; nothing was locked.
     Busy(Vec<Hold>),
     /// Redis is away; the booking goes on without locks.
     Bypassed,
 }
 
-/// The seat locks in Redis, which keep crowds away from the Event Service. They decide nothing.
+/// The client of the seat locks. They keep a rush of bookings from the Event Service, but decide nothing.
 pub struct SeatLocks {
     redis: ConnectionManager,
     away: AtomicBool,
@@ -61,13 +62,14 @@ pub struct SeatLocks {
 }
 
 impl SeatLocks {
-    /// The gate at `url`; it connects when it is first used.
+    /// Uses the Redis at `url`; the connection opens on first use.
     ///
     /// # Errors
-    /// The URL is not one.
+    /// `url` is not a valid Redis URL.
     pub fn new(url: &Secret, trust: &Trust) -> anyhow::Result<Self> {
         let client = trust.redis_client(url)?;
-        // One quick try a command, whose error says why. The library's own ladder of retries would hold every command back for seconds.
+        // One quick try per command, whose error names the cause. The library's own retries would delay every command
+        // by seconds.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(ANSWER_TIME_MAX))
@@ -76,8 +78,8 @@ impl SeatLocks {
         Ok(Self { redis, away: AtomicBool::new(false), acquire: Script::new(ACQUIRE), release: Script::new(RELEASE) })
     }
 
-    /// Locks all of `seats` for the reservation, or none, for as long as its hold may last. Where its process dies before it has one,
-    /// `reservations/ended.rs` tells.
+    /// Locks all of `seats` for the reservation, or none, for as long as its hold may last. If the process dies before
+    /// it has the hold, `reservations/ended.rs` finds the leftover locks.
     pub async fn acquire(
         &self,
         session: SessionId,
@@ -98,8 +100,8 @@ impl SeatLocks {
         }
     }
 
-    /// Takes the locks of these reservations on these seats of a session away; those of others stay. What can't be reached now ends by
-    /// its time.
+    /// Removes the locks of these reservations on these seats of a session; locks of other reservations stay. If Redis
+    /// does not answer, the locks expire at their time limit.
     pub async fn release(&self, session: SessionId, held: &[Hold]) {
         for held in held.chunks(RELEASED_PER_CALL) {
             let mut call = self.release.prepare_invoke();
@@ -111,20 +113,20 @@ impl SeatLocks {
         }
     }
 
-    /// Whether Redis answers.
+    /// Checks that Redis answers within 150 ms.
     ///
     /// # Errors
-    /// It does not.
+    /// Redis does not answer in time.
     pub async fn ping(&self) -> anyhow::Result<()> {
         let mut redis = self.redis.clone();
         tokio::time::timeout(ANSWER_TIME_MAX, redis::cmd("PING").query_async::<()>(&mut redis)).await??;
         Ok(())
     }
 
-    /// Watches for a Redis that was away to come back, until `stopping`.
+    /// Probes a Redis that did not answer, until it does. Ends when `stopping` is cancelled.
     ///
     /// # Errors
-    /// None.
+    /// None. The result fits the signature of a task of the process.
     pub async fn watch(&self, stopping: CancellationToken) -> anyhow::Result<()> {
         while stopping.run_until_cancelled(tokio::time::sleep(PROBE_INTERVAL)).await.is_some() {
             if self.away.load(Ordering::Relaxed) && self.ping().await.is_ok() {
@@ -153,13 +155,13 @@ impl SeatLocks {
     }
 }
 
-/// The reservation's holds of these seats.
+/// One hold per seat, each with this reservation's id.
 #[must_use]
 pub fn holds_of(reservation_id: ReservationId, seats: &[SessionSeatId]) -> Vec<Hold> {
     seats.iter().map(|seat| Hold { reservation_id, session_seat_id: *seat }).collect()
 }
 
-/// The braces are a hash tag: in a cluster all locks of a session share a slot, as a script needs.
+/// The braces are a hash tag: in a Redis cluster, all locks of a session share a slot, as a script requires.
 fn key_of(session: SessionId, seat: SessionSeatId) -> String {
     format!("booking:lock:{{{session}}}:{seat}")
 }

@@ -1,7 +1,7 @@
-//! The price tiers in use and the database's clock, kept in memory for a second.
+//! The price tiers in use and the database's clock, cached for one second.
 //!
-//! Every booking needs both. Read once a second by each replica, they cost the database nothing that grows with the
-//! bookings.
+//! Every booking needs both. Each replica reads them about once a second, so their cost does not grow with the number
+//! of bookings.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,10 @@ use shared_contracts::ids::{PriceTierId, SessionId};
 use shared_contracts::money::Multiplier;
 use sqlx::PgPool;
 
-/// How long what was read of tiers, and of the database's clock, is believed.
+/// How long the tiers and the database's clock are used after they were read.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
-/// The tiers that are in use, so that not every booking reads them again.
+/// Caches the tiers that are in use, so that not every booking reads them again.
 #[derive(Debug, Default)]
 pub struct PriceTierCache {
     state: Mutex<CacheState>,
@@ -25,7 +25,7 @@ pub struct PriceTierCache {
 #[derive(Debug, Default)]
 struct CacheState {
     known: Option<Snapshot>,
-    /// Changes made here. What was read before one of them is not kept after it.
+    /// The number of changes by this process. A snapshot that was read before a change is not kept after it.
     changes: u64,
 }
 
@@ -48,15 +48,16 @@ impl Snapshot {
             let (only_for, multiplier) = self.tiers.get(id)?;
             only_for.is_none_or(|session| session == session_id).then_some((*id, *multiplier))
         };
-        // As exact as the database keeps it, so that what is answered is what is kept.
+        // Truncated to microseconds, as the database stores it, so that the answer and the row agree.
         let now = (self.clock + self.read_at.elapsed()).trunc_subsecs(6);
         (now, ids.iter().filter_map(usable).collect())
     }
 }
 
 impl PriceTierCache {
-    /// The database's time, never ahead of it, and the multipliers of those of `ids` that exist for the session. Both may have been read
-    /// up to [`FRESH_FOR`] ago; the time has gone on since. The database has the last word on every deadline that is made of it.
+    /// The database's time, never ahead of it, and the multipliers of those of `ids` that the session may use. Both may
+    /// have been read up to [`FRESH_FOR`] ago; the time includes its age since then. The database decides every
+    /// deadline that is computed from it.
     ///
     /// # Errors
     /// The database failed.
@@ -91,7 +92,7 @@ impl PriceTierCache {
         Ok(answer)
     }
 
-    /// Keeps what was read after so many changes here, unless there has been another since.
+    /// Keeps a snapshot that was read when there had been `changes` changes, unless there is another since.
     fn keep(&self, read: Snapshot, changes: u64) {
         let mut state = self.state();
         if state.changes != changes {
@@ -103,7 +104,7 @@ impl PriceTierCache {
         }
     }
 
-    /// After a change here: what was known is not.
+    /// Drops the cached tiers after a change by this process.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         state.known = None;
@@ -127,7 +128,7 @@ mod tests {
         assert!(cache.state().known.is_some());
         cache.forget();
         cache.keep(read(), 0);
-        assert!(cache.state().known.is_none(), "the old price would be believed for another second");
+        assert!(cache.state().known.is_none(), "the old price would be used for another second");
         cache.keep(read(), 1);
         assert!(cache.state().known.is_some());
     }
