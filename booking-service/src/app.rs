@@ -1,4 +1,4 @@
-//! The service put together: every route on one screen, and how its processes start and stop.
+//! Every route on one screen, and how the service's processes start and stop.
 
 use std::sync::Arc;
 
@@ -30,9 +30,11 @@ use crate::{price_tiers, replay};
     info(
         title = "Booking Service",
         description = "Price tiers, reservations, payment and tickets.\n\n\
-            **New here?** Press *Authorize* and enter any UUID as your user id, or your access token where the service asks for one: it goes with all calls. Create a price tier; take a session \
-            and a seat from the Event Service's seat map (port 8000); `POST /api/v1/reservations`; confirm it; look at your ticket.\n\n\
-            Reservations and tickets are for their owner and for admins: for everyone else they do not exist (`404`).",
+            **New here?** Press *Authorize* and enter any UUID as your user id, or your access token if the service \
+            requires one. The page sends it with every call. Create a price tier. Take a session and a seat from the \
+            Event Service's seat map (port 8000). `POST /api/v1/reservations`, confirm the reservation, and get your \
+            ticket.\n\n\
+            Only its owner and admins see a reservation or ticket; everyone else gets `404`.",
     ),
     tags((name = "1 Price tiers"), (name = "2 Reservations"), (name = "3 Tickets"), (name = "4 Administration"), (name = "5 Payment provider"), (name = "Health"))
 )]
@@ -52,7 +54,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(end::refund_ticket))
         .routes(routes!(replay::replay_events))
         .routes(routes!(payment_webhook::take_payment_notice))
-        // The same resource under its other name, for the clients that know it so.
+        // An alias of the same resource without `admin` in the path.
         .route(
             "/api/v1/price-tiers",
             axum::routing::post(price_tiers::create_price_tier).get(price_tiers::list_price_tiers),
@@ -74,14 +76,14 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
     (routes, document)
 }
 
-/// The class of requests that a route belongs to.
+/// The class of a route, whose requests share a limit; `None` for an unknown route.
 #[must_use]
 pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     let changes = !method.is_safe();
     Some(match path {
         "/api/v1/reservations" if changes => RequestClass::Hold,
         "/api/v1/reservations" => RequestClass::Read,
-        // Whoever pays looks at this reservation and then at the ticket.
+        // A buyer that pays also loads this reservation and then the ticket.
         _ if path.starts_with("/api/v1/reservations/") || path.starts_with("/api/v1/tickets/") => RequestClass::Confirm,
         "/api/v1/payments/webhook" => RequestClass::Notice,
         _ if path.starts_with("/api/v1/admin/") || path.starts_with("/api/v1/price-tiers") => {
@@ -95,10 +97,11 @@ pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     })
 }
 
-/// The routes and the OpenAPI document without anything behind them: for the `openapi` command, and for a look at the routes.
+/// The routes and the OpenAPI document without a database, Redis or broker, for the `openapi` command and for tests of
+/// the routes.
 ///
 /// # Errors
-/// None that depends on the environment: they are made from the defaults.
+/// A metric or a default setting is wrong in the code; the environment can cause no error.
 pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     let settings = Settings::read(SettingsReader::new(|_| None), 8001)?;
     let db = database::lazy_pool(&settings.database_url, "openapi", 1)?;
@@ -106,7 +109,7 @@ pub fn skeleton() -> anyhow::Result<(Router, utoipa::openapi::OpenApi)> {
     Ok(api(&app, Health::new("booking-service", env!("CARGO_PKG_VERSION"))))
 }
 
-/// Connects to everything, brings the schema up to date, and starts what every process of this service runs.
+/// Connects to the database, migrates it, and starts the tasks that both the service and the worker run.
 ///
 /// # Errors
 /// The database does not answer or can't be migrated.
@@ -123,10 +126,11 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
     Ok(app)
 }
 
-/// Has the metrics collected that other parts know; for a process that runs, not for a command.
+/// Registers the metrics that are read from other parts at each scrape. Commands serve no metrics, so they do not call
+/// this.
 fn watch(app: &App) -> anyhow::Result<()> {
     app.metrics.common.watch_pools(&app.db, &app.desk_db)?;
-    // A handle that keeps nothing alive: the app owns its metrics.
+    // A weak handle: the app owns its metrics, so a strong one would keep both alive for ever.
     let circuit = Arc::downgrade(app);
     app.metrics.common.look(move || {
         if let Some(app) = circuit.upgrade() {
@@ -137,10 +141,11 @@ fn watch(app: &App) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a command needs that looks at the system from outside: nothing runs in it, and no schema is touched.
+/// The app for a command such as `audit`. It does not migrate the database, and starts neither the relay nor the probes
+/// of Redis and the circuit.
 ///
 /// # Errors
-/// A setting is no address.
+/// A setting is not a valid address.
 pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<App> {
     let db = database::lazy_pool(&settings.database_url, name, 4)?;
     Ok(Arc::new(Shared::new(settings, db, name, &Lifecycle::new())?))
@@ -154,7 +159,7 @@ pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &
     server::serve(lifecycle, listener, router, &settings.common, &app.metrics.common, request_class);
 }
 
-/// Runs the worker until `lifecycle` stops; its listener answers health checks, and gives its metrics.
+/// Runs the worker until `lifecycle` stops; its listener serves health checks and metrics.
 ///
 /// # Errors
 /// The scheduler can't be started.
@@ -172,7 +177,7 @@ pub async fn work(app: &App, settings: &Settings, listener: TcpListener, lifecyc
         lifecycle.spawn("audit", async move { worker::audit_again_and_again(&app, &plan, &stopping).await });
     }
     let router = health::routes(health(app, "booking-worker")).merge(app.metrics.common.routes()).into();
-    // Nobody says there who they are, so it has no use for the keys of tokens.
+    // Health checks and metrics need no login, so the worker does not read the keys of tokens.
     let limits = Common { auth: AuthSettings::default(), ..settings.common.clone() };
     server::serve(lifecycle, listener, router, &limits, &app.metrics.common, request_class);
     Ok(())

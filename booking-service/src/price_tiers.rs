@@ -30,7 +30,7 @@ use crate::tier_cache::PriceTierCache;
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 pub struct PriceTier {
     id: PriceTierId,
-    /// The one session it serves; all of them when null.
+    /// The session that may use the tier; null if every session may.
     session_id: Option<SessionId>,
     name: String,
     base_multiplier: Multiplier,
@@ -47,13 +47,13 @@ pub struct PriceTier {
 pub struct CreatePriceTier {
     #[schema(min_length = 1, max_length = 100, pattern = r"\S", example = "Standard")]
     name: String,
-    /// The factor on the seat's price. Required, under this name or the next.
+    /// The factor that multiplies the seat's price. Required, under this name or as `multiplier`.
     base_multiplier: Option<Multiplier>,
     /// Another name for `base_multiplier`.
     multiplier: Option<Multiplier>,
     #[schema(max_length = 1000, example = "Standard pricing")]
     description: Option<String>,
-    /// The one session to serve; all of them when left out.
+    /// The session that may use the tier; every session if left out.
     session_id: Option<SessionId>,
 }
 
@@ -63,7 +63,7 @@ patch_body!(UpdatePriceTier: CreatePriceTier, { "base_multiplier": 1.5 });
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct TierFilter {
-    /// Only those that serve this session: its own and those of all sessions.
+    /// Only tiers that this session may use: its own and those for every session.
     #[param(inline)]
     session_id: Option<SessionId>,
 }
@@ -76,7 +76,7 @@ problems!(ListRefusals: &[Code::ValidationFailed]);
 
 /// Create a price tier
 #[utoipa::path(post, path = "/api/v1/admin/price-tiers", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])), request_body = CreatePriceTier,
-    responses((status = 201, description = "Made", body = PriceTier, headers(("Location" = String), ("ETag" = String)), links(
+    responses((status = 201, description = "Created", body = PriceTier, headers(("Location" = String), ("ETag" = String)), links(
         ("get" = (operation_id = "get_price_tier", parameters(("id" = "$response.body#/id")))),
         ("update" = (operation_id = "update_price_tier", parameters(("id" = "$response.body#/id")))),
         ("delete" = (operation_id = "delete_price_tier", parameters(("id" = "$response.body#/id")))),
@@ -132,7 +132,7 @@ pub(crate) async fn get_price_tier(
 
 /// Change a price tier
 ///
-/// A new multiplier is for those who reserve from now on; another replica may sell at the old one for a second more.
+/// A new multiplier applies to later reservations. Another replica may use the old one for one more second.
 #[utoipa::path(patch, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])), request_body = UpdatePriceTier,
     params(("id" = PriceTierId, Path), IfMatchHeader),
     responses((status = 200, description = "Changed", body = PriceTier, headers(("ETag" = String))), UpdateRefusals))]
@@ -165,7 +165,7 @@ pub(crate) async fn update_price_tier(
 
 /// Delete a price tier
 ///
-/// One that a reservation was made with stays.
+/// A tier that a reservation uses can't be deleted (`409`).
 #[utoipa::path(delete, path = "/api/v1/admin/price-tiers/{id}", tag = "1 Price tiers", security((), ("bearer" = ["organizer", "admin"])),
     params(("id" = PriceTierId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_price_tier(
@@ -177,14 +177,15 @@ pub(crate) async fn delete_price_tier(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
-    // No foreign key and no index serve this rare question: every booking would pay for them, the key even with a lock on this row. So a
-    // booking of this second may still come to stand for a tier that is gone: its prices are in its items, and nothing else asks for it.
+    // No foreign key and no index support this rare query: every booking would pay for them, and a foreign key would
+    // also lock this row. So a booking of the same second may still refer to a deleted tier. Its items have their
+    // prices, and nothing else reads the tier.
     let used: bool = sqlx::query_scalar("select exists (select from reservation_items where price_tier_id = $1)")
         .bind(id)
         .fetch_one(&mut *tx)
         .await?;
     if used {
-        return Err(Error::refused(Code::ResourceInUse, "Reservations were made with this tier; it stays with them."));
+        return Err(Error::refused(Code::ResourceInUse, "Reservations use this price tier, so it can't be deleted."));
     }
     sqlx::query("delete from price_tiers where id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;
@@ -205,7 +206,7 @@ impl PriceTier {
     }
 }
 
-/// The row for an edit: nobody else changes it until the transaction ends.
+/// Reads the row for an edit and locks it until the transaction ends.
 async fn lock(tx: &mut PgConnection, id: PriceTierId, if_match: &IfMatch) -> Result<PriceTier> {
     let found: Option<PriceTier> =
         sqlx::query_as("select * from price_tiers where id = $1 for update").bind(id).fetch_optional(tx).await?;

@@ -1,8 +1,8 @@
-//! Replay: events that were published are published again, for a receiver that has lost them.
+//! Replay: publishes events again, for a receiver that has lost them.
 //!
-//! They keep their ids, so whoever has applied one knows it as a repeat: replaying anything, any number of times,
-//! changes nothing that is right already. The outbox itself is only read; events that have not left yet are the
-//! relay's.
+//! Events keep their ids, so a receiver that has applied one recognizes the repeat. A replay of anything, any number of
+//! times, changes nothing that is right already. A replay only reads the outbox. It leaves events that have not been
+//! published yet to the relay.
 
 use std::sync::Arc;
 
@@ -26,38 +26,38 @@ use uuid::Uuid;
 
 use crate::outbox::{BATCH_MAX, StoredEvent};
 
-/// How far a service's clock, which ids are made by, may be ahead of the database's.
+/// How far a service's clock, which ids are made by, may be behind the database's.
 const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(10);
-/// Events that one call publishes, when it does not say.
+/// The number of events that one call publishes if it sets no `limit`.
 const EVENTS_PER_CALL: u16 = 500;
-/// What a client should wait while the broker is away.
+/// How long a client should wait while the broker is away.
 const RETRY_AFTER_SECONDS: u32 = 5;
 
 /// Which stored events to publish again. At least one of `from` and `reservation_id` is needed.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[schema(example = json!({ "from": "2026-01-01T00:00:00Z", "event_type": "reservation.confirmed" }))]
 pub struct ReplayRequest {
-    /// Those that were committed at this time or later.
+    /// Only events that were committed at this time or later.
     pub from: Option<DateTime<Utc>>,
-    /// Those that were committed before this time.
+    /// Only events that were committed before this time.
     pub to: Option<DateTime<Utc>>,
-    /// Only of this type.
+    /// Only events of this type.
     pub event_type: Option<BookingEventType>,
-    /// Only of this reservation.
+    /// Only events of this reservation.
     pub reservation_id: Option<ReservationId>,
-    /// How many in this call; 500 when left out.
+    /// The most events to publish in this call; 500 if left out.
     #[schema(minimum = 1, maximum = 1000)]
     pub limit: Option<u16>,
-    /// The `next_cursor` of the call before.
+    /// The `next_cursor` of the previous call.
     pub cursor: Option<Uuid>,
 }
 
-/// What was published.
+/// The result of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Replayed {
-    /// Events that the broker has.
+    /// The number of events that the broker has confirmed.
     pub published: usize,
-    /// Pass it as `cursor` to go on; null when there are no more.
+    /// Send it as `cursor` to continue; null when there are no more.
     pub next_cursor: Option<Uuid>,
 }
 
@@ -65,7 +65,7 @@ problems!(Refusals: openapi::BODY, &[Code::BrokerUnavailable]);
 
 /// Publish stored events again
 ///
-/// Harmless when repeated: receivers know events by their ids. Events that have not been published yet are left to be.
+/// Harmless when repeated: receivers recognize events by their ids. Events that were never published are left out.
 #[utoipa::path(post, path = "/api/v1/admin/events/replay", tag = "4 Administration", security((), ("bearer" = ["admin"])), request_body = ReplayRequest,
     responses((status = 200, description = "Published", body = Replayed), Refusals))]
 pub(crate) async fn replay_events(
@@ -83,12 +83,12 @@ pub(crate) async fn replay_events(
 /// Publishes one page of events.
 ///
 /// # Errors
-/// The database or the broker does not answer; what was published before that may be published again.
+/// The database or the broker does not answer. Some events may be published already; a repeat is harmless.
 pub async fn replay(db: &PgPool, publisher: &Publisher, request: &ReplayRequest) -> Result<Replayed> {
     let limit = usize::from(request.limit.unwrap_or(EVENTS_PER_CALL));
     let events = published(db, request, limit as i64).await?;
     let published = publish(publisher, &events).await.map_err(|cause| {
-        let detail = "The broker did not take the events. Try again; those that it did take are known by their ids.";
+        let detail = "The broker did not confirm all events. Try again; receivers know repeated events by their ids.";
         let problem = Problem::new(Code::BrokerUnavailable, detail).retry_after(RETRY_AFTER_SECONDS);
         Error::Unavailable { problem: Box::new(problem), cause }
     })?;
@@ -101,7 +101,7 @@ async fn publish(publisher: &Publisher, events: &[Outgoing]) -> anyhow::Result<u
     for batch in events.chunks(BATCH_MAX as usize) {
         let outcomes = publisher.publish(batch).await?;
         if let Some(outcome) = outcomes.into_iter().find(|outcome| *outcome != Published::Confirmed) {
-            bail!("an event was not taken: {outcome:?}");
+            bail!("the broker did not confirm an event: {outcome:?}");
         }
     }
     Ok(events.len())
@@ -112,7 +112,8 @@ async fn publish(publisher: &Publisher, events: &[Outgoing]) -> anyhow::Result<u
 /// # Errors
 /// The database failed.
 async fn published(db: &PgPool, wanted: &ReplayRequest, limit: i64) -> Result<Vec<Outgoing>> {
-    // Ids begin with the time at which they were made, shortly before the commit: they are the index by time.
+    // Ids begin with the time at which they were made, shortly before the commit. So the primary key serves as an index
+    // by time.
     let not_before = wanted.from.map_or(Uuid::nil(), |from| first_id_of(from - CLOCKS_APART_MAX));
     let events: Vec<StoredEvent> = sqlx::query_as(
         "select id, event_type, payload, traceparent, created_at from outbox

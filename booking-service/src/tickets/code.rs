@@ -1,13 +1,13 @@
-//! The drawing of QR codes, as PNG or SVG.
+//! Draws QR codes as PNG or SVG.
 
 use qrcode::canvas::{Canvas, MaskPattern};
 use qrcode::render::{Renderer, svg};
 use qrcode::{Color, EcLevel, bits, ec};
 use service_kit::http::error::{Error, Result};
 
-/// Pixels of one dot of a QR code.
+/// The width and height of one dot of a QR code, in pixels.
 const DOT_PIXELS: usize = 6;
-/// Dots of white around it; readers need four.
+/// The width of the white border in dots; readers need four.
 const QUIET_ZONE_DOTS: usize = 4;
 /// The dots of a QR code, row by row, without the white around it.
 pub(crate) struct QrCode {
@@ -16,8 +16,8 @@ pub(crate) struct QrCode {
 }
 
 impl QrCode {
-    /// As the library makes it, but for the choice of the mask: weighing all eight against each other was most of the work, a third of
-    /// a millisecond a ticket, for a difference that no reader of today needs.
+    /// Makes the code as the library does, but with a fixed mask. The library compares all eight masks, which was most
+    /// of the work: a third of a millisecond per ticket. No reader of today needs the best mask.
     pub(crate) fn of(content: &[u8]) -> qrcode::QrResult<Self> {
         let bits = bits::encode_auto(content, EcLevel::M)?;
         let version = bits.version();
@@ -30,7 +30,7 @@ impl QrCode {
         Ok(Self { width: dots.len().isqrt(), dots })
     }
 
-    /// A QR code as a PNG of one bit a pixel: about a kilobyte.
+    /// The code as a PNG with one bit per pixel: about a kilobyte.
     pub(crate) fn png(&self) -> Result<Vec<u8>> {
         let Self { dots: colors, width: dots } = self;
         let dots = *dots;
@@ -52,14 +52,15 @@ impl QrCode {
         let mut encoder = png::Encoder::new(&mut image, side as u32, side as u32);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.set_depth(png::BitDepth::One);
-        // Twice the bytes of the best in a tenth of its time, which was a seventh of this service's work for a ticket.
+        // Twice the bytes of the best compression, in a tenth of its time. The best one took a seventh of this
+        // service's work for a ticket.
         encoder.set_compression(png::Compression::Fastest);
         let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels));
         written.map_err(|error| Error::Internal(error.into()))?;
         Ok(image)
     }
 
-    /// The QR code as an SVG image.
+    /// The code as an SVG image.
     pub(crate) fn svg(&self) -> String {
         Renderer::<svg::Color<'_>>::new(&self.dots, self.width, QUIET_ZONE_DOTS as u32).build()
     }

@@ -1,4 +1,4 @@
-//! Tickets as customers see them: their routes, and the drawing of their QR codes.
+//! Tickets as customers see them: their routes and their QR codes.
 
 pub(crate) mod code;
 pub(crate) mod routes;

@@ -21,14 +21,14 @@ use utoipa::{IntoParams, ToSchema};
 use super::code::QrCode;
 use crate::reservations::tickets::{Ticket, TicketLoader};
 
-/// QR codes that are drawn before others get their turn.
+/// QR codes that a request draws before it lets others run.
 const DRAWN_AT_ONCE: usize = 8;
 
 /// How to draw a QR code.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct QrQuery {
-    /// `png` when left out.
+    /// `png` if left out.
     #[param(inline)]
     format: Option<QrFormat>,
 }
@@ -40,7 +40,7 @@ enum QrFormat {
     Svg,
 }
 
-/// Bytes of an image, for the document.
+/// The bytes of a PNG image.
 #[derive(ToSchema)]
 #[schema(value_type = String, format = Binary)]
 #[expect(dead_code, reason = "only its description is of interest")]
@@ -51,7 +51,7 @@ problems!(ListRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::Val
 
 /// List a user's tickets, newest first
 ///
-/// Another user's is `404`, as if there were no such user.
+/// The list of another user is `404`, as if that user did not exist.
 #[utoipa::path(get, path = "/api/v1/tickets/user/{user_id}", tag = "3 Tickets", params(("user_id" = UserId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "The tickets", body = Vec<Ticket>), ListRefusals))]
 pub(crate) async fn list_tickets(
@@ -60,14 +60,14 @@ pub(crate) async fn list_tickets(
     ApiPath(user_id): ApiPath<UserId>,
 ) -> Result<Json<Vec<Ticket>>> {
     if caller.confined_to().is_some_and(|own| own != user_id) {
-        return Err(Error::refused(Code::TicketNotFound, format!("You have no tickets of the user {user_id}.")));
+        return Err(Error::refused(Code::TicketNotFound, format!("You can see no tickets of user {user_id}.")));
     }
     let tickets = tickets.of_owner(user_id).await?;
     let mut shown = Vec::with_capacity(tickets.len());
     for ticket in tickets {
         shown.push(with_qr_code(ticket)?);
         if shown.len().is_multiple_of(DRAWN_AT_ONCE) {
-            // A thousand codes take tens of milliseconds, in which others want to pay.
+            // A thousand codes take tens of milliseconds, and payments must not wait for that.
             tokio::task::yield_now().await;
         }
     }
@@ -101,7 +101,7 @@ pub(crate) async fn get_ticket_qr(
     })
 }
 
-/// The QR code of a ticket holds `TICKET:` and the ticket's id.
+/// Makes the ticket's QR code, which contains `TICKET:` and the ticket's id.
 fn code_of(ticket: &Ticket) -> Result<QrCode> {
     let content = format!("TICKET:{}", ticket.id);
     QrCode::of(content.as_bytes()).map_err(|error| Error::Internal(error.into()))
