@@ -20,7 +20,7 @@ use service_kit::process::settings::SettingsReader;
 use shared_contracts::booking_event::BookingEventType;
 use shared_contracts::ids::{ReservationId, UserId};
 
-/// Millions of small buffers a minute.
+/// The service allocates millions of small buffers per minute, which mimalloc does faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -36,16 +36,16 @@ struct Arguments {
 enum Command {
     /// Serve requests until SIGTERM
     Serve,
-    /// End due reservations, publish events and heal what crashes left, until SIGTERM
+    /// End due reservations, publish events and repair half-done work, until SIGTERM
     Worker,
-    /// Bring the database schema up to date and end
+    /// Migrate the database and exit
     Migrate,
-    /// Hold both databases against the eight promises; exits 2 when one is violated
+    /// Check both databases against the eight promises; exits with 2 if one is broken
     Audit {
         /// Print the whole report as JSON
         #[arg(long)]
         json: bool,
-        /// Seconds between the two looks: a difference that is younger is in passing
+        /// Seconds between the two passes; a difference that only one pass finds does not count
         #[arg(long, default_value_t = 10)]
         settle_seconds: u64,
         /// Seconds that an expiry, a refund or an event may be late
@@ -54,49 +54,49 @@ enum Command {
     },
     /// Publish stored events again; harmless when repeated
     Replay {
-        /// Those that were committed at this time (RFC 3339) or later
+        /// Only events that were committed at this time (RFC 3339) or later
         #[arg(long, required_unless_present = "reservation_id")]
         from: Option<DateTime<Utc>>,
-        /// Those that were committed before this time
+        /// Only events that were committed before this time
         #[arg(long)]
         to: Option<DateTime<Utc>>,
-        /// Only of this type, such as reservation.confirmed
+        /// Only events of this type, such as reservation.confirmed
         #[arg(long, value_parser = event_type)]
         event_type: Option<BookingEventType>,
-        /// Only of this reservation
+        /// Only events of this reservation
         #[arg(long)]
         reservation_id: Option<ReservationId>,
     },
-    /// Print an access token by JWT_SECRET, for local trials
+    /// Print an access token signed with JWT_SECRET, for local trials
     Token {
-        /// Whose it is: a UUID
+        /// The user that the token is for: a UUID
         #[arg(long)]
         user: UserId,
-        /// What they may do beyond buying: organizer or admin; repeat it for both
+        /// A role of the user besides customer: organizer or admin; repeat the option for both
         #[arg(long, default_value = "customer")]
         role: Vec<Role>,
-        /// How long it is valid
+        /// Minutes until the token expires
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1440))]
         minutes: u64,
     },
     /// Print the OpenAPI document
     Openapi,
-    /// Ask the running process on PORT whether it is ready; exits 1 when it is not
+    /// Check that the running process on PORT is ready; exits with 1 if it is not
     Healthcheck,
 }
 
 fn event_type(name: &str) -> Result<BookingEventType, String> {
     let names = BookingEventType::ALL.map(BookingEventType::routing_key);
     let known = BookingEventType::ALL.into_iter().find(|known| known.routing_key() == name);
-    known.ok_or_else(|| format!("is none of {}", names.join(", ")))
+    known.ok_or_else(|| format!("must be one of {}", names.join(", ")))
 }
 
-/// By the settings that the services verify tokens with.
+/// Signs the token with the settings that the services verify tokens with.
 fn token(user: UserId, roles: &[Role], lifetime: Duration) -> anyhow::Result<String> {
     let mut reader = SettingsReader::from_env();
-    reader.refuse_in_production("tokens for trials are not made here; the login makes those of real users");
+    reader.refuse_in_production("this command makes tokens for trials only; real users get theirs from the login");
     let settings = JwtSettings::read(&mut reader, &Trust::default());
-    let settings = reader.finish(settings)?.context("the settings of tokens are incomplete")?;
+    let settings = reader.finish(settings)?.context("the settings for tokens (`JWT_...`) are incomplete")?;
     tokens::mint(&settings, user, roles, lifetime)
 }
 
@@ -165,7 +165,7 @@ async fn replay_all(settings: &Settings, mut request: ReplayRequest) -> anyhow::
     }
 }
 
-/// Serves requests or works, until SIGTERM.
+/// Runs the service or the worker until SIGTERM.
 async fn run_process(settings: &Settings, name: &'static str, is_worker: bool) -> anyhow::Result<ExitCode> {
     let export = traces::start(&settings.common.traces, name, env!("CARGO_PKG_VERSION"))?;
     let lifecycle = Lifecycle::new();

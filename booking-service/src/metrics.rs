@@ -1,4 +1,4 @@
-//! What this service counts and measures: all of its metrics, on one screen.
+//! All metrics of this service, on one screen.
 
 use std::time::{Instant, SystemTime};
 
@@ -12,22 +12,22 @@ use crate::outbox::{self, Relayed};
 use crate::payments::ChargeOutcome;
 use crate::seat_locks::LockOutcome;
 
-/// A step of a booking or of a payment: a span of its trace, and a histogram of its own.
+/// A step of a booking or a payment: a span of its trace, and a `step` label of `booking_step_duration_seconds`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum MeasuredStep {
-    /// Price tiers and the clock.
+    /// Read the price tiers and the database's clock.
     Tiers,
-    /// The gate in Redis.
+    /// Lock the seats in Redis.
     Lock,
-    /// Availability, prices and the hold, by the Event Service.
+    /// Check availability, read prices and hold the seats, by the Event Service.
     Reserve,
-    /// The reservation's row.
+    /// Insert the reservation's row.
     Write,
-    /// The lease before the provider is asked.
+    /// Take the lease, before the charge.
     Lease,
-    /// The payment provider.
+    /// Charge at the payment provider.
     Charge,
-    /// Tickets, payment and event.
+    /// Write tickets, payment and event.
     Complete,
 }
 
@@ -45,9 +45,9 @@ impl MeasuredStep {
     }
 }
 
-/// This service's metrics.
+/// The metrics of the Booking Service and of its worker.
 pub struct BookingMetrics {
-    /// Those that every process has.
+    /// The metrics that every process has.
     pub common: Metrics,
     steps: HistogramVec,
     reservations: IntCounterVec,
@@ -60,7 +60,7 @@ pub struct BookingMetrics {
     background: Background,
 }
 
-/// What a process does beside its requests.
+/// The metrics of what a process does beside its requests.
 struct Background {
     runs: IntCounterVec,
     last_success: GaugeVec,
@@ -74,29 +74,29 @@ struct Background {
 impl Background {
     fn new(common: &Metrics) -> anyhow::Result<Self> {
         Ok(Self {
-            runs: common.counters("booking_worker_runs_total", "Rounds of the worker's tasks.", &["task", "outcome"])?,
+            runs: common.counters("booking_worker_runs_total", "Runs of the worker's tasks.", &["task", "outcome"])?,
             last_success: common.gauges(
                 "booking_worker_last_success_timestamp_seconds",
-                "When each of the worker's tasks last went through.",
+                "When each of the worker's tasks last succeeded.",
                 &["task"],
             )?,
             circuit_open: common.gauge(
                 "booking_event_service_circuit_open",
-                "1 while the Event Service has failed so often that it is left alone.",
+                "1 while calls to the Event Service fail at once because it failed too often.",
             )?,
             outbox_pending: common.gauges(
                 "booking_outbox_pending",
-                "Events that wait for the broker; counted to 10,000.",
+                "Events that wait for the broker; counting stops at 10,000.",
                 &[],
             )?,
             outbox_age: common.gauges(
                 "booking_outbox_oldest_age_seconds",
-                "How long the oldest of those events has waited, those of expired reservations aside; 0 when none does.",
+                "How long the oldest of those events has waited, without those of expired reservations; 0 when none waits.",
                 &[],
             )?,
             audit_violations: common.gauges(
                 "booking_audit_violations",
-                "What the worker's last audit found, by promise; absent where AUDIT_INTERVAL_MINUTES is not set.",
+                "Violations found by the worker's last audit, by promise; absent unless AUDIT_INTERVAL_MINUTES is set.",
                 &["promise"],
             )?,
             audit_time: common.gauges(
@@ -109,10 +109,10 @@ impl Background {
 }
 
 impl BookingMetrics {
-    /// Those of a process of this name.
+    /// Registers all metrics of the process called `service`.
     ///
     /// # Errors
-    /// None that depends on the environment.
+    /// Two metrics have the same name, which no environment can cause.
     pub fn new(service: &str) -> anyhow::Result<Self> {
         let common = Metrics::new(service, env!("CARGO_PKG_VERSION"))?;
         let counters = |name, help, labels| common.counters(name, help, labels);
@@ -124,18 +124,18 @@ impl BookingMetrics {
             )?,
             reservations: counters(
                 "booking_reservations_total",
-                "What became of reservations: created, refused or failed with the problem's code; later confirmed, expired, cancelled; and refunds of tickets.",
+                "Reservations by outcome: created, refused or failed with the problem's code; later confirmed, expired or cancelled; and refunds of tickets.",
                 &["outcome", "reason"],
             )?,
             confirmations: counters(
                 "booking_confirmations_total",
-                "What requests to confirm were answered: paid, processing, refused or failed with the problem's code.",
+                "Answers to confirm requests: paid, processing, refused or failed with the problem's code.",
                 &["outcome", "reason"],
             )?,
-            charges: counters("booking_charges_total", "What the payment provider said to charges.", &["outcome"])?,
+            charges: counters("booking_charges_total", "Charges by the payment provider's answer.", &["outcome"])?,
             locks: counters(
                 "booking_seat_locks_total",
-                "Attempts to lock the seats of a booking; bypassed: Redis was away, and the booking went on without.",
+                "Attempts to lock the seats of a booking; bypassed: Redis was away, and the booking went on without locks.",
                 &["outcome"],
             )?,
             published: common.counter("booking_outbox_published_total", "Events that the broker has confirmed.")?,
@@ -145,7 +145,7 @@ impl BookingMetrics {
             )?,
             reconciled: counters(
                 "booking_reconciled_seats_total",
-                "Seats that reconciliation put right after a crash or a lost message.",
+                "Seats that reconciliation corrected after a crash or a lost message.",
                 &["change"],
             )?,
             background: Background::new(&common)?,
@@ -155,7 +155,8 @@ impl BookingMetrics {
         Ok(metrics)
     }
 
-    /// A counter that appears with its first event shows no increase then: the first bypass or the first violation would go unseen.
+    /// Creates counters at 0. A counter that appears with its first event shows no increase, so the first bypass or
+    /// refusal would go unseen.
     fn begin_at_zero(&self) {
         for outcome in ["acquired", "busy", "bypassed"] {
             self.locks.with_label_values(&[outcome]);
@@ -181,7 +182,7 @@ impl BookingMetrics {
         self.background.circuit_open.set(is_open.into());
     }
 
-    /// Has the outbox counted by `db` whenever metrics are collected.
+    /// Counts the outbox by `db` whenever metrics are collected.
     pub(crate) fn watch_outbox(&self, db: &PgPool) {
         let (db, pending, age) =
             (db.clone(), self.background.outbox_pending.clone(), self.background.outbox_age.clone());
@@ -196,7 +197,7 @@ impl BookingMetrics {
         });
     }
 
-    /// Does a step: measured, and a span of the request's trace.
+    /// Runs `work` as a step, which it measures and shows as a span of the request's trace.
     ///
     /// # Errors
     /// Those of `work`.
@@ -212,7 +213,7 @@ impl BookingMetrics {
         self.reservations.with_label_values(&[outcome, reason]).inc();
     }
 
-    /// What happened to a reservation after that, by the event that was committed with it.
+    /// Counts what happened to a reservation later, by the event that was committed with it.
     pub(crate) fn ended(&self, event: BookingEventType) {
         let outcome = match event {
             BookingEventType::Confirmed => "confirmed",
@@ -223,7 +224,7 @@ impl BookingMetrics {
         self.reservations.with_label_values(&[outcome, ""]).inc();
     }
 
-    /// `processing` is looked at where there is an answer.
+    /// Counts an answer to a confirm request. `processing` tells whether a success is still undecided.
     pub(crate) fn confirmed<T>(&self, answer: &Result<T>, processing: impl Fn(&T) -> bool) {
         let taken = |answer: &T| (if processing(answer) { "processing" } else { "paid" }, "");
         let (outcome, reason) = answer.as_ref().map_or_else(refusal, taken);
@@ -254,15 +255,15 @@ impl BookingMetrics {
         self.not_taken.inc_by(relayed.left as u64);
     }
 
-    /// Seats that one round of reconciliation has freed and sold.
+    /// Counts the seats that one round of reconciliation has freed and sold.
     pub(crate) fn healed(&self, released: usize, confirmed: usize) {
         self.reconciled.with_label_values(&["released"]).inc_by(released as u64);
         self.reconciled.with_label_values(&["confirmed"]).inc_by(confirmed as u64);
     }
 
-    /// A round of one of the worker's tasks.
+    /// Counts a run of one of the worker's tasks.
     pub(crate) fn ran(&self, task: &str, succeeded: bool) {
-        // Both are there from the first round on: a series that begins with its first failure shows no rise.
+        // Both exist from the first run on: a series that begins with its first failure shows no increase.
         let [done, failed] = ["done", "failed"].map(|outcome| self.background.runs.with_label_values(&[task, outcome]));
         if succeeded {
             done.inc()
@@ -274,7 +275,8 @@ impl BookingMetrics {
         }
     }
 
-    /// The violations of each promise that an audit has found; `None` when the audit failed.
+    /// Sets the violations of each promise that an audit has found. `None`: the audit failed, and the gauges are
+    /// removed.
     pub(crate) fn audited(&self, violations: Option<impl Iterator<Item = (&'static str, usize)>>) {
         let Some(violations) = violations else {
             return self.background.audit_violations.reset();
@@ -291,7 +293,7 @@ fn refusal(error: &Error) -> (&'static str, &'static str) {
     (if code.status() < 500 { "refused" } else { "failed" }, code.as_str())
 }
 
-/// Since 1970, by the clock that whoever reads it goes by, too.
+/// The seconds since 1970, by the system clock.
 fn now() -> f64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! What all requests and ticks of a process share, and the parts of it that a handler can take.
+//! The state that all requests and background tasks of a process share, and the parts that a handler can extract.
 
 use std::sync::Arc;
 
@@ -21,44 +21,45 @@ use crate::seat_locks::SeatLocks;
 use crate::settings::{Rules, Settings};
 use crate::tier_cache::PriceTierCache;
 
-/// What all requests and ticks share.
+/// The parts of one process, which every request and background task uses.
 pub struct Shared {
-    /// The own database.
+    /// The connections of requests to this service's database.
     pub db: PgPool,
-    /// The same, for what comes by the thousand.
+    /// The connections of the batch workers to the same database.
     pub desk_db: BatchPool,
-    /// The way to the Event Service.
+    /// The client of the Event Service.
     pub event_service: EventClient,
-    /// The gate in Redis.
+    /// The seat locks in Redis.
     pub locks: SeatLocks,
-    /// Price tiers in use, and the database's clock.
+    /// The price tiers in use and the database's clock, cached for one second.
     pub tiers: Arc<PriceTierCache>,
-    /// What became of those who have seat locks.
+    /// Finds the owners of seat locks whose reservations have ended.
     pub(crate) ended_reservations: EndedReservations,
-    /// Where reservations are written.
+    /// Inserts reservations in batches.
     pub(crate) inserts: ReservationInserter,
-    /// Where they are paid.
+    /// Writes the steps of payments in batches.
     pub(crate) payment_batches: PaymentBatcher,
-    /// Where tickets are asked for.
+    /// Loads tickets in batches.
     pub(crate) tickets: Arc<TicketLoader>,
-    /// The payment provider.
+    /// The payment provider, for now the mock.
     pub payments: PaymentProvider,
-    /// The way to the broker.
+    /// Publishes events to RabbitMQ.
     pub publisher: Arc<Publisher>,
-    /// Wakes the relay after a commit.
+    /// Wakes the outbox relay after a commit.
     pub outbox_wakeup: Notify,
-    /// The rules of booking.
+    /// The hold time and the limits on seats and reservations, from the settings.
     pub rules: Rules,
-    /// What the payment provider signs its notices with.
+    /// The secrets that sign the provider's notices: the current one, and the previous one during a change.
     pub webhook_secrets: Vec<Secret>,
-    /// What is counted and measured.
+    /// The counters, gauges and histograms of this process.
     pub metrics: BookingMetrics,
 }
 
 /// A handle on [`Shared`].
 pub type App = Arc<Shared>;
 
-/// The parts that a handler may take. A handler that begins a workflow takes [`App`], as the steps of a workflow need most parts.
+/// The parts that handlers can extract. A handler that starts a workflow takes [`App`], because a workflow's steps need
+/// most parts.
 #[derive(Clone, FromRef)]
 pub(crate) struct AppState {
     app: App,
@@ -82,10 +83,10 @@ impl AppState {
 }
 
 impl Shared {
-    /// Makes all parts; the database, Redis and the broker are connected to when they are first used.
+    /// Creates all parts. The connections to the database, Redis and the broker open on first use.
     ///
     /// # Errors
-    /// A setting is no address.
+    /// A setting is not a valid address.
     pub(crate) fn new(
         settings: &Settings,
         db: PgPool,

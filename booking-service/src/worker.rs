@@ -1,5 +1,5 @@
-//! The worker's schedule: which tick, how often. What a tick does stands elsewhere, takes no input, and is harmless in
-//! any number of copies.
+//! The worker's schedule: which task runs how often. The tasks are in other modules. They take no input, and any number
+//! of workers can run them at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,39 +17,39 @@ use crate::state::App;
 use crate::workflows::end;
 use crate::workflows::reconcile::{self, Sweep};
 
-/// How much later than due a tick may come before the work is done without it. The scheduler counts whole seconds, and one that has
-/// been stopped for longer than its interval (a paused machine will do) never ticks again.
+/// How late a tick may be before the work is done without it. The scheduler counts whole seconds. If it is stopped for
+/// longer than its interval, as on a paused machine, it never ticks again.
 const TICK_LATE_MAX: Duration = Duration::from_millis(250);
 /// The shortest interval that the scheduler can count.
 const TICK_MIN: Duration = Duration::from_secs(1);
-/// The longest that one piece of work may take: a database host that vanished without a word must not stop the worker for ever.
-/// What is cut off is rolled back, or as harmless as a crash at that place.
+/// The time limit of one task: a database host that stops answering must not stop the worker for ever. A cancelled task
+/// is rolled back, or is as harmless as a crash at that place.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// When the worker audits, and where the dead letters are that an audit counts.
+/// How often the worker audits, and where an audit counts dead letters.
 #[derive(Debug, Clone)]
 pub struct Audits {
-    /// Between two of them.
+    /// The time between two audits.
     pub interval: Duration,
-    /// How patient each is.
+    /// The times that each audit allows.
     pub window: AuditWindow,
     /// The broker whose dead letters an audit counts.
     pub broker: Broker,
-    /// The Event Service's queue there.
+    /// The Event Service's queue at that broker; an audit counts its dead letters.
     pub queue: String,
 }
 
-/// As `booking-service audit` unless it is told otherwise.
+/// The same as the defaults of `booking-service audit`.
 pub const AUDIT_WINDOW: AuditWindow = AuditWindow { settle: Duration::from_secs(10), late: Duration::from_secs(60) };
 
-/// How often the two ticks come, and how much one transaction of the first ends.
+/// The intervals of the two tasks, and how many reservations one transaction ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
-    /// Between looks for due reservations.
+    /// The time between checks for due reservations.
     pub expiry: Duration,
-    /// Reservations ended in one transaction.
+    /// The most reservations that one transaction ends.
     pub expiry_batch_size: u32,
-    /// Between rounds of reconciliation.
+    /// The time between rounds of reconciliation.
     pub reconcile: Duration,
 }
 
@@ -87,7 +87,7 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
     Ok(())
 }
 
-/// A tick of the scheduler, and the clock that is looked at when it fails to come.
+/// Waits for ticks of the scheduler, or for a timer when a tick fails to come.
 struct Tick {
     ticked: Arc<Notify>,
     interval: Duration,
@@ -108,7 +108,7 @@ async fn tick_every(scheduler: &JobScheduler, interval: Duration) -> anyhow::Res
 }
 
 impl Tick {
-    /// Waits for the next time to work; false when the process is to stop.
+    /// Waits for the next time to work; false if the process is stopping.
     async fn next(&mut self, stopping: &CancellationToken) -> bool {
         let scheduled = self.interval >= TICK_MIN;
         let wait_max = if scheduled { self.interval + TICK_LATE_MAX } else { self.interval };
@@ -129,11 +129,11 @@ impl Tick {
 async fn bounded(app: &App, work: &'static str, stopping: &CancellationToken, doing: impl Future<Output = ()>) {
     if let Some(Err(_)) = stopping.run_until_cancelled(tokio::time::timeout(WORK_TIME_MAX, doing)).await {
         app.metrics.ran(work, false);
-        tracing::error!(work, seconds = WORK_TIME_MAX.as_secs(), "Cut off; it goes on at the next tick");
+        tracing::error!(work, seconds = WORK_TIME_MAX.as_secs(), "The work timed out; the next tick continues it");
     }
 }
 
-/// Full batches follow each other at once.
+/// Ends all due reservations, in batches. Full batches follow each other at once.
 async fn expire_all_due(app: &App, batch_size: u32) {
     loop {
         match end::expire_due(app, batch_size).await {
@@ -164,7 +164,7 @@ async fn heal(app: &App, sweep: &mut Sweep, stopping: &CancellationToken) {
     part(app, "idempotency keys", stopping, idempotency::forget_old(&app.db)).await;
 }
 
-/// A part of a round. One that fails, or takes too long, keeps none of the others from its work.
+/// Runs one part of a round. If it fails or takes too long, the other parts still run.
 async fn part<T>(app: &App, part: &'static str, stopping: &CancellationToken, doing: impl Future<Output = Result<T>>) {
     let doing = async {
         let outcome = doing.await;
@@ -180,10 +180,10 @@ async fn part<T>(app: &App, part: &'static str, stopping: &CancellationToken, do
     bounded(app, part, stopping, doing).await;
 }
 
-/// Audits until `stopping`, for the metrics; its findings are in the log, too.
+/// Audits until `stopping` is cancelled. The findings are in the metrics and the log.
 ///
 /// # Errors
-/// None; an audit that could not look is made up for by the next.
+/// None. The next audit makes up for one that failed.
 pub async fn audit_again_and_again(app: &App, plan: &Audits, stopping: &CancellationToken) -> anyhow::Result<()> {
     while stopping.run_until_cancelled(tokio::time::sleep(plan.interval)).await.is_some() {
         let audit = audit::audit(app, &plan.broker, &plan.queue, plan.window);
@@ -192,8 +192,8 @@ pub async fn audit_again_and_again(app: &App, plan: &Audits, stopping: &Cancella
         };
         match &report {
             Ok(report) if report.is_clean() => tracing::info!("Audit: all promises are kept"),
-            Ok(report) => tracing::error!(report = %report, "Audit: a promise is broken; someone must look"),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "The audit could not look at everything"),
+            Ok(report) => tracing::error!(report = %report, "Audit: a promise is broken; an operator must act"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "The audit could not check everything"),
         }
         app.metrics.audited(report.as_ref().ok().map(Report::violations));
         app.metrics.ran("audit", report.is_ok());
