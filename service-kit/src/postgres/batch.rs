@@ -1,12 +1,12 @@
-//! Group commit: calls that come at the same time are done together, by one statement and one commit.
+//! Group commit: calls that come at the same time share one statement and one commit.
 //!
 //! - A call joins the queue. A free worker takes what is queued, up to `batch_max` calls, and does it as one batch.
-//! - While a batch is under way, later calls queue for the next one. So a quiet service answers at once, and a busy one
-//!   does less work for each call the more calls there are.
-//! - With `linger`, a batch that is not full waits that long for more calls before it starts. That is for a way of many
-//!   steps, such as a payment's, over which calls spread out so that batches stay small.
-//! - A second worker starts a batch beside the first only when the first has taken longer than `overlap_after`: on a
-//!   slow disk, or while it waits for a lock.
+//! - While a batch runs, later calls queue for the next one. So a quiet service answers at once, and a busy one does
+//!   less work for each call the more calls there are.
+//! - With `linger`, a batch that is not full waits that long for more calls before it starts. That is for a path of
+//!   many steps, such as a payment's. Its calls spread out, so that batches would stay small.
+//! - A second worker starts a batch beside the first only when the first has taken longer than `overlap_after`. That
+//!   happens on a slow disk, or while it waits for a lock.
 //!
 //! These invariants hold:
 //!
@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::http::error::{Error, Result};
 use crate::process::lifecycle::Lifecycle;
 
-/// A call on its way, and who waits for its answer.
+/// A queued call, and the sender of its answer.
 type Waiting<T, R> = (T, oneshot::Sender<Result<R>>);
 
 /// Does calls of `T` in batches; each call gets its own `R`.
@@ -35,16 +35,16 @@ pub struct Batcher<T, R> {
     line: mpsc::Sender<Waiting<T, R>>,
 }
 
-/// How calls are batched.
+/// The sizes and time limits of a [`Batcher`].
 #[derive(Debug, Clone, Copy)]
 pub struct BatchConfig {
-    /// Batches under way at a time, at most.
+    /// The most batches that run at a time.
     pub workers: usize,
     /// How long a batch that is not full waits for more calls before it starts.
     pub linger: Duration,
-    /// How long a batch waits for the one before it, before it starts beside it.
+    /// How long a batch waits for the previous one. After that, both run at the same time.
     pub overlap_after: Duration,
-    /// Calls in a batch, at most.
+    /// The most calls that share a batch.
     pub batch_max: usize,
     /// Calls that can queue; further callers wait until there is room.
     pub queue_capacity: usize,
@@ -52,7 +52,7 @@ pub struct BatchConfig {
     pub timeout: Duration,
 }
 
-/// Until the next tick of the runtime's timer, which has one a millisecond: the shortest wait that is one.
+/// Waits until the next tick of the runtime's timer, which ticks once a millisecond. No shorter wait exists.
 const LINGER_MIN: Duration = Duration::from_nanos(1);
 
 impl BatchConfig {
@@ -112,7 +112,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
                         batch.push(waiting);
                     }
                     drop(next);
-                    // What nobody waits for any more need not be done.
+                    // A call whose caller no longer waits need not be done.
                     batch.retain(|(_, caller)| !caller.is_closed());
                     if batch.is_empty() {
                         continue;
@@ -123,9 +123,9 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
                         Ok(Ok(answers)) => {
                             callers.into_iter().zip(answers).for_each(|(caller, answer)| drop(caller.send(answer)))
                         }
-                        // The callers hear of it as their senders are dropped.
-                        Ok(Err(_)) => tracing::error!(calls = callers.len(), "A batch panicked and is given up"),
-                        Err(_) => tracing::warn!(calls = callers.len(), "A batch took too long and is given up"),
+                        // The senders are dropped, so each caller gets `no_answer`.
+                        Ok(Err(_)) => tracing::error!(calls = callers.len(), "A batch panicked; its calls fail"),
+                        Err(_) => tracing::warn!(calls = callers.len(), "A batch timed out; its calls fail"),
                     }
                 }
             }));
@@ -136,8 +136,8 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Does a call in the next batch.
     ///
     /// # Errors
-    /// What became of this call. When its batch was given up, or the process stops, that is a database that does not
-    /// answer: the call may or may not have had its effect.
+    /// The error of this call. If its batch panicked or timed out, or the process stops, that is
+    /// [`Error::OutcomeUnknown`]: the call may or may not have had its effect.
     pub async fn call(&self, call: T) -> Result<R> {
         let (sender, answer) = oneshot::channel();
         self.line.send((call, sender)).await.map_err(|_| no_answer())?;
@@ -145,13 +145,13 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     }
 }
 
-/// What a call hears whose batch was given up.
+/// The error of a call whose batch panicked or timed out.
 #[must_use]
 pub fn no_answer() -> Error {
-    Error::OutcomeUnknown(anyhow!("the batch of this call was given up, or the process stops"))
+    Error::OutcomeUnknown(anyhow!("the batch of this call panicked or timed out, or the process stops"))
 }
 
-/// Each call's own part of what was looked up for all of them, or the error for each.
+/// Gives each call its own part of a result that was read for all of them, or gives each the error.
 pub fn split_result<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T) -> R) -> Vec<Result<R>> {
     match looked {
         Ok(looked) => calls.iter().map(|call| Ok(own(&looked, call))).collect(),
@@ -159,10 +159,10 @@ pub fn split_result<T, S, R>(calls: &[T], looked: Result<S>, own: impl Fn(&S, &T
     }
 }
 
-/// Does calls together by `work`, which gives one answer a call in their order, or `None` if they can't be done
-/// together. Then, or when the database refuses one of them, each is done by itself: nothing of the batch has had an
-/// effect, and none may spoil it for the others. After any other error nobody knows whether they had their effects, and
-/// all hear of it.
+/// Does `calls` as one batch. `work` returns one answer for each call, in their order, or `None` if it can't do them
+/// together. In that case, or if the database refuses one of them, each call is done alone. The batch had no effect
+/// then, and no call may fail the others. After any other error, nobody knows whether the calls had their effects, and
+/// each of them gets that error.
 pub async fn batch_or_each<T: Clone, R, F: Future<Output = Result<Option<Vec<Result<R>>>>>>(
     calls: Vec<T>,
     work: impl Fn(Arc<[T]>) -> F,
@@ -177,7 +177,7 @@ pub async fn batch_or_each<T: Clone, R, F: Future<Output = Result<Option<Vec<Res
             join_all(alone).await.into_iter().map(|done| answer(done?).unwrap_or_else(|| Err(no_answer()))).collect()
         }
         Err(mut error) => {
-            tracing::warn!(%error, calls = calls.len(), "A batch has no known outcome; each of it is asked for again");
+            tracing::warn!(%error, calls = calls.len(), "The outcome of a batch is unknown; all its calls fail");
             calls.iter().map(|_| Err(error.for_another())).collect()
         }
     }
@@ -202,7 +202,7 @@ mod tests {
         timeout: Duration::from_secs(5),
     };
 
-    /// Doubles numbers, once `gate` lets it; counts its batches.
+    /// Doubles numbers, and counts its batches. A batch with a 0 waits for `gate`, and one with a 13 panics.
     fn doubling(config: BatchConfig) -> (Batcher<u32, u32>, Arc<Notify>, Arc<AtomicUsize>) {
         let (gate, batches) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
         let (opened, counted) = (Arc::clone(&gate), Arc::clone(&batches));
@@ -225,7 +225,7 @@ mod tests {
         let (doubling, gate, batches) = doubling(CONFIG);
         let calls = join_all((0..=8).map(|call| doubling.call(call)));
         let open = async {
-            // The first is at work, the others are in line, as every call is polled once before this.
+            // Every call was polled once before this: the first one is being done, and the others are queued.
             tokio::task::yield_now().await;
             gate.notify_one();
         };
@@ -251,7 +251,7 @@ mod tests {
             let calls = async {
                 let mut later = join_all((1..=4).map(later)).boxed();
                 if batches_max == 2 {
-                    // Once they are in line the first may end.
+                    // The later calls are queued now, so the first may end.
                     assert!(tokio::time::timeout(Duration::from_millis(50), &mut later).await.is_err());
                     gate.notify_one();
                 }
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(answers(&[1, 99]).await, [None, None]);
     }
 
-    /// A database that says no.
+    /// A database error, as of a broken constraint.
     #[derive(Debug)]
     struct Refusal;
 
