@@ -1,5 +1,5 @@
-//! A login of the tests' own: keys of every kind, the tokens that it gives, tokens that others forge, and who may call
-//! what.
+//! A token issuer for tests: keys of every kind, good and forged tokens, and a check of which callers each operation
+//! lets in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,12 +26,12 @@ use crate::http::tls::Trust;
 pub const ISSUER: &str = "https://login.example.com";
 /// The audience that the tokens of the tests name.
 pub const AUDIENCE: &str = "ticketing";
-/// What the services know each other by.
+/// The key that the services of the tests send each other in `X-Internal-API-Key`.
 pub const INTERNAL_KEY: &str = "internal key of the tests, long enough";
 
-/// A private key.
+/// A private key that signs tokens.
 pub struct SigningKey {
-    /// Under which its public half is published.
+    /// The key id under which the public half is published.
     pub kid: String,
     algorithm: Algorithm,
     key: EncodingKey,
@@ -43,7 +43,7 @@ impl SigningKey {
     pub fn rsa() -> Self {
         let pair = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).expect("an RSA key");
         let pkcs8 = pair.as_der().expect("DER");
-        // What is inside the PKCS #8 envelope, which has one length for all keys of this size.
+        // Skips the PKCS #8 header, which has one length for all keys of this size.
         Self::new(Algorithm::RS256, EncodingKey::from_rsa_der(&pkcs8.as_ref()[26..]))
     }
 
@@ -66,14 +66,14 @@ impl SigningKey {
         Self { kid: unique("key"), algorithm, key }
     }
 
-    /// A token with these claims.
+    /// Signs a token with these claims.
     #[must_use]
     pub fn sign(&self, claims: &Value) -> String {
         let header = Header { kid: Some(self.kid.clone()), ..Header::new(self.algorithm) };
         jsonwebtoken::encode(&header, claims, &self.key).expect("a token")
     }
 
-    /// Its public half, as a JWK.
+    /// The public half, as a JWK.
     #[must_use]
     pub fn published(&self) -> Value {
         let mut jwk = Jwk::from_encoding_key(&self.key, self.algorithm).expect("a JWK");
@@ -81,7 +81,8 @@ impl SigningKey {
         serde_json::to_value(jwk).expect("JSON")
     }
 
-    /// What someone would sign HS256 with who hopes that a public key is taken for a secret: its bytes.
+    /// The bytes of the public key. An attacker signs HS256 with them, and hopes that a service takes them for a
+    /// secret.
     fn public_bytes(&self) -> Vec<u8> {
         let jwk = self.published();
         let part = |name: &str| BASE64.decode(jwk[name].as_str().unwrap_or_default()).expect("base64");
@@ -98,7 +99,7 @@ pub fn jwks(keys: &[&SigningKey]) -> String {
     json!({ "keys": keys.iter().map(|key| key.published()).collect::<Vec<_>>() }).to_string()
 }
 
-/// Settings that believe tokens of these keys.
+/// Settings that accept tokens signed by these keys.
 #[must_use]
 pub fn believing(keys: KeySource) -> AuthSettings {
     let leeway = std::time::Duration::from_secs(5);
@@ -107,22 +108,22 @@ pub fn believing(keys: KeySource) -> AuthSettings {
     AuthSettings { mode: AuthMode::Jwt(jwt), internal_keys: InternalKeys::new(INTERNAL_KEY, None) }
 }
 
-/// Claims of a token that is good for an hour.
+/// Claims of a token that is valid for an hour.
 #[must_use]
 pub fn claims(user: Uuid, roles: &[&str]) -> Value {
     let now = jsonwebtoken::get_current_timestamp();
     json!({ "iss": ISSUER, "aud": AUDIENCE, "sub": user, "roles": roles, "exp": now + 3600, "nbf": now })
 }
 
-/// What a caller sends beside the request.
+/// The headers that a caller adds to its request: name and value.
 pub type Headers = Vec<(&'static str, String)>;
 
-/// The login: its keys, published in a file.
+/// A token issuer with a key of each kind, published in a file.
 pub struct Login {
     rsa: SigningKey,
     ec: SigningKey,
     ed: SigningKey,
-    /// Where the key set is stored.
+    /// The file of the JWK set; dropping the issuer removes it.
     pub path: PathBuf,
 }
 
@@ -133,7 +134,7 @@ impl Default for Login {
 }
 
 impl Login {
-    /// With new keys.
+    /// Creates an issuer with new keys, and publishes them in a file.
     #[must_use]
     pub fn new() -> Self {
         let login = Self {
@@ -146,20 +147,20 @@ impl Login {
         login
     }
 
-    /// The settings of services that believe it.
+    /// The settings of services that trust this issuer.
     #[must_use]
     pub fn settings(&self) -> AuthSettings {
         believing(KeySource::File(self.path.clone()))
     }
 
-    /// A token, by one of its keys.
+    /// Signs a token; the user's id decides which of the keys does so.
     #[must_use]
     pub fn token(&self, user: Uuid, roles: &[&str]) -> String {
         let keys = [&self.rsa, &self.ec, &self.ed];
         keys[user.as_bytes()[15] as usize % keys.len()].sign(&claims(user, roles))
     }
 
-    /// What each kind of caller sends, by a name for reports.
+    /// The callers of the tests: a name for reports, what kind of caller it is, and the headers that it sends.
     #[must_use]
     pub fn callers(&self) -> Vec<(&'static str, Kind, Headers)> {
         let user = Uuid::now_v7();
@@ -231,40 +232,40 @@ impl Drop for Login {
     }
 }
 
-/// What a caller is.
+/// The kind of a caller, which decides what it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Nobody who is known.
+    /// A caller without a valid proof of identity.
     Stranger,
     /// A caller without a special role.
     Customer,
-    /// A user with that role.
+    /// A user with the role `organizer`.
     Organizer,
-    /// A user with that role.
+    /// A user with the role `admin`.
     Admin,
     /// Another service of ours.
     Service,
 }
 
-/// What an operation needs of its caller.
+/// The proof that an operation requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// The operation needs no proof of identity.
     Nothing,
-    /// To be known.
+    /// A known user, with any role.
     User,
-    /// To be an organizer or an admin.
+    /// The role `organizer` or `admin`.
     Organizer,
-    /// To be an admin.
+    /// The role `admin`.
     Admin,
-    /// To be a service of ours.
+    /// The internal key of our services.
     Service,
-    /// A signature of its own, which none of the callers has.
+    /// A signature over the request, which none of the callers has.
     Signature,
 }
 
 impl Need {
-    /// The status of the refusal, if this caller is refused.
+    /// The status of the refusal, or `None` if this caller is let in.
     fn refuses(self, caller: Kind) -> Option<u16> {
         let role_enough = match self {
             Self::Nothing => return None,
@@ -280,7 +281,7 @@ impl Need {
         }
     }
 
-    /// What the document should say of it, as alternatives: a scheme and its roles.
+    /// The `security` that the OpenAPI document must state: alternatives, each a scheme and its roles.
     fn described(self) -> Value {
         match self {
             Self::Nothing | Self::Signature => Value::Null,
@@ -292,9 +293,9 @@ impl Need {
     }
 }
 
-/// Calls every operation of the document as every kind of caller. `needs` must name each operation, and no other, so
-/// that a new one can't be forgotten. Paths get ids of nothing and bodies are empty, so that who is let in changes
-/// nothing.
+/// Calls every operation of the document as every kind of caller. `needs` must name exactly the operations of the
+/// document, so that a new one can't be forgotten. Paths have ids of nothing and bodies are empty, so a call that is
+/// let in changes nothing.
 pub async fn assert_only_those_who_may_are_let_in(
     base: &str,
     document: &OpenApi,

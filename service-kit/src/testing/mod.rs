@@ -1,9 +1,9 @@
-//! What the tests of both services stand on: databases of their own, waiting on a condition, wires that break
-//! ([`wires`]) or speak TLS ([`tls`]), random sequences of changes ([`sequences`]), and a login whose tokens are good
-//! or forged ([`login`]).
+//! Tools for the tests of both services: a new database for each test, and waiting for a condition. The submodules have
+//! proxies that break connections ([`wires`]) or speak TLS ([`tls`]), random sequences of changes ([`sequences`]), and
+//! good and forged tokens ([`login`]).
 //!
-//! The servers' addresses come from the environment; `./test.sh` sets it, and `./test.sh --only-servers` for single
-//! runs.
+//! The addresses of the servers come from the environment, which `./test.sh` sets. For single runs, use `./test.sh
+//! --only-servers`.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -36,7 +36,7 @@ pub mod sequences;
 pub mod tls;
 pub mod wires;
 
-/// An address that the test servers' starter put into the environment.
+/// The address of a test server, from the environment variable `name`. Panics if it is not set.
 #[must_use]
 pub fn server(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
@@ -44,8 +44,7 @@ pub fn server(name: &str) -> String {
     })
 }
 
-/// How large a test is to be: what the environment says under this name, for a run on a day with time, or the usual
-/// size.
+/// The size of a test: the number in the environment variable `name`, for longer runs, or else `usual`.
 #[must_use]
 pub fn scale(name: &str, usual: usize) -> usize {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
@@ -66,14 +65,14 @@ pub async fn database(prefix: &str, migrator: &Migrator) -> Secret {
         .flat_map(|migration| migration.checksum.iter())
         .fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
     let template = format!("template_{prefix}_{fingerprint:x}");
-    // Tests run in processes of their own: the first one makes the template and the others wait for it.
+    // Each test runs in a process of its own. The first one makes the template, and the others wait for it.
     let lock = fingerprint as i64;
     sqlx::query("select pg_advisory_lock($1)").bind(lock).execute(&mut connection).await.expect("lock");
     let made: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(&template)
         .fetch_one(&mut connection)
         .await
-        .expect("look");
+        .expect("query");
     if !made {
         let fresh = unique("making");
         create_database(&mut connection, &format!("create database {fresh}")).await;
@@ -120,10 +119,10 @@ pub fn wait_until<F: Future<Output = bool>>(
     }
 }
 
-/// Holds routes and document side by side: what one has and the other has not is a fault.
+/// Panics if the router and the document do not have the same operations.
 ///
-/// Paths are read from the router's debug form, the one place where it shows them, and methods from the `Allow` of a
-/// `405`.
+/// The paths come from the router's debug output, the only place that shows them. The methods come from the `Allow`
+/// header of a `405`.
 pub async fn assert_document_fits_routes(routes: Router, document: &OpenApi) {
     let shown = format!("{routes:?}");
     let paths: BTreeSet<&str> = shown.split('"').filter(|text| text.starts_with('/')).collect();
@@ -141,7 +140,7 @@ pub async fn assert_document_fits_routes(routes: Router, document: &OpenApi) {
     assert_eq!(routed, described, "routes (left) and document (right) differ");
 }
 
-/// Every operation, by method and path, as the document has it.
+/// Every operation of the document, by method and path.
 #[must_use]
 pub fn operations_of(document: &OpenApi) -> BTreeMap<String, Value> {
     let document = serde_json::to_value(document).expect("JSON");
@@ -156,7 +155,7 @@ pub fn operations_of(document: &OpenApi) -> BTreeMap<String, Value> {
     operations
 }
 
-/// The class of every operation that clients call; each must have one that was chosen for it.
+/// The class of every operation that clients call. Panics if an operation has none, because each must be chosen.
 pub fn request_classes_of(document: &OpenApi, classify: Classify) -> BTreeMap<String, RequestClass> {
     let public = operations_of(document).into_keys().filter(|operation| operation.contains(" /api/v1/"));
     let class = |operation: &str| {
@@ -171,8 +170,8 @@ pub fn request_classes_of(document: &OpenApi, classify: Classify) -> BTreeMap<St
         .collect()
 }
 
-/// Every length, range and choice of these schemas must be one of their table's check constraints, too. Pairs of schema
-/// and table.
+/// Panics unless every length, range and choice of these schemas is also a check constraint of its table. `pairs` are
+/// of schema and table.
 pub async fn assert_database_has_the_limits_of(document: &OpenApi, database_url: &Secret, pairs: &[(&str, &str)]) {
     let options: PgConnectOptions = database_url.reveal().parse().expect("a database URL");
     let mut connection = options.connect().await.expect("the database answers");
@@ -208,7 +207,7 @@ fn resolved<'a>(rules: &'a Value, schemas: &'a Value) -> &'a Value {
     }
 }
 
-/// The pieces of PostgreSQL's own writing of a check constraint that say the same as these rules.
+/// The same limits in PostgreSQL's own notation of check constraints.
 fn limits_of(column: &str, rules: &Value) -> Vec<String> {
     let mut limits = Vec::new();
     limits.extend(rules["maxLength"].as_u64().map(|max| format!("(char_length({column}) <= {max})")));

@@ -1,5 +1,5 @@
-//! Random sequences of changes: made by a model, played against the real thing, and made as short as they get when one
-//! fails.
+//! Random sequences of changes. A model makes them, a test plays them against the real thing, and the library shortens
+//! one that fails as far as possible.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use proptest_state_machine::ReferenceStateMachine;
 
 use super::scale;
 
-/// A failing sequence is made shorter for no longer than this: each try is a whole case.
+/// The time limit for shortening a failing sequence, because each try is a whole case.
 const SHRINK_TIME_MAX_MILLIS: u32 = 60_000;
 
 /// Plays many values of `strategy`, and panics with the smallest that makes `play` panic.
 ///
-/// Every run plays the same ones, so that one that fails fails again. `PROPTEST_RNG_SEED=2` plays others, and
-/// `PROPTEST_CASES=1000` more than the usual number.
+/// Every run plays the same values, so a failure can be repeated. `PROPTEST_RNG_SEED=2` plays others, and
+/// `PROPTEST_CASES=1000` plays that many of them.
 pub fn for_all<S: Strategy>(strategy: &S, usual_cases: usize, play: impl Fn(S::Value)) {
     let environment = Config::default();
     let mut runner = TestRunner::new(Config {
@@ -27,7 +27,7 @@ pub fn for_all<S: Strategy>(strategy: &S, usual_cases: usize, play: impl Fn(S::V
             fixed @ RngSeed::Fixed(_) => fixed,
         },
         max_shrink_time: SHRINK_TIME_MAX_MILLIS,
-        // The seed says it all.
+        // The seed is enough to repeat a failure.
         failure_persistence: None,
         ..environment
     });
@@ -51,11 +51,11 @@ pub fn for_all_sequences<Model: ReferenceStateMachine>(
     });
 }
 
-/// One sequence: each change, and the model as it is after it.
+/// One sequence: each change, with the state of the model after it.
 pub struct Sequence<Model: ReferenceStateMachine> {
     model: Model::State,
     changes: std::vec::IntoIter<Model::Transition>,
-    /// Tells how far it came when it failed: what lies behind that is cut off first.
+    /// Counts the changes that were played before a failure. The library cuts off the later ones first.
     seen: Option<Arc<AtomicUsize>>,
 }
 

@@ -13,12 +13,12 @@ use super::{unique, wires};
 use crate::http::tls::{ServerCertificate, Trust, install_crypto_provider};
 use crate::process::settings::SettingsReader;
 
-/// What a PostgreSQL client begins with when it wants TLS.
+/// The first bytes of a PostgreSQL client that wants TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// The first byte of a TLS handshake.
 const HANDSHAKE: u8 = 22;
 
-/// An authority that nobody knows.
+/// A certificate authority that nobody trusts by default.
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
     file: PathBuf,
@@ -34,7 +34,7 @@ pub struct Pair {
 }
 
 impl TestCa {
-    /// A new one.
+    /// Creates an authority, valid until 2100, and writes its certificate to a temporary file.
     #[must_use]
     pub fn new() -> Self {
         install_crypto_provider();
@@ -48,25 +48,25 @@ impl TestCa {
         Self { issuer: Issuer::new(params, key), file }
     }
 
-    /// The file with its certificate.
+    /// The file with the authority's certificate, in PEM.
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Trust in it.
+    /// Trust in this authority, besides the public ones.
     #[must_use]
     pub fn trust(&self) -> Trust {
         Trust::from_file(&self.file).expect("a certificate of an authority")
     }
 
-    /// A certificate for this machine.
+    /// A certificate for `localhost` and `127.0.0.1`, valid until 2100.
     #[must_use]
     pub fn local(&self) -> Pair {
         self.issue(&["localhost", "127.0.0.1"], 2100)
     }
 
-    /// A certificate for these names or addresses that ends in this year.
+    /// A certificate for these names or addresses, which expires at the beginning of the year `ends`.
     #[must_use]
     pub fn issue(&self, names: &[&str], ends: i32) -> Pair {
         let key = KeyPair::generate().expect("a key");
@@ -95,7 +95,7 @@ fn params(names: &[&str], ends: i32) -> CertificateParams {
 }
 
 impl Pair {
-    /// As a server takes it.
+    /// The pair in the form that a server uses.
     #[must_use]
     pub fn for_server(&self) -> ServerCertificate {
         let pair = self.clone();
@@ -109,7 +109,7 @@ impl Pair {
     }
 }
 
-/// A proxy that speaks TLS to clients, that of PostgreSQL too, and plaintext to the server.
+/// A proxy that speaks TLS to clients, with PostgreSQL's protocol too, and plaintext to the server.
 #[derive(Debug, Clone)]
 pub struct TlsProxy {
     heard: Arc<AtomicUsize>,
@@ -117,7 +117,7 @@ pub struct TlsProxy {
 }
 
 impl TlsProxy {
-    /// In front of the server of a URL; and the URL that leads through it, by TLS that verifies.
+    /// Starts a proxy in front of the server of a URL. Returns it with the URL that leads through it, by verified TLS.
     pub async fn in_front_of(url: &str, pair: &Pair) -> (Self, String) {
         let target = wires::authority(url).to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -1,5 +1,5 @@
-//! TCP proxies that break what passes through them: [`ChaosProxy`] at the test's word, [`FaultProxy`] at a word on the
-//! wire.
+//! TCP proxies that break what passes through them: [`ChaosProxy`] when the test sets a [`Mode`], [`FaultProxy`] when a
+//! request has a certain word in it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ pub enum Mode {
     Pass,
     /// Connections break, new ones at once: the server is down.
     Cut,
-    /// Connections stay and nothing passes: the server is frozen, or its host has vanished without a word.
+    /// Connections stay open and nothing passes: the server is frozen, or its host has vanished.
     Freeze,
-    /// Requests pass and answers vanish: the way back is broken.
+    /// Requests pass and answers are lost: only the way back is broken.
     HalfOpen,
-    /// Everything passes, each piece this much later.
+    /// Everything passes, each chunk this much later.
     Delay(Duration),
     /// Connections break after so many bytes, in the middle of a message.
     ResetAfter(usize),
@@ -42,7 +42,7 @@ impl ChaosProxy {
         Self::to_any(vec![target.to_owned()]).await
     }
 
-    /// A proxy that gives each new connection to the next of `targets` that takes one.
+    /// A proxy that gives each new connection to the next of `targets` that accepts one.
     pub async fn to_any(targets: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("address");
@@ -74,7 +74,7 @@ impl ChaosProxy {
         format!("http://{}", self.address)
     }
 
-    /// From now on it treats its connections so.
+    /// Sets how the proxy treats its connections, open and new ones.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
@@ -102,7 +102,8 @@ pub fn authority(url: &str) -> &str {
     authority.rsplit('@').next().expect("host and port")
 }
 
-/// A connection that was frozen ends with the thaw: what was on its way is lost, as after a real outage of some length.
+/// Carries one connection. A frozen one ends when the mode changes, and the data on its way is lost, as after a long
+/// real outage.
 async fn carry(mut client: TcpStream, targets: Vec<String>, mut mode: watch::Receiver<Mode>) {
     let now = *mode.borrow_and_update();
     match now {
@@ -165,7 +166,7 @@ async fn pass(mode: Mode, bytes: &[u8], to: &mut TcpStream, passed: &mut usize, 
     to.write_all(bytes).await
 }
 
-/// When a [`FaultProxy`] strikes.
+/// The way in which a [`FaultProxy`] breaks a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The request never arrives, and the connection breaks.
@@ -178,7 +179,7 @@ pub enum Fault {
     Pause,
 }
 
-/// A TCP proxy that strikes at requests with a certain word in them: a path, a piece of a statement, a key.
+/// A TCP proxy that breaks requests with a certain word in them: a path, a part of a statement, a key.
 #[derive(Debug, Clone)]
 pub struct FaultProxy {
     address: SocketAddr,
@@ -192,18 +193,18 @@ struct Rule {
     word: &'static str,
     strike: Fault,
     hits_max: usize,
-    /// The word stands in a statement that is prepared, and the exchange after that one executes it.
+    /// The word is in a statement that is prepared first. The fault hits the next exchange, which executes it.
     prepared: bool,
 }
 
 impl FaultProxy {
-    /// A proxy to `target` (`host:port`) that strikes the first `hits_max` times at `word`.
+    /// A proxy to `target` (`host:port`) that breaks the first `hits_max` requests with `word` in them.
     pub async fn to(target: &str, word: &'static str, strike: Fault, hits_max: usize) -> Self {
         Self::with(target, Rule { word, strike, hits_max, prepared: false }).await
     }
 
-    /// A proxy to the PostgreSQL server of a URL, and the URL through it. `word` stands in the text of the statement to
-    /// strike at, or is one that is sent as it is, such as `COMMIT`.
+    /// A proxy to the PostgreSQL server of a URL, and the URL through it. `word` is in the text of the statement to
+    /// break. `COMMIT` is not prepared, so the fault hits it as it is sent.
     pub async fn to_statements(url: &str, word: &'static str, strike: Fault, hits_max: usize) -> (Self, String) {
         let target = authority(url);
         let wire = Self::with(target, Rule { word, strike, hits_max, prepared: word != "COMMIT" }).await;
@@ -233,18 +234,18 @@ impl FaultProxy {
         self.address
     }
 
-    /// How often it has struck.
+    /// The number of requests that it has broken.
     #[must_use]
     pub fn hits(&self) -> usize {
         self.hits.load(Ordering::SeqCst)
     }
 
-    /// Waits until it strikes for the first time.
+    /// Waits until it breaks the first request.
     pub async fn is_hit(&self) {
         self.hit.notified().await;
     }
 
-    /// Lets the request go on that waits.
+    /// Lets the request continue that [`Fault::Pause`] stopped.
     pub fn resume(&self) {
         self.resumed.notify_one();
     }
@@ -252,8 +253,7 @@ impl FaultProxy {
     async fn carry(&self, mut client: TcpStream, mut server: TcpStream, rule: Rule) {
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (mut up, mut down) = (vec![0_u8; CHUNK_BYTES], vec![0_u8; CHUNK_BYTES]);
-        // Whether the statement with the word has been prepared, and whether the answer on its way is the one to be
-        // lost.
+        // Whether the statement with the word has been prepared, and whether the next answer is the one to lose.
         let (mut prepared, mut striking) = (false, false);
         loop {
             tokio::select! {

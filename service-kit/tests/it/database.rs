@@ -31,7 +31,7 @@ async fn a_kept_connection_is_used_again_unless_it_broke_meanwhile() {
     assert_ne!(backend(&mut connection).await, first);
 }
 
-/// The server falls silent while every connection waits for an answer. New connections find it well again.
+/// The server stops answering while every connection waits for an answer. New connections get answers again.
 #[tokio::test]
 async fn a_server_that_falls_silent_costs_the_pool_no_permit() {
     let connections = BATCH_CONNECTIONS_MAX as usize;
@@ -79,7 +79,7 @@ async fn a_transaction_keeps_its_connection_and_a_dropped_one_leaves_nothing_ope
     let mut dropped = pool.begin().await.unwrap();
     assert_eq!(lock(&mut dropped).await, first);
     drop(dropped);
-    // Waits until the server has let go of it.
+    // Waits until the server has rolled the dropped transaction back.
     let mut next = pool.begin().await.unwrap();
     assert_ne!(lock(&mut next).await, first);
 }

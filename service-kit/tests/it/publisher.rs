@@ -23,7 +23,8 @@ fn message() -> Outgoing {
     }
 }
 
-/// A broker with a memory alarm: at the first message it tells the client so, and reads no more until `ends`.
+/// A broker with a memory alarm: at the first message it reports the alarm to the client, and reads no more until
+/// `ends`.
 #[expect(clippy::disallowed_methods, reason = "they end with the test")]
 async fn alarmed(target: String, accepted: Arc<AtomicUsize>, ends: Arc<Notify>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
