@@ -2,8 +2,8 @@
 //! proxies that break connections ([`wires`]) or speak TLS ([`tls`]), random sequences of changes ([`sequences`]), and
 //! good and forged tokens ([`login`]).
 //!
-//! The addresses of the servers come from the environment, which `./test.sh` sets. For single runs, use `./test.sh
-//! --only-servers`.
+//! The addresses of the servers come from the environment, which `./test.sh` sets. `./test.sh --only-servers` starts
+//! the servers alone, for single runs.
 #![expect(
     clippy::expect_used,
     clippy::panic,
