@@ -81,6 +81,12 @@ enum Command {
     },
     /// Print the OpenAPI document
     Openapi,
+    /// Print all settings with their defaults, as Markdown
+    Settings {
+        /// Print lines for an .env file instead
+        #[arg(long)]
+        env_file: bool,
+    },
     /// Check that the running process on PORT is ready; exits with 1 if it is not
     Healthcheck,
 }
@@ -109,6 +115,10 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     if command == Command::Openapi {
         println!("{}", app::skeleton()?.1.to_pretty_json()?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Command::Settings { env_file } = command {
+        print!("{}", Settings::reference(env_file));
         return Ok(ExitCode::SUCCESS);
     }
     if let Command::Token { user, role, minutes } = &command {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use service_kit::amqp::Broker;
 use service_kit::http::error::Result;
 use service_kit::process::lifecycle::Lifecycle;
-use tokio::sync::Notify;
-use tokio_cron_scheduler::{Job, JobScheduler};
+use service_kit::process::ticks;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, AuditWindow, Report};
@@ -17,11 +16,6 @@ use crate::state::App;
 use crate::workflows::end;
 use crate::workflows::reconcile::{self, Sweep};
 
-/// How late a tick may be before the work is done without it. The scheduler counts whole seconds. If it is stopped for
-/// longer than its interval, as on a paused machine, it never ticks again.
-const TICK_LATE_MAX: Duration = Duration::from_millis(250);
-/// The shortest interval that the scheduler can count.
-const TICK_MIN: Duration = Duration::from_secs(1);
 /// The time limit of one task: a database host that stops answering must not stop the worker for ever. A cancelled task
 /// is rolled back, or is as harmless as a crash at that place.
 const WORK_TIME_MAX: Duration = Duration::from_secs(60);
@@ -58,11 +52,7 @@ pub struct Schedule {
 /// # Errors
 /// The scheduler can't be started.
 pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let scheduler = JobScheduler::new().await?;
-    let mut expiry = tick_every(&scheduler, schedule.expiry).await?;
-    let mut reconcile = tick_every(&scheduler, schedule.reconcile).await?;
-    scheduler.start().await?;
-
+    let [mut expiry, mut reconcile] = ticks::start([schedule.expiry, schedule.reconcile]).await?;
     let (worker, stopping) = (Arc::clone(app), lifecycle.token().clone());
     lifecycle.spawn("expiry", async move {
         while expiry.next(&stopping).await {
@@ -76,7 +66,6 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
         while reconcile.next(&stopping).await {
             heal(&worker, &mut sweep, &stopping).await;
         }
-        drop(scheduler); // It ticks for as long as it is held.
         Ok(())
     });
     tracing::info!(
@@ -85,45 +74,6 @@ pub async fn start(app: &App, schedule: Schedule, lifecycle: &Lifecycle) -> anyh
         "Worker started"
     );
     Ok(())
-}
-
-/// Waits for ticks of the scheduler, or for a timer when a tick fails to come.
-struct Tick {
-    ticked: Arc<Notify>,
-    interval: Duration,
-    missed: bool,
-}
-
-async fn tick_every(scheduler: &JobScheduler, interval: Duration) -> anyhow::Result<Tick> {
-    let ticked = Arc::new(Notify::new());
-    if interval >= TICK_MIN {
-        let notify = Arc::clone(&ticked);
-        let job = Job::new_repeated_async(interval, move |_, _| {
-            notify.notify_one();
-            Box::pin(std::future::ready(()))
-        })?;
-        scheduler.add(job).await?;
-    }
-    Ok(Tick { ticked, interval, missed: false })
-}
-
-impl Tick {
-    /// Waits for the next time to work; false if the process is stopping.
-    async fn next(&mut self, stopping: &CancellationToken) -> bool {
-        let scheduled = self.interval >= TICK_MIN;
-        let wait_max = if scheduled { self.interval + TICK_LATE_MAX } else { self.interval };
-        tokio::select! {
-            () = stopping.cancelled() => return false,
-            () = self.ticked.notified() => self.missed = false,
-            () = tokio::time::sleep(wait_max) => {
-                if scheduled && !self.missed {
-                    tracing::warn!(interval_ms = self.interval.as_millis(), "The scheduler gives no tick; the work is done without it");
-                }
-                self.missed = true;
-            }
-        }
-        true
-    }
 }
 
 async fn bounded(app: &App, work: &'static str, stopping: &CancellationToken, doing: impl Future<Output = ()>) {

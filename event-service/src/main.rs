@@ -37,6 +37,12 @@ enum Command {
     DeadLetters(DeadLetters),
     /// Print the OpenAPI document
     Openapi,
+    /// Print all settings with their defaults, as Markdown
+    Settings {
+        /// Print lines for an .env file instead
+        #[arg(long)]
+        env_file: bool,
+    },
     /// Check that the running service is ready; exits with 1 if it is not
     Healthcheck,
 }
@@ -97,6 +103,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         println!("{}", app::skeleton()?.1.to_pretty_json()?);
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Settings { env_file } = command {
+        print!("{}", Settings::reference(env_file));
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Command::Healthcheck = command {
         server::healthcheck(SettingsReader::from_env(), 8000).await?;
         return Ok(ExitCode::SUCCESS);
@@ -104,7 +114,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let settings = Settings::from_env()?;
     telemetry::init(&settings.common)?;
     match command {
-        Command::Openapi | Command::Healthcheck => unreachable!("answered above, without settings"),
+        Command::Openapi | Command::Settings { .. } | Command::Healthcheck => {
+            unreachable!("answered above, without settings")
+        }
         Command::DeadLetters(letters) => run_dead_letters(letters, &settings).await?,
         Command::Migrate => {
             database::connect(&settings.database_url, "event-service", 1, &MIGRATIONS).await?;

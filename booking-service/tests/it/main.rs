@@ -32,6 +32,7 @@ mod reconcile;
 mod refund;
 mod secrets;
 mod session_cancelled;
+mod settings_reference;
 mod tidy;
 mod tls;
 mod traces;

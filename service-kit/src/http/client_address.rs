@@ -5,6 +5,7 @@
 //! the right; the first hop that is not ours is the client. It trusts one header only, because a proxy that writes one
 //! header passes the other on unchanged.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
@@ -32,6 +33,15 @@ pub enum ProxyHeader {
     XForwardedFor,
     /// RFC 7239: `Forwarded: for=client, for=proxy`.
     Forwarded,
+}
+
+impl fmt::Display for ProxyHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::Forwarded => "forwarded",
+        })
+    }
 }
 
 impl FromStr for ProxyHeader {

@@ -1,23 +1,24 @@
-//! Entity tags. An edit with one can't overwrite a change that its author has not seen, and a client need not load
-//! again what it has.
+//! Entity tags: an edit does not overwrite a change that its author has not seen, and a client does not load again
+//! what it already has.
 //!
-//! A tag names the resource's version, or a hash of its content. A compressed answer gets a tag of its own (`"7"`
-//! becomes `"7-gzip"`), because RFC 9110 requires different strong tags for different bytes. When a client sends one
-//! back, both count as the same.
+//! A tag names the resource's version, or a hash of its content. A response that is compressed on its way gets a tag of
+//! its own (`"7"` becomes `"7-gzip"`), because RFC 9110 wants different strong tags for different bytes. A client may
+//! send either back.
 
 use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use headers::{ETag, HeaderMapExt, IfNoneMatch};
 use serde::Serialize;
 use shared_contracts::problem::Code;
 use utoipa::IntoParams;
 
 use crate::http::error::{Error, Result};
 
-/// The codings that [`crate::http::layers`] may apply, as the suffixes of a tag.
-const CODINGS: [&str; 3] = ["-gzip", "-br", "-zstd"];
+/// The suffixes of a tag: none, and one for each coding that [`crate::http::layers`] may apply.
+const SUFFIXES: [&str; 4] = ["", "-gzip", "-br", "-zstd"];
 
 /// A resource that can be edited: as JSON, with its version as `ETag`.
 #[derive(Debug)]
@@ -34,15 +35,18 @@ impl<T: Serialize> IntoResponse for Editable<T> {
     }
 }
 
-/// The `If-Match` of an edit: the version that its author has seen. An edit without one overwrites any version.
+/// The `If-Match` of an edit: the versions that its author has seen. An edit without one overwrites any version.
 #[derive(Debug)]
-pub struct IfMatch(Vec<String>);
+pub struct IfMatch(Option<headers::IfMatch>);
 
 impl<S: Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        Ok(Self(tags(&parts.headers, &header::IF_MATCH)))
+        // To ignore a header that can't be read would overwrite a change.
+        let unreadable = "The If-Match header can't be read. Send the ETag that came with the version you have seen.";
+        let seen = parts.headers.typed_try_get();
+        seen.map(Self).map_err(|_| Error::refused(Code::PreconditionFailed, unreadable))
     }
 }
 
@@ -63,7 +67,8 @@ impl IfMatch {
     /// `412`, with the current `ETag` in its detail.
     pub fn check(&self, version: i64) -> Result<()> {
         let current = format!("\"{version}\"");
-        if self.0.is_empty() || self.0.iter().any(|tag| tag == "*" || without_coding(tag) == current) {
+        let Some(seen) = &self.0 else { return Ok(()) };
+        if tags_of(&current).any(|(_, tag)| seen.precondition_passes(&tag)) {
             return Ok(());
         }
         let detail = format!(
@@ -76,28 +81,25 @@ impl IfMatch {
 /// The tag, as the client sent it, if the client has this content already. The answer is then a `304` with this tag.
 #[must_use]
 pub fn known(headers: &HeaderMap, current: &str) -> Option<HeaderValue> {
-    tags(headers, &header::IF_NONE_MATCH).into_iter().find_map(|tag| {
-        let strong = tag.strip_prefix("W/").unwrap_or(&tag);
-        match strong {
-            "*" => HeaderValue::from_str(current).ok(),
-            _ if without_coding(strong) == current => HeaderValue::from_str(strong).ok(),
-            _ => None,
-        }
-    })
+    let known: IfNoneMatch = headers.typed_get()?;
+    tags_of(current).find_map(|(text, tag)| (!known.precondition_passes(&tag)).then_some(text))
 }
 
-fn tags(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
-    let values = headers.get_all(name).iter();
-    // A value that is not text can't be a tag of ours. It still counts as a condition, because without one any edit is
-    // permitted.
-    values.flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(|tag| tag.trim().to_owned()).collect()
+/// The tags under which `current` may have been sent, each also as text.
+fn tags_of(current: &str) -> impl Iterator<Item = (HeaderValue, ETag)> {
+    let bare = current.strip_suffix('"').unwrap_or(current);
+    SUFFIXES.iter().filter_map(move |suffix| {
+        let text = format!("{bare}{suffix}\"");
+        Some((HeaderValue::from_str(&text).ok()?, text.parse().ok()?))
+    })
 }
 
 /// Whether the client accepts gzip, and gives no higher weight to `br`, `zstd` or `identity`.
 #[must_use]
 pub fn prefers_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut any, mut others) = (None, None, 0.0_f32);
-    for asked in tags(headers, &header::ACCEPT_ENCODING) {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    for asked in values.flat_map(|value| value.split(',')) {
         let mut parts = asked.split(';').map(str::trim);
         let coding = parts.next().unwrap_or_default();
         let weight = parts.find_map(|part| part.strip_prefix("q=")).unwrap_or("1").parse().unwrap_or(0.0_f32);
@@ -111,15 +113,7 @@ pub fn prefers_gzip(headers: &HeaderMap) -> bool {
     gzip.or(any).is_some_and(|gzip| gzip > 0.0 && gzip >= others)
 }
 
-fn without_coding(tag: &str) -> String {
-    let Some(bare) = tag.strip_suffix('"') else {
-        return tag.to_owned();
-    };
-    let bare = CODINGS.iter().find_map(|coding| bare.strip_suffix(coding)).unwrap_or(bare);
-    format!("{bare}\"")
-}
-
-/// Appends the coding to the tag of a compressed answer.
+/// Appends the coding to the tag of a compressed response.
 pub(crate) async fn name_coding(mut response: Response) -> Response {
     let (Some(coding), Some(tag)) =
         (response.headers().get(header::CONTENT_ENCODING), response.headers().get(header::ETAG))
@@ -137,6 +131,8 @@ pub(crate) async fn name_coding(mut response: Response) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderName;
+
     use super::*;
 
     fn headers(name: HeaderName, value: &'static str) -> HeaderMap {
@@ -145,7 +141,7 @@ mod tests {
 
     #[test]
     fn an_edit_needs_the_present_version_under_any_of_its_names() {
-        let check = |value, version| IfMatch(tags(&headers(header::IF_MATCH, value), &header::IF_MATCH)).check(version);
+        let check = |value, version| IfMatch(headers(header::IF_MATCH, value).typed_get()).check(version);
         for good in ["\"7\"", "\"7-gzip\"", "\"1\", \"7-br\"", "*"] {
             assert!(check(good, 7).is_ok(), "{good}");
         }
@@ -153,7 +149,10 @@ mod tests {
         for bad in ["\"6\"", "7", "W/\"7\"", "\"7", "", "\"77\""] {
             assert!(check(bad, 7).is_err(), "{bad}");
         }
-        assert!(IfMatch(Vec::new()).check(7).is_ok());
+        assert!(IfMatch(None).check(7).is_ok());
+        let mut two_lines = headers(header::IF_MATCH, "\"6\"");
+        two_lines.append(header::IF_MATCH, HeaderValue::from_static("\"7\""));
+        assert!(IfMatch(two_lines.typed_get()).check(7).is_ok());
     }
 
     #[test]
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_has_is_answered_under_the_name_that_it_knows() {
+    fn content_that_the_client_has_is_named_by_the_tag_that_it_sent() {
         let known = |value| known(&headers(header::IF_NONE_MATCH, value), "\"abc\"");
         assert_eq!(known("\"x\", W/\"abc-zstd\"").unwrap(), "\"abc-zstd\"");
         assert_eq!(known("*").unwrap(), "\"abc\"");

@@ -1,6 +1,7 @@
 //! The settings that every process has: where it listens, how it logs, its limits, who may call it, and its
 //! certificates.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,30 +12,30 @@ use crate::http::tls::{ServerCertificate, Trust};
 use crate::observe::traces::TraceSettings;
 use crate::process::settings::SettingsReader;
 
-/// What every process of ours is told: where to listen, how to log, where it runs.
+/// The settings of every process, read once at start.
 #[derive(Debug, Clone)]
 pub struct Common {
-    /// `HOST`, `PORT`: where the HTTP server listens.
+    /// `HOST`, `PORT`: the address on which the HTTP server listens.
     pub listen: SocketAddr,
     /// `LOG_LEVEL`: a level, or filter directives of `tracing_subscriber::EnvFilter`.
     pub log_level: String,
     /// `LOG_FORMAT`: `json` or `pretty`.
     pub log_format: LogFormat,
-    /// `REQUESTS_IN_FLIGHT_MAX`: more than these are answered `503` at once. A queue that grows serves nobody: at some
-    /// 500 bookings a second and core, the last of a thousand waits two seconds already.
+    /// `REQUESTS_IN_FLIGHT_MAX`: any more requests get `503` at once, because a longer queue helps no buyer. At 500
+    /// bookings a second and core, the last of a thousand already waits two seconds.
     pub requests_in_flight_max: usize,
-    /// `REQUEST_TIMEOUT_SECONDS`: the longest a client waits for its answer, also when a database has vanished without
-    /// a word. What changes state goes on to its end all the same.
+    /// `REQUEST_TIMEOUT_SECONDS`: the longest time that a client waits for its answer, also when a database stops
+    /// answering. A change of state that has begun still runs to its end.
     pub request_time_max: Duration,
-    /// What anyone may ask of the process, and how long they may take over it.
+    /// How much a client may send, how often, and in what time.
     pub limits: Limits,
     /// `AUTH_*`, `JWT_*`, `INTERNAL_API_KEY`: how callers prove their identity.
     pub auth: AuthSettings,
-    /// `OTEL_*`: where traces go.
+    /// `OTEL_*`: the collector that traces are sent to.
     pub traces: TraceSettings,
-    /// `TLS_CERTIFICATE`, `TLS_PRIVATE_KEY`: what the HTTP server shows; plaintext without.
+    /// `TLS_CERTIFICATE`, `TLS_PRIVATE_KEY`: the certificate of the HTTP server. Without one it speaks plaintext.
     pub certificate: Option<ServerCertificate>,
-    /// `TLS_CA_FILE`: the authorities that are believed beside the usual ones, on every link.
+    /// `TLS_CA_FILE`: certificate authorities that every link trusts beside the public ones.
     pub trust: Trust,
 }
 
@@ -45,6 +46,15 @@ pub enum LogFormat {
     Json,
     /// Lines with colours and indentation, for people.
     Pretty,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Json => "json",
+            Self::Pretty => "pretty",
+        })
+    }
 }
 
 impl FromStr for LogFormat {
@@ -60,7 +70,7 @@ impl FromStr for LogFormat {
 }
 
 impl Common {
-    /// Reads them; `port` is this process's usual one.
+    /// Reads these settings; `port` is the default of `PORT`.
     pub fn read(reader: &mut SettingsReader, port: u16) -> Self {
         let host = reader.or("HOST", IpAddr::from([0, 0, 0, 0]));
         let port = reader.or("PORT", port);
@@ -70,7 +80,7 @@ impl Common {
             log_level: reader.or("LOG_LEVEL", "info".to_owned()).to_lowercase(),
             log_format: reader.or("LOG_FORMAT", LogFormat::Json),
             requests_in_flight_max: reader.within("REQUESTS_IN_FLIGHT_MAX", 1000, 1, 100_000),
-            // Longer than the statement time limit, so that a slow database is told from a silent one.
+            // Longer than a statement's timeout, so that a slow database and a silent one give different errors.
             request_time_max: reader.duration("REQUEST_TIMEOUT_SECONDS", Duration::from_secs(1), 30.0, 1.0, 60.0),
             limits: Limits::read(reader),
             auth: AuthSettings::read(reader, &trust),

@@ -130,12 +130,12 @@ impl Health {
         if let Some((_, report)) = latest.as_ref().filter(|(over, _)| *over >= asked) {
             return report.clone();
         }
-        let report = self.look().await;
+        let report = self.check().await;
         *latest = Some((Instant::now(), report.clone()));
         report
     }
 
-    async fn look(&self) -> HealthReport {
+    async fn check(&self) -> HealthReport {
         let outcomes = join_all(self.checks.iter().map(async |check| {
             let outcome =
                 tokio::time::timeout(CHECK_TIMEOUT, (check.probe)()).await.map_err(anyhow::Error::from).flatten();
@@ -207,20 +207,20 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_ask_at_the_same_time_share_a_look_and_the_next_gets_a_new_one() {
-        let (looks, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let (counted, answered) = (Arc::clone(&looks), Arc::clone(&answer));
+        let (checks, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (counted, answered) = (Arc::clone(&checks), Arc::clone(&answer));
         let health = Health::new("service", "1").needs("part", move || {
-            let (look, answered) = (counted.fetch_add(1, Ordering::Relaxed), Arc::clone(&answered));
+            let (earlier, answered) = (counted.fetch_add(1, Ordering::Relaxed), Arc::clone(&answered));
             async move {
                 answered.notified().await;
-                anyhow::ensure!(look == 0, "down since");
+                anyhow::ensure!(earlier == 0, "down since");
                 Ok(())
             }
         });
         let crowd = join_all((0..100).map(|_| health.report()));
         let (reports, ()) = tokio::join!(crowd, async { answer.notify_one() });
         assert!(reports.iter().all(|report| report.status == Status::Healthy));
-        assert_eq!(looks.load(Ordering::Relaxed), 1);
+        assert_eq!(checks.load(Ordering::Relaxed), 1);
         answer.notify_one();
         assert_eq!(health.report().await.status, Status::Unhealthy);
     }

@@ -5,3 +5,5 @@ pub mod crash;
 pub mod health;
 pub mod lifecycle;
 pub mod settings;
+pub mod settings_reference;
+pub mod ticks;

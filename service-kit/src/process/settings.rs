@@ -1,19 +1,33 @@
-//! Settings from the environment: typed, with all faults reported at once, secrets never shown.
+//! Settings from the environment. They are typed, all faults are reported at once, and secrets are never printed.
 //!
-//! Every setting `NAME` can also come from the file that `NAME_FILE` names, which wins: that is how secrets are
-//! mounted.
+//! Every setting `NAME` can also come from the file that `NAME_FILE` names, which wins: secrets are mounted in that way.
+//! The reader notes each setting with its default and its range, from which `settings_reference.rs` writes the reference.
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Where a setting's text comes from, by its name.
+use secrecy::{ExposeSecret, SecretString};
+
+/// Returns a setting's text by its name.
 type Lookup = Box<dyn Fn(&str) -> Option<String>>;
 
-/// Reads settings and gathers what is wrong with them.
+/// Reads settings, and gathers what is wrong with them.
 pub struct SettingsReader {
     lookup: Lookup,
     faults: Vec<String>,
+    asked: Vec<Asked>,
+}
+
+/// A setting that was read, as the reference shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Its name, such as `PORT`.
+    pub name: String,
+    /// The value that counts when it is not set; none when there is no default.
+    pub default: Option<String>,
+    /// The smallest and the largest number that it takes.
+    pub range: Option<(String, String)>,
 }
 
 /// Everything that is wrong with the settings.
@@ -21,27 +35,22 @@ pub struct SettingsReader {
 #[error("the settings have faults:{}", .0.iter().map(|fault| format!("\n  - {fault}")).collect::<String>())]
 pub struct SettingsError(Vec<String>);
 
-/// A secret: shown as `***` wherever it might be printed.
-#[derive(Clone)]
-pub struct Secret(String);
+/// A secret, such as a password or a URL with one. It is printed as `[REDACTED]`, and wiped from memory when it is
+/// dropped.
+#[derive(Clone, Debug)]
+pub struct Secret(SecretString);
 
 impl Secret {
-    /// The secret itself, for the one place that needs it.
+    /// The text itself, for the one place that needs it.
     #[must_use]
     pub fn reveal(&self) -> &str {
-        &self.0
+        self.0.expose_secret()
     }
 }
 
 impl From<&str> for Secret {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        Self(text.into())
     }
 }
 
@@ -53,13 +62,28 @@ impl SettingsReader {
         Self::new(|name| std::env::var(name).ok())
     }
 
-    /// Reads from `lookup`; for tests.
+    /// Reads from `lookup`; for tests and for the reference.
     pub fn new(lookup: impl Fn(&str) -> Option<String> + 'static) -> Self {
-        Self { lookup: Box::new(lookup), faults: Vec::new() }
+        Self { lookup: Box::new(lookup), faults: Vec::new(), asked: Vec::new() }
     }
 
-    /// A setting that may be absent. An empty one counts as absent, as compose files set it so.
+    /// The settings that were read so far, each once, in the order of reading.
+    #[must_use]
+    pub fn asked(&self) -> &[Asked] {
+        &self.asked
+    }
+
+    fn note(&mut self, name: &str) -> &mut Asked {
+        let index = self.asked.iter().position(|asked| asked.name == name).unwrap_or_else(|| {
+            self.asked.push(Asked { name: name.to_owned(), default: None, range: None });
+            self.asked.len() - 1
+        });
+        &mut self.asked[index]
+    }
+
+    /// A setting that may be absent. An empty one counts as absent, because compose files set it so.
     pub fn optional(&mut self, name: &str) -> Option<String> {
+        self.note(name);
         if let Some(path) = self.file_of(name) {
             return match std::fs::read_to_string(&path) {
                 Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()).filter(|text| !text.is_empty()),
@@ -72,18 +96,19 @@ impl SettingsReader {
         self.text_of(name)
     }
 
-    /// The file that a setting comes from.
+    /// The file that a setting comes from, for a caller that reads it again when it changes.
     pub(crate) fn file_of(&self, name: &str) -> Option<String> {
         (self.lookup)(&format!("{name}_FILE")).filter(|path| !path.is_empty())
     }
 
-    /// A setting's text, where it does not come from a file.
+    /// A setting's text, if it does not come from a file.
     pub(crate) fn text_of(&self, name: &str) -> Option<String> {
         (self.lookup)(name).filter(|text| !text.is_empty())
     }
 
     /// A setting with a default.
-    pub fn or<T: FromStr<Err: Display>>(&mut self, name: &str, default: T) -> T {
+    pub fn or<T: FromStr<Err: Display> + Display>(&mut self, name: &str, default: T) -> T {
+        self.note(name).default = Some(default.to_string());
         let Some(text) = self.optional(name) else {
             return default;
         };
@@ -96,7 +121,7 @@ impl SettingsReader {
         }
     }
 
-    /// A number that must lie in a range, ends included.
+    /// A number that must lie between `min` and `max`, both included.
     pub fn within<T: FromStr<Err: Display> + PartialOrd + Display + Copy>(
         &mut self,
         name: &str,
@@ -105,7 +130,8 @@ impl SettingsReader {
         max: T,
     ) -> T {
         let value = self.or(name, default);
-        // A NaN compares with nothing, so the range is asked for and not its opposite.
+        self.note(name).range = Some((min.to_string(), max.to_string()));
+        // Every comparison with NaN is false, so this tests for the range and not for its opposite.
         if value >= min && value <= max {
             return value;
         }
@@ -113,25 +139,26 @@ impl SettingsReader {
         default
     }
 
-    /// A duration, given in `unit`s as a decimal number between `min` and `max`.
+    /// A duration, as a decimal number of `unit`s between `min` and `max`.
     pub fn duration(&mut self, name: &str, unit: Duration, default: f64, min: f64, max: f64) -> Duration {
         unit.mul_f64(self.within(name, default, min, max))
     }
 
-    /// A secret with a default that serves local trials only.
+    /// A secret, with a default that serves local trials only.
     pub fn secret(&mut self, name: &str, local_default: &str) -> Secret {
-        Secret(self.optional(name).unwrap_or_else(|| local_default.to_owned()))
+        self.note(name).default = Some(local_default.to_owned());
+        Secret(self.optional(name).unwrap_or_else(|| local_default.to_owned()).into())
     }
 
-    /// Adds a fault that only a look at several settings shows.
+    /// Adds a fault that only several settings together show.
     pub fn fault(&mut self, fault: impl Into<String>) {
         self.faults.push(fault.into());
     }
 
-    /// Ends the reading.
+    /// Ends the reading, and returns `settings` if there was no fault.
     ///
     /// # Errors
-    /// All faults found, in the order of reading.
+    /// All faults, in the order of reading.
     pub fn finish<T>(self, settings: T) -> Result<T, SettingsError> {
         if self.faults.is_empty() { Ok(settings) } else { Err(SettingsError(self.faults)) }
     }
@@ -166,7 +193,20 @@ mod tests {
     fn a_secret_is_never_printed() {
         let mut reader = reader(&[("KEY", "hunter2")]);
         let secret = reader.secret("KEY", "");
-        assert_eq!((secret.reveal(), format!("{secret:?}")), ("hunter2", "***".into()));
+        assert_eq!(secret.reveal(), "hunter2");
+        let printed = format!("{secret:?}");
+        assert!(printed.contains("REDACTED") && !printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn a_setting_is_noted_once_with_its_default_and_its_range() {
+        let mut reader = reader(&[("RATE", "0.1")]);
+        reader.within("RATE", 0.5, 0.0, 1.0);
+        reader.or("RATE", 0.5);
+        reader.optional("KEY");
+        let [rate, key] = reader.asked() else { panic!("{:?}", reader.asked()) };
+        assert_eq!((rate.default.as_deref(), rate.range.clone()), (Some("0.5"), Some(("0".into(), "1".into()))));
+        assert_eq!((key.name.as_str(), &key.default), ("KEY", &None));
     }
 
     #[test]

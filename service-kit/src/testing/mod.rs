@@ -33,6 +33,7 @@ use crate::process::settings::Secret;
 
 pub mod login;
 pub mod sequences;
+pub mod settings;
 pub mod tls;
 pub mod wires;
 
