@@ -129,10 +129,10 @@ pub async fn start(settings: &Settings, name: &'static str, lifecycle: &Lifecycl
 /// Registers the metrics that are read from other parts at each scrape. Commands serve no metrics, so they do not call
 /// this.
 fn watch(app: &App) -> anyhow::Result<()> {
-    app.metrics.common.watch_pools(&app.db, &app.desk_db)?;
+    app.metrics.common.watch_pools(&app.db, &app.batch_db)?;
     // A weak handle: the app owns its metrics, so a strong one would keep both alive for ever.
     let circuit = Arc::downgrade(app);
-    app.metrics.common.look(move || {
+    app.metrics.common.before_encoding(move || {
         if let Some(app) = circuit.upgrade() {
             app.metrics.circuit_is_open(app.event_service.circuit().is_err());
         }

@@ -237,7 +237,7 @@ struct Totals {
 
 /// One pass over both databases and the dead letter queue.
 #[derive(Default)]
-struct Look {
+struct Pass {
     checked: [i64; PROMISES.len()],
     findings: BTreeSet<Finding>,
 }
@@ -247,37 +247,37 @@ struct Look {
 /// # Errors
 /// A database, the Event Service or the broker does not answer. Then there is no result.
 pub async fn audit(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Report> {
-    let first = look(app, broker, queue, window).await?;
+    let first = pass(app, broker, queue, window).await?;
     if first.findings.is_empty() || window.settle.is_zero() {
         return Ok(Report::of(first, &BTreeSet::new()));
     }
     tokio::time::sleep(window.settle).await;
-    let mut second = look(app, broker, queue, window).await?;
+    let mut second = pass(app, broker, queue, window).await?;
     let passed = first.findings.difference(&second.findings).cloned().collect();
     second.findings.retain(|finding| first.findings.contains(finding));
     Ok(Report::of(second, &passed))
 }
 
-async fn look(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Look> {
-    let mut look = Look::default();
+async fn pass(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> anyhow::Result<Pass> {
+    let mut pass = Pass::default();
     let mut connection = app.db.acquire().await?;
     // Some of the statements read whole tables. The connection is detached, so that no request gets it with this long
     // time limit.
     sqlx::query("set statement_timeout = '10min'").execute(&mut *connection).await?;
     let mut connection = connection.detach();
-    look.one_database(&mut connection, window.late).await?;
-    look.owned_seats(app, &mut connection).await.context("the Event Service's seats can't be compared")?;
-    look.tickets(app, &mut connection).await.context("tickets can't be compared with the Event Service's seats")?;
-    look.active(app, &mut connection).await.context("reservations can't be compared with the Event Service's seats")?;
+    pass.one_database(&mut connection, window.late).await?;
+    pass.owned_seats(app, &mut connection).await.context("the Event Service's seats can't be compared")?;
+    pass.tickets(app, &mut connection).await.context("tickets can't be compared with the Event Service's seats")?;
+    pass.active(app, &mut connection).await.context("reservations can't be compared with the Event Service's seats")?;
     let set_aside = broker.messages_in(&dead_letters_of(queue)).await.context("dead letters can't be counted")?;
-    look.checked[6] = set_aside.into();
+    pass.checked[6] = set_aside.into();
     if set_aside > 0 {
-        look.found(7, "messages are in the dead letter queue", Uuid::nil(), None);
+        pass.found(7, "messages are in the dead letter queue", Uuid::nil(), None);
     }
-    Ok(look)
+    Ok(pass)
 }
 
-impl Look {
+impl Pass {
     fn found(&mut self, promise: usize, fault: &'static str, subject: Uuid, owner: Option<ReservationId>) {
         self.findings.insert(Finding { promise, fault, subject, reservation_id: owner });
     }
@@ -422,13 +422,13 @@ async fn waiting_events(
 }
 
 impl Report {
-    fn of(look: Look, passed: &BTreeSet<Finding>) -> Self {
+    fn of(pass: Pass, passed: &BTreeSet<Finding>) -> Self {
         let verdict = |promise: usize| {
-            let own: Vec<&Finding> = look.findings.iter().filter(|finding| finding.promise == promise).collect();
+            let own: Vec<&Finding> = pass.findings.iter().filter(|finding| finding.promise == promise).collect();
             PromiseVerdict {
                 promise,
                 says: PROMISES[promise - 1],
-                checked: look.checked[promise - 1],
+                checked: pass.checked[promise - 1],
                 violations: own.len(),
                 in_passing: passed.iter().filter(|finding| finding.promise == promise).count(),
                 first: own.into_iter().take(SHOWN).cloned().collect(),

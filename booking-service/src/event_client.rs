@@ -144,7 +144,7 @@ impl EventClient {
         let circuit = Arc::new(Circuit::new("the Event Service"));
         let wire = Wire { http, base: base.trim_end_matches('/').to_owned(), key, circuit };
         let own = wire.clone();
-        let hold = move |calls| own.clone().together(calls);
+        let hold = move |calls| own.clone().send_batch(calls);
         Ok(Self { wire, holds: Arc::new(Batcher::start(lifecycle, BATCHES, hold)) })
     }
 
@@ -154,7 +154,7 @@ impl EventClient {
     /// The session is cancelled. With prices: the session does not exist or is not on sale. Or the Event Service does
     /// not answer; then the seats may be held.
     pub async fn reserve(&self, session: SessionId, request: ReserveRequest) -> Result<SeatChange, Error> {
-        changed(self.in_company(session, request).await?)
+        changed(self.reserve_in_batch(session, request).await?)
     }
 
     /// Frees those of the seats that the reservation holds.
@@ -289,12 +289,12 @@ impl EventClient {
     }
 
     /// Requests a hold in the next batch. Its span in the trace includes the wait for the batch.
-    async fn in_company(
+    async fn reserve_in_batch(
         &self,
         session_id: SessionId,
         body: ReserveRequest,
     ) -> Result<ServiceAnswer<SeatsChanged>, Error> {
-        let url = self.wire.url_of(&alone(session_id));
+        let url = self.wire.url_of(&reserve_path(session_id));
         let answered = traces::call(&Method::POST, &url, async {
             let Origin { request_id, traceparent } = Origin::here();
             let answer = self.holds.call(Call { session_id, request_id, traceparent, body }).await;
@@ -310,7 +310,7 @@ impl EventClient {
 }
 
 /// The path of a request for one hold, outside a batch.
-fn alone(session: SessionId) -> String {
+fn reserve_path(session: SessionId) -> String {
     format!("sessions/{session}/seats/reserve")
 }
 
@@ -348,17 +348,17 @@ impl Wire {
 
     /// Makes the calls in one HTTP request. A single call is made alone. Calls that the Event Service refuses as a
     /// whole are repeated one by one.
-    async fn together(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<ServiceAnswer<SeatsChanged>, Error>> {
+    async fn send_batch(self, calls: Vec<Call<ReserveRequest>>) -> Vec<Result<ServiceAnswer<SeatsChanged>, Error>> {
         let calls = Calls { calls };
         let count = calls.calls.len();
-        let by_itself = async |call: &Call<ReserveRequest>| {
+        let send_alone = async |call: &Call<ReserveRequest>| {
             let origin = Origin { request_id: call.request_id.clone(), traceparent: call.traceparent.clone() };
-            let path = alone(call.session_id);
+            let path = reserve_path(call.session_id);
             let try_once = || self.try_once(Method::POST, &path, Some(&origin), Some(&call.body));
             self.circuit.call(TRIES, try_once).await.map_err(unavailable)
         };
         if count == 1 {
-            return join_all(calls.calls.iter().map(by_itself)).await;
+            return join_all(calls.calls.iter().map(send_alone)).await;
         }
         let nobody = Origin::default();
         // Each answer is parsed on its own, so that an unknown form of one does not fail the others.
@@ -369,7 +369,9 @@ impl Wire {
                     match serde_json::from_str(answer.get()) {
                         Ok(CallAnswer { done: Some(done), .. }) => Ok(ServiceAnswer::Success(done)),
                         // The Event Service failed for this call alone, so a retry may succeed.
-                        Ok(CallAnswer { refused: Some(problem), .. }) if problem.status >= 500 => by_itself(call).await,
+                        Ok(CallAnswer { refused: Some(problem), .. }) if problem.status >= 500 => {
+                            send_alone(call).await
+                        }
                         Ok(CallAnswer { refused: Some(problem), .. }) => Ok(ServiceAnswer::Refused(Box::new(problem))),
                         _ => Err(unavailable(anyhow!("the answer does not have the agreed form: {answer}"))),
                     }
@@ -379,7 +381,7 @@ impl Wire {
             Ok(ServiceAnswer::Success(_)) => {
                 Error::Internal(anyhow!("the Event Service sent more or fewer answers than calls"))
             }
-            Ok(ServiceAnswer::Refused(_)) => return join_all(calls.calls.iter().map(by_itself)).await,
+            Ok(ServiceAnswer::Refused(_)) => return join_all(calls.calls.iter().map(send_alone)).await,
             Err(failure) => unavailable(failure),
         };
         calls.calls.iter().map(|_| Err(error.for_another())).collect()

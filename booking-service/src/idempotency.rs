@@ -74,7 +74,8 @@ pub enum Claimed {
     Answer(Response),
 }
 
-/// Claims the request's key for `attempt`. Every request with this key must have an equal `request`.
+/// Claims the request's key for `attempt`. Every request with this key must have an equal `request`. Without a key, this
+/// runs no statement and returns [`Claimed::Work`].
 ///
 /// # Errors
 /// Another request with the key is in progress, the key was used with a different request, or the database failed.

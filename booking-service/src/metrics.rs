@@ -9,7 +9,7 @@ use shared_contracts::booking_event::BookingEventType;
 use sqlx::PgPool;
 
 use crate::outbox::{self, Relayed};
-use crate::payments::ChargeOutcome;
+use crate::payments::provider::ChargeOutcome;
 use crate::seat_locks::LockOutcome;
 
 /// A step of a booking or a payment: a span of its trace, and a `step` label of `booking_step_duration_seconds`.

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::event_client::EventClient;
 use crate::metrics::BookingMetrics;
-use crate::payments::PaymentProvider;
+use crate::payments::provider::PaymentProvider;
 use crate::reservations::ended::EndedReservations;
 use crate::reservations::insert::ReservationInserter;
 use crate::reservations::payment::PaymentBatcher;
@@ -26,7 +26,7 @@ pub struct Shared {
     /// The connections of requests to this service's database.
     pub db: PgPool,
     /// The connections of the batch workers to the same database.
-    pub desk_db: BatchPool,
+    pub batch_db: BatchPool,
     /// The client of the Event Service.
     pub event_service: EventClient,
     /// The seat locks in Redis.
@@ -42,7 +42,7 @@ pub struct Shared {
     /// Loads tickets in batches.
     pub(crate) tickets: Arc<TicketLoader>,
     /// The payment provider, for now the mock.
-    pub payments: PaymentProvider,
+    pub provider: PaymentProvider,
     /// Publishes events to RabbitMQ.
     pub publisher: Arc<Publisher>,
     /// Wakes the outbox relay after a commit.
@@ -93,13 +93,13 @@ impl Shared {
         name: &'static str,
         lifecycle: &Lifecycle,
     ) -> anyhow::Result<Self> {
-        let desk_db = BatchPool::new(&settings.database_url, name)?;
+        let batch_db = BatchPool::new(&settings.database_url, name)?;
         Ok(Self {
             tiers: Arc::default(),
-            ended_reservations: EndedReservations::open(desk_db.clone(), lifecycle),
-            inserts: ReservationInserter::open(desk_db.clone(), settings.rules, lifecycle),
-            payment_batches: PaymentBatcher::open(desk_db.clone(), lifecycle),
-            tickets: Arc::new(TicketLoader::open(desk_db.clone(), lifecycle)),
+            ended_reservations: EndedReservations::open(batch_db.clone(), lifecycle),
+            inserts: ReservationInserter::open(batch_db.clone(), settings.rules, lifecycle),
+            payment_batches: PaymentBatcher::open(batch_db.clone(), lifecycle),
+            tickets: Arc::new(TicketLoader::open(batch_db.clone(), lifecycle)),
             event_service: EventClient::new(
                 &settings.event_service_url,
                 &settings.common.auth.internal_keys,
@@ -107,13 +107,18 @@ impl Shared {
                 lifecycle,
             )?,
             locks: SeatLocks::new(&settings.redis_url, &settings.common.trust)?,
-            payments: PaymentProvider::mock(db.clone(), desk_db.clone(), settings.mock_payment_success_rate, lifecycle),
+            provider: PaymentProvider::mock(
+                db.clone(),
+                batch_db.clone(),
+                settings.mock_payment_success_rate,
+                lifecycle,
+            ),
             publisher: Arc::new(Publisher::new(settings.broker.clone(), name)),
             outbox_wakeup: Notify::new(),
             rules: settings.rules,
             webhook_secrets: settings.webhook_secrets.clone(),
             metrics: BookingMetrics::new(name)?,
-            desk_db,
+            batch_db,
             db,
         })
     }

@@ -55,13 +55,13 @@ impl Snapshot {
 }
 
 impl PriceTierCache {
-    /// The database's time, never ahead of it, and the multipliers of those of `ids` that the session may use. Both may
+    /// The database's time, never ahead of it, and from `price_tiers` the multipliers of those of `ids` that the session may use. Both may
     /// have been read up to [`FRESH_FOR`] ago; the time includes its age since then. The database decides every
     /// deadline that is computed from it.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn look(
+    pub async fn tiers_and_clock(
         &self,
         db: &PgPool,
         session_id: SessionId,

@@ -1,5 +1,6 @@
-//! The internal seat API, for the Booking Service: each handler reads a body, calls [`session_seats`] and shapes the
-//! answer.
+//! The internal seat API, for the Booking Service. Each handler reads a body, calls [`session_seats`] and shapes the
+//! answer. `reserve` first reads prices without a lock (`holds/availability.rs`). Then `holds/batch.rs` calls
+//! [`session_seats::reserve`] for all requests of the moment, in one statement.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,7 +139,7 @@ pub(crate) async fn reserve_seats(
     ApiPath(session_id): ApiPath<SessionId>,
     ApiJson(request): ApiJson<ReserveRequest>,
 ) -> Result<Json<SeatsChanged>> {
-    reserve(&loader, &batcher, &db, &metrics, session_id, request).await.map(Json)
+    reserve_counted(&loader, &batcher, &db, &metrics, session_id, request).await.map(Json)
 }
 
 /// Hold seats for many reservations: all or none for each
@@ -154,11 +155,11 @@ pub(crate) async fn reserve_seats_for_many(
     State(metrics): State<EventMetrics>,
     ApiJson(calls): ApiJson<Calls<ReserveRequest>>,
 ) -> Result<Json<CallAnswers<SeatsChanged>>> {
-    let work = |session_id, body| reserve(&loader, &batcher, &db, &metrics, session_id, body);
+    let work = |session_id, body| reserve_counted(&loader, &batcher, &db, &metrics, session_id, body);
     answer_each(calls, "/api/internal/seats/reserve", work).await
 }
 
-async fn reserve(
+async fn reserve_counted(
     loader: &AvailabilityLoader,
     batcher: &HoldBatcher,
     db: &PgPool,
@@ -166,12 +167,12 @@ async fn reserve(
     session_id: SessionId,
     request: ReserveRequest,
 ) -> Result<SeatsChanged> {
-    let held = hold(loader, batcher, db, session_id, request).await;
+    let held = price_and_reserve(loader, batcher, db, session_id, request).await;
     metrics.count_hold(&held);
     held
 }
 
-async fn hold(
+async fn price_and_reserve(
     loader: &AvailabilityLoader,
     batcher: &HoldBatcher,
     db: &PgPool,

@@ -39,12 +39,12 @@ impl EndedReservations {
 
 async fn look_for_all(db: BatchPool, asked: Vec<Vec<ReservationId>>) -> Vec<Result<HashSet<ReservationId>>> {
     let owners: HashSet<ReservationId> = asked.iter().flatten().copied().collect();
-    let ended = look(&db, owners.into_iter().collect()).await;
+    let ended = find_ended(&db, owners.into_iter().collect()).await;
     split_result(&asked, ended, |ended, owners| owners.iter().filter(|owner| ended.contains(owner)).copied().collect())
 }
 
 /// Reads which of these owners have ended.
-async fn look(db: &BatchPool, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
+async fn find_ended(db: &BatchPool, owners: Vec<ReservationId>) -> Result<HashSet<ReservationId>> {
     let mut connection = db.acquire().await?;
     // The time in an id comes from a clock of this service, which may differ from the database's. If that clock is
     // wrong, a lock is removed too early or too late. The Event Service still decides who gets the seat.

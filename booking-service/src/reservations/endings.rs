@@ -9,7 +9,7 @@ use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::Money;
 use sqlx::{PgConnection, PgPool};
 
-use super::events::{Changed, announce_all};
+use super::events::{Changed, append_events};
 use super::model::{SessionHold, owned};
 use super::refunds::PendingRefund;
 use super::tickets::Ticket;
@@ -35,7 +35,7 @@ pub(crate) async fn cancel(
     .bind(owner)
     .fetch_optional(&mut *tx)
     .await?;
-    Ok(announce_all(tx, BookingEventType::Cancelled, changed.as_slice()).await?.pop())
+    Ok(append_events(tx, BookingEventType::Cancelled, changed.as_slice()).await?.pop())
 }
 
 /// Locks up to `limit` reservations whose time is over, oldest first. It skips those that another process has locked.
@@ -64,7 +64,7 @@ pub(crate) async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Resu
     .bind(ids)
     .fetch_all(&mut *tx)
     .await?;
-    announce_all(tx, BookingEventType::Expired, &expired).await
+    append_events(tx, BookingEventType::Expired, &expired).await
 }
 
 /// Prevents bookings from writing their reservations for these holds: writes each row first, expired and without an
@@ -162,7 +162,7 @@ pub(crate) async fn cancel_of_session(
     .bind(limit)
     .fetch_all(&mut *tx)
     .await?;
-    announce_all(tx, BookingEventType::Cancelled, &cancelled).await
+    append_events(tx, BookingEventType::Cancelled, &cancelled).await
 }
 
 /// Locks up to `limit` confirmed reservations of a session with tickets that admit. It skips those that another process

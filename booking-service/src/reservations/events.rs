@@ -1,4 +1,5 @@
-//! The events of reservations. Each is written to the outbox in the transaction of the change that it announces.
+//! The events of reservations that were paid, refunded or ended. Each is written to the outbox in the transaction of the
+//! change that it announces. A new reservation has no event.
 
 use std::collections::HashMap;
 
@@ -26,7 +27,7 @@ pub(super) struct Changed {
 }
 
 /// Writes the events of reservations that have ended with all their seats, in the transaction that ended them.
-pub(super) async fn announce_all(
+pub(super) async fn append_events(
     tx: &mut PgConnection,
     event_type: BookingEventType,
     ended: &[Changed],

@@ -1,6 +1,8 @@
 //! Writes new reservations: step 5 of a booking. The reservation, its items and the stored answer are written together
 //! or not at all. Nothing is written if it is too late by the database's clock. Simultaneous requests share one
-//! statement and one commit.
+//! statement and one commit. The statement also applies the limits per customer, under a lock per customer
+//! (`reservation_refusals`, migration 0008). It is its own transaction, unless a request of the batch has an answer to
+//! store.
 
 use std::collections::HashMap;
 

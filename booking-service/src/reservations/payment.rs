@@ -1,5 +1,5 @@
 //! The two changes of a reservation that is paid: the lease before the provider is asked, and the completion after the
-//! provider has captured the charge. Simultaneous payments share one transaction; each succeeds or fails on its own.
+//! provider has captured the charge. Simultaneous payments share a batch; each succeeds or fails on its own.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -80,7 +80,7 @@ impl PaymentBatcher {
         }
     }
 
-    /// `active → confirming`, together with the payment's row. After a crash from here on, reconciliation settles the
+    /// `active → confirming`, together with the payment's row, in one statement that is its own transaction. After a crash from here on, reconciliation settles the
     /// payment by asking the provider. Returns the reservation, whose total is to be charged. Returns `None` if it is
     /// not that owner's, is not active, is out of time, or has a payment that the provider is processing.
     ///
@@ -90,7 +90,8 @@ impl PaymentBatcher {
         self.requests.call(request).await
     }
 
-    /// `confirming | active → confirmed`, together with the tickets and the event.
+    /// `confirming | active → confirmed`, together with the captured payment, the tickets and the event: one transaction
+    /// for `payments`, `reservations`, `tickets` and `outbox`.
     ///
     /// # Errors
     /// The database failed; the reservation may be confirmed all the same.
@@ -175,6 +176,7 @@ struct PaidRow {
     payments: i64,
 }
 
+/// Completes a batch of captured charges. For `status || ''`, see [`lease`].
 async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
     let mut tx = db.begin().await?;
     let paid: Vec<PaidRow> = sqlx::query_as(

@@ -8,7 +8,7 @@ use shared_contracts::money::Money;
 use shared_contracts::transitions::{PaymentState, ReservationState};
 use sqlx::{FromRow, PgConnection, PgPool};
 
-use super::events::{Changed, announce_all};
+use super::events::{Changed, append_events};
 use super::model::LEASE_SECONDS;
 use super::refunds::PendingRefund;
 
@@ -115,7 +115,7 @@ pub(crate) async fn void_and_refund(
         return Ok(None);
     };
     let refund = PendingRefund { id: key.as_uuid(), payment_id: key, amount: changed.total_amount };
-    Ok(Some((announce_all(tx, BookingEventType::Expired, &[changed]).await?, refund)))
+    Ok(Some((append_events(tx, BookingEventType::Expired, &[changed]).await?, refund)))
 }
 
 /// Takes over confirmations whose lease has run out and renews the lease, so that no two workers settle one at the same

@@ -1,5 +1,5 @@
-//! The work after the commit that ended reservations: wakes the relay for their events, frees their seats, and removes
-//! their locks.
+//! The work after the commit that paid or ended reservations: wakes the relay for their events and removes their seat
+//! locks. Only [`free_now`] frees seats, of reservations that ended.
 //!
 //! This work only saves time. If a step fails, the events free the seats, and the locks end by their time limit.
 
@@ -23,7 +23,7 @@ pub(super) async fn free_now(app: &App, events: &[BookingEvent]) {
 }
 
 /// Counts the events, wakes the relay for them, and removes the seat locks. Call this after the commit.
-pub(super) async fn announce_end(app: &App, events: &[BookingEvent]) {
+pub(super) async fn announce_settled(app: &App, events: &[BookingEvent]) {
     for event in events {
         app.metrics.ended(event.event_type);
     }

@@ -1,14 +1,16 @@
 //! The steps of a payment, in order, each with what settles it after a crash:
 //!
-//! | step | where | after a crash |
+//! | step | writes | after a crash |
 //! | --- | --- | --- |
-//! | 0 claim the `Idempotency-Key` | own database | the next request takes over |
-//! | 1 lease: `active → confirming`, and the payment's row | own database | the provider is asked |
-//! | 2 charge, once for each payment id | payment provider | the provider is asked |
-//! | 3a captured: `confirmed`, with tickets and event | own database | the provider is asked |
-//! | 3b declined or processing: back to `active` | own database | the provider is asked |
-//! | 3c captured, but a seat has another ticket: `expired` | own database | the refund is pending |
-//! | 4 store the answer, wake the relay, remove the seat locks | own database, Redis | a repeat reads the reservation |
+//! | 0 claim the `Idempotency-Key`; nothing without one | `idempotency_keys` | the next request takes over |
+//! | 1 lease: `active → confirming` for 30 s, in one statement | `reservations`, `payments` | the provider is asked |
+//! | 2 charge, once for each payment id, outside any transaction | the provider | the provider is asked |
+//! | 3a captured: `confirmed`, in one transaction | `payments`, `reservations`, `tickets`, `outbox` | the provider is asked |
+//! | 3b declined or processing: back to `active` | `payments`, `reservations` | the provider is asked |
+//! | 3c captured, but a seat has another ticket: `expired` | `payments`, `reservations`, `outbox` | the refund is pending |
+//! | 4 wake the relay, remove the seat locks, store the answer | Redis, `idempotency_keys` | a repeat reads the reservation |
+//!
+//! The event of step 3a makes the Event Service sell the seats. The relay publishes it from the outbox.
 //!
 //! "The provider is asked" means that `reconcile.rs` asks it for the outcome of the charge once the lease has run out,
 //! and does step 3 by the answer. Steps 1 and 3a run in batches (`reservations/payment.rs`). An outcome that comes
@@ -34,11 +36,11 @@ use shared_contracts::problem::{Code, Problem};
 use shared_contracts::transitions::{PaymentState, ReservationState};
 use utoipa::ToSchema;
 
-use super::after_commit::{announce_end, free_now};
+use super::after_commit::{announce_settled, free_now};
 use super::refunds::refund_now;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::metrics::MeasuredStep;
-use crate::payments::ChargeOutcome;
+use crate::payments::provider::ChargeOutcome;
 use crate::reservations::model::{self, LEASE_SECONDS, Reservation, Standing, find, refusal};
 use crate::reservations::payment::{Completion, LeaseRequest, Paid};
 use crate::reservations::payment_outcomes;
@@ -166,7 +168,7 @@ async fn pay(
     let amount = reservation.total_amount;
     crash_point("confirm.leased");
     // An error is an unknown outcome too: the charge may have been made.
-    let charging = async { app.payments.charge(key, amount, payment_id).await.map_err(Error::Internal) };
+    let charging = async { app.provider.charge(key, amount, payment_id).await.map_err(Error::Internal) };
     let outcome = app.metrics.step(MeasuredStep::Charge, charging).await.unwrap_or_else(|error| {
         let error = anyhow::Error::from(error);
         tracing::warn!(error = format!("{error:#}"), payment_id = %key, "The payment provider gave no answer");
@@ -175,6 +177,7 @@ async fn pay(
     app.metrics.charged(outcome);
     crash_point("confirm.charged");
     let concluded = match outcome {
+        // As in `conclude`, but without reading the reservation again.
         ChargeOutcome::Captured => complete(app, reservation, key).await,
         _ => conclude(app, id, key, outcome).await,
     };
@@ -276,7 +279,7 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
     let id = reservation.id;
     match app.metrics.step(MeasuredStep::Complete, app.payment_batches.complete(reservation, key)).await? {
         Completion::Paid(paid) => {
-            announce_end(app, std::slice::from_ref(&paid.event)).await;
+            announce_settled(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))
         }
         Completion::SeatLost => void_and_refund(app, id, key).await,
@@ -293,7 +296,7 @@ async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId) -> Result
     tx.commit().await?;
     free_now(app, &events).await;
     tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket, so the money is refunded; investigate");
-    announce_end(app, &events).await;
+    announce_settled(app, &events).await;
     refund_now(app, owed).await;
     Ok(Concluded::SeatLost)
 }

@@ -2,12 +2,16 @@
 //!
 //! | step | where | undo |
 //! | --- | --- | --- |
-//! | 0 price tiers and the clock, read once a second | own database | none needed |
-//! | 1 seat locks, all or none | Redis | unlock |
+//! | 0 price tiers and the clock, at most a second old (`tier_cache.rs`) | own database | none needed |
+//! | 1 seat locks, all or none; they stay after success | Redis | unlock |
 //! | 2 check that the session is on sale and the seats are free | Event Service | none needed |
 //! | 3 prices | Event Service | none needed |
-//! | 4 reserve, all or none; 2 to 4 are one request | Event Service | release |
-//! | 5 write the reservation and the kept answer (`reservations/insert.rs`) | own database | none: the last step |
+//! | 4 hold, all or none | Event Service | release |
+//! | 5 write the reservation, its items and the stored answer (`reservations/insert.rs`) | own database | none: the last step |
+//!
+//! Steps 2 to 4 are one request, `POST …/seats/reserve`; `price_and_reserve` in event-service/src/internal_api.rs
+//! answers it. Step 5 is one statement, which also applies the limits per customer. A new reservation has no event: the
+//! Event Service knows the hold already.
 //!
 //! This service makes the reservation's id first: it is the locks' token, the hold's owner and the key of every retry.
 //! A process that dies between 4 and 5 leaves a hold without a reservation; `reconcile.rs` frees it once step 5 has
@@ -191,7 +195,7 @@ impl Draft {
     /// Step 0: reads the price tiers and the clock.
     async fn begin(app: &App, id: ReservationId, user_id: UserId, wanted: CreateReservation) -> Result<Self> {
         let tier_ids: Vec<PriceTierId> = wanted.seats.iter().map(|seat| seat.price_tier_id).collect();
-        let tiers = app.tiers.look(&app.db, wanted.session_id, &tier_ids);
+        let tiers = app.tiers.tiers_and_clock(&app.db, wanted.session_id, &tier_ids);
         let (booking_time, multipliers) = app.metrics.step(MeasuredStep::Tiers, tiers).await?;
         if let Some(id) = tier_ids.iter().find(|id| !multipliers.contains_key(id)) {
             return Err(Error::refused(
@@ -370,15 +374,15 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
 /// Steps 2 to 4: asks the Event Service to hold the seats. Returns their prices if `with_prices` is set. Undo:
 /// [`release`].
 async fn hold(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
-    let pricing = app.metrics.step(MeasuredStep::Reserve, reserve(app, draft, with_prices)).await?;
+    let pricing = app.metrics.step(MeasuredStep::Reserve, reserve_or_settle_overdue(app, draft, with_prices)).await?;
     crash_point("booking.reserved");
     Ok(pricing)
 }
 
 /// Reserves the seats. If every seat in the way is held past its time, settles those holds and tries once more, so that
 /// a dead worker costs no sale.
-async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
-    let conflicts = match ask_to_reserve(app, draft, with_prices).await? {
+async fn reserve_or_settle_overdue(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<Pricing>> {
+    let conflicts = match request_hold(app, draft, with_prices).await? {
         SeatChange::Done(held) => return Ok(held.pricing),
         SeatChange::Refused(conflicts) => conflicts,
     };
@@ -394,13 +398,13 @@ async fn reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<Option<P
         return Err(refusal(conflicts));
     };
     settle(app, &overdue).await?;
-    match ask_to_reserve(app, draft, with_prices).await? {
+    match request_hold(app, draft, with_prices).await? {
         SeatChange::Done(held) => Ok(held.pricing),
         SeatChange::Refused(conflicts) => Err(refusal(conflicts)),
     }
 }
 
-async fn ask_to_reserve(app: &App, draft: &Draft, with_prices: bool) -> Result<SeatChange> {
+async fn request_hold(app: &App, draft: &Draft, with_prices: bool) -> Result<SeatChange> {
     let Draft { id: reservation_id, session_id, expiry_time: reserved_until, .. } = *draft;
     let session_seat_ids = draft.seat_ids.clone();
     let request = ReserveRequest { reservation_id, session_seat_ids, reserved_until, with_prices };

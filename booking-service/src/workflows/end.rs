@@ -21,7 +21,7 @@ use shared_contracts::ids::{ReservationId, TicketId, UserId};
 use shared_contracts::problem::Code;
 use shared_contracts::transitions::{ReservationState, ReservationStep, Transition};
 
-use super::after_commit::{announce_end, free_now};
+use super::after_commit::{announce_settled, free_now};
 use super::refunds::refund_now;
 use crate::reservations::endings;
 use crate::reservations::model::{self, Reservation, Standing, find, refusal};
@@ -55,7 +55,7 @@ pub(crate) async fn cancel_reservation(
     if let Err(error) = app.event_service.release(event.session_id, id, &event.session_seat_ids).await {
         tracing::info!(%error, "The event will free the cancelled seats");
     }
-    announce_end(&app, &[event]).await;
+    announce_settled(&app, &[event]).await;
     find(&app.db, id, caller.confined_to()).await.map(Json)
 }
 
@@ -80,7 +80,7 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
         Ok(events)
     });
     let events = events.await?;
-    announce_end(app, &events).await;
+    announce_settled(app, &events).await;
     Ok(events.len())
 }
 
@@ -106,7 +106,7 @@ pub(crate) async fn refund_ticket(
     let (events, owed) = endings::refund_tickets(&mut tx, std::slice::from_ref(&ticket)).await?;
     tx.commit().await?;
     crash_point("refund.committed");
-    announce_end(&app, &events).await;
+    announce_settled(&app, &events).await;
     for refund in owed {
         refund_now(&app, refund).await;
     }

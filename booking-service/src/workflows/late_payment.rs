@@ -19,7 +19,7 @@ use shared_contracts::transitions::{PaymentState, ReservationState};
 use super::confirm::{Concluded, complete, conclude};
 use super::create::book_again;
 use super::refunds::refund_now;
-use crate::payments::ChargeOutcome;
+use crate::payments::provider::ChargeOutcome;
 use crate::reservations::model::find;
 use crate::reservations::payment_outcomes::{self, Payment};
 use crate::state::App;
@@ -38,7 +38,7 @@ pub(crate) async fn follow_up(app: &App, id: PaymentId) -> Result<()> {
 
 async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
     let payment = payment_outcomes::find(&app.db, id).await?;
-    let outcome = app.payments.look_up(id).await?;
+    let outcome = app.provider.look_up(id).await?;
     match (payment.state, payment.reservation) {
         // The request that charges has not received the provider's answer yet.
         (PaymentState::Pending, _) => conclude(app, payment.reservation_id, id, outcome).await,
@@ -47,7 +47,7 @@ async fn follow_up_once(app: &App, id: PaymentId) -> Result<Concluded> {
             ChargeOutcome::Declined => decline(app, id).await,
             ChargeOutcome::Processing | ChargeOutcome::Unknown => Ok(Concluded::Processing),
         },
-        (PaymentState::Processing, _) => match app.payments.cancel(id, payment.amount).await? {
+        (PaymentState::Processing, _) => match app.provider.cancel(id, payment.amount).await? {
             ChargeOutcome::Captured => came_too_late(app, payment).await,
             _ => decline(app, id).await,
         },

@@ -36,7 +36,8 @@ pub(crate) async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::
             if Instant::now() < *at {
                 continue;
             }
-            let relayed = tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.desk_db, &app.publisher, wanted)).await;
+            let relayed =
+                tokio::time::timeout(RELAY_TIME_MAX, relay_batch(&app.batch_db, &app.publisher, wanted)).await;
             let relayed = relayed.map_err(anyhow::Error::from).flatten();
             relayed.iter().for_each(|relayed| app.metrics.relayed(*relayed));
             let pause = match relayed {

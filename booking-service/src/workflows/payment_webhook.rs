@@ -219,7 +219,7 @@ async fn write(app: &App, notice: &PaymentNotice) -> Result<Written> {
 }
 
 async fn handle(app: &App, event_id: &str, payment_id: PaymentId, event_type: PaymentNoticeType) -> Result<()> {
-    app.payments.noticed(payment_id, event_type == PaymentNoticeType::Captured).await?;
+    app.provider.noticed(payment_id, event_type == PaymentNoticeType::Captured).await?;
     follow_up(app, payment_id).await?;
     sqlx::query("update payment_notices set handled_at = now() where event_id = $1")
         .bind(event_id)

@@ -191,7 +191,7 @@ pub async fn settle_payments(app: &App) -> Result<usize> {
 
 async fn settle_payment(app: &App, payment: StuckPayment) -> Result<()> {
     let StuckPayment { reservation_id: id, id: key, amount } = payment;
-    let outcome = app.payments.settle_unknown(key, amount).await?;
+    let outcome = app.provider.settle_unknown(key, amount).await?;
     let concluded = confirm::conclude(app, id, key, outcome).await?;
     tracing::info!(reservation_id = %id, ?outcome, ?concluded, "Settled a payment of unknown fate");
     Ok(())

@@ -18,7 +18,7 @@ pub(super) async fn refund_now(app: &App, owed: PendingRefund) {
 /// # Errors
 /// The database or the provider does not answer; the refund stays pending.
 pub(super) async fn settle_refund(app: &App, owed: PendingRefund) -> Result<()> {
-    app.payments.refund(owed.id, owed.payment_id, owed.amount).await?;
+    app.provider.refund(owed.id, owed.payment_id, owed.amount).await?;
     crash_point("refund.given_back");
     refunds::settle(&app.db, owed.id).await
 }

@@ -7,7 +7,7 @@ use service_kit::postgres::database;
 use shared_contracts::ids::SessionId;
 use sqlx::PgPool;
 
-use super::after_commit::announce_end;
+use super::after_commit::announce_settled;
 use crate::reservations::{endings, tickets};
 use crate::state::App;
 
@@ -40,7 +40,7 @@ async fn cancel_active(app: &App, session_id: SessionId, limit: i64) -> Result<u
     let mut tx = database::begin(&app.db).await?;
     let events = endings::cancel_of_session(&mut tx, session_id, limit).await?;
     tx.commit().await?;
-    announce_end(app, &events).await;
+    announce_settled(app, &events).await;
     Ok(events.len())
 }
 
@@ -54,6 +54,6 @@ async fn refund_paid(app: &App, session_id: SessionId, limit: i64) -> Result<usi
     let refunded = tickets::refund_all(&mut tx, &paid).await?;
     let (events, _) = endings::refund_tickets(&mut tx, &refunded).await?;
     tx.commit().await?;
-    announce_end(app, &events).await;
+    announce_settled(app, &events).await;
     Ok(events.len())
 }

@@ -7,7 +7,7 @@ use service_kit::postgres::database;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
 use shared_contracts::seat_api::Hold;
 
-use super::after_commit::announce_end;
+use super::after_commit::announce_settled;
 use crate::event_client::SeatChange;
 use crate::reservations::model::{self, SessionHold};
 use crate::reservations::{endings, tickets};
@@ -76,7 +76,7 @@ async fn expire_these(app: &App, ids: &[ReservationId]) -> Result<()> {
     let mut tx = database::begin(&app.db).await?;
     let events = endings::expire(&mut tx, ids).await?;
     tx.commit().await?;
-    announce_end(app, &events).await;
+    announce_settled(app, &events).await;
     Ok(())
 }
 

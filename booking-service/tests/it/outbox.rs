@@ -27,7 +27,7 @@ async fn an_event_that_reaches_no_queue_stays_in_the_outbox() {
     let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
     let nowhere = Publisher::new(Broker { url, exchange: unique("nowhere"), trust: Trust::default() }, "test");
     assert_eq!(
-        relay_batch(&system.app.desk_db, &nowhere, Wanted::Urgent).await.unwrap(),
+        relay_batch(&system.app.batch_db, &nowhere, Wanted::Urgent).await.unwrap(),
         Relayed { published: 0, left: 1 }
     );
     assert_eq!(system.count("select count(*) from outbox where published_at is null").await, 1);
@@ -52,10 +52,10 @@ async fn an_urgent_event_does_not_wait_behind_expired_reservations() {
     let waiting = async || system.count("select count(*) from outbox where published_at is null").await;
     let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
     let publisher = Publisher::new(Broker { url, ..system.settings.broker.clone() }, "test");
-    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Urgent).await.unwrap().published, 1);
+    assert_eq!(relay_batch(&system.app.batch_db, &publisher, Wanted::Urgent).await.unwrap().published, 1);
     assert_eq!(waiting().await, 3);
-    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Urgent).await.unwrap(), Relayed::default());
-    assert_eq!(relay_batch(&system.app.desk_db, &publisher, Wanted::Expired).await.unwrap().published, 3);
+    assert_eq!(relay_batch(&system.app.batch_db, &publisher, Wanted::Urgent).await.unwrap(), Relayed::default());
+    assert_eq!(relay_batch(&system.app.batch_db, &publisher, Wanted::Expired).await.unwrap().published, 3);
     system.to_broker.heal();
     system.seats_become(&sale, &["available", "available", "available", "sold"]).await;
     system.finish().await;
@@ -94,7 +94,7 @@ async fn several_relays_share_the_work_and_publish_everything() {
     }
     sqlx::query("update outbox set published_at = null").execute(&system.app.db).await.unwrap();
     let relays = (0..3).map(|_| {
-        let db = system.app.desk_db.clone();
+        let db = system.app.batch_db.clone();
         let publisher = Arc::new(Publisher::new(system.settings.broker.clone(), "test"));
         async move { while relay_batch(&db, &publisher, Wanted::Urgent).await.unwrap() != Relayed::default() {} }
     });

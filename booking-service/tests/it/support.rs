@@ -359,7 +359,7 @@ impl System {
     pub(crate) async fn settle(&self) {
         wait_until("the outbox is empty", Duration::from_secs(30), async || {
             for wanted in [Wanted::Urgent, Wanted::Expired] {
-                let _ = outbox::relay_batch(&self.app.desk_db, &self.app.publisher, wanted).await;
+                let _ = outbox::relay_batch(&self.app.batch_db, &self.app.publisher, wanted).await;
             }
             self.count("select count(*) from outbox where published_at is null").await == 0
         })

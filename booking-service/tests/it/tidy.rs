@@ -41,8 +41,8 @@ fn each_table_has_one_writer() {
         ("payments", "booking-service/src/reservations/"),
         ("refunds", "booking-service/src/reservations/"),
         ("payment_notices", "booking-service/src/workflows/payment_webhook.rs"),
-        ("mock_provider_charges", "booking-service/src/payments.rs"),
-        ("mock_provider_refunds", "booking-service/src/payments.rs"),
+        ("mock_provider_charges", "booking-service/src/payments/provider.rs"),
+        ("mock_provider_refunds", "booking-service/src/payments/provider.rs"),
     ];
     for (path, text) in all() {
         for (table, writer) in writers {

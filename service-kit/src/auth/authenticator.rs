@@ -62,7 +62,7 @@ impl Authenticator {
         Self(Arc::new(Inner { tokens, internal: settings.internal_keys.digests() }))
     }
 
-    async fn look(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
+    async fn identify(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
         match &self.0.tokens {
             None => named_by_header(headers).ok_or(AuthError::NoUserId),
             Some(verifier) => verifier.verify(bearer_token(headers)?).await,
@@ -87,7 +87,7 @@ async fn identify(parts: &mut Parts) -> Result<Caller, AuthError> {
     if let Some(Identified(known)) = parts.extensions.get::<Identified>() {
         return *known;
     }
-    let identified = Authenticator::of(parts)?.look(&parts.headers).await;
+    let identified = Authenticator::of(parts)?.identify(&parts.headers).await;
     parts.extensions.insert(Identified(identified));
     identified
 }
@@ -95,7 +95,7 @@ async fn identify(parts: &mut Parts) -> Result<Caller, AuthError> {
 /// The id of the request's user, if the request proves one. Rate limits count by it.
 pub(crate) async fn user_of(request: &mut Request) -> Option<UserId> {
     let authenticator = request.extensions().get::<Authenticator>()?.clone();
-    let identified = authenticator.look(request.headers()).await;
+    let identified = authenticator.identify(request.headers()).await;
     request.extensions_mut().insert(Identified(identified));
     identified.ok().map(|caller| caller.user_id)
 }

@@ -152,7 +152,7 @@ struct Shown {
 }
 
 /// The texts of certificate and key, or why they can't be read.
-type Look = Result<[String; 2], String>;
+type Content = Result<[String; 2], String>;
 
 /// Where the text of a setting comes from: the setting itself, or a file that it names.
 enum Source {
@@ -239,8 +239,8 @@ impl ServerCertificate {
     }
 
     /// Reads the files, and loads them unless they equal `seen` or can't be used.
-    async fn refresh(&self, seen: &mut Option<Look>) -> anyhow::Result<()> {
-        let now = self.look().await?;
+    async fn refresh(&self, seen: &mut Option<Content>) -> anyhow::Result<()> {
+        let now = self.content().await?;
         if seen.as_ref() == Some(&now) {
             return Ok(());
         }
@@ -262,10 +262,10 @@ impl ServerCertificate {
     }
 
     /// Reads the files on a blocking thread.
-    async fn look(&self) -> anyhow::Result<Look> {
+    async fn content(&self) -> anyhow::Result<Content> {
         let shown = Arc::clone(&self.0);
-        let look = move || texts(&shown.source).map_err(|error| format!("{error:#}"));
-        Ok(tokio::task::spawn_blocking(look).await?)
+        let read = move || texts(&shown.source).map_err(|error| format!("{error:#}"));
+        Ok(tokio::task::spawn_blocking(read).await?)
     }
 }
 

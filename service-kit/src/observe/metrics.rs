@@ -51,7 +51,7 @@ struct Inner {
     registry: Registry,
     requests: HistogramVec,
     in_flight: IntGauge,
-    looks: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+    before_encoding: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
     questions: Mutex<Vec<Arc<Question>>>,
     answered: GaugeVec,
 }
@@ -95,7 +95,7 @@ impl Metrics {
                 in_flight: register(&registry, in_flight)?,
                 answered: register(&registry, answered)?,
                 registry,
-                looks: Mutex::default(),
+                before_encoding: Mutex::default(),
                 questions: Mutex::default(),
             }),
         })
@@ -142,9 +142,9 @@ impl Metrics {
         register(&self.inner.registry, HistogramVec::new(opts, labels)?)
     }
 
-    /// Calls `look` on each fetch of the metrics, to set gauges whose values need no wait.
-    pub fn look(&self, look: impl Fn() + Send + Sync + 'static) {
-        self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
+    /// Calls `update` on each fetch of the metrics, to set gauges whose values need no wait.
+    pub fn before_encoding(&self, update: impl Fn() + Send + Sync + 'static) {
+        self.inner.before_encoding.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(update));
     }
 
     /// Calls `ask` on a fetch of the metrics, to set `gauges` by a query. It runs at most every two seconds, and for at
@@ -173,7 +173,7 @@ impl Metrics {
         let connections = self.gauges("db_pool_connections", "Open connections to PostgreSQL.", &["pool", "state"])?;
         let max = self.gauges("db_pool_connections_max", "Connections that a pool may open.", &["pool"])?;
         let (requests, desks) = (requests.clone(), desks.clone());
-        self.look(move || {
+        self.before_encoding(move || {
             for (name, pool, kept) in [("requests", &requests, 0), ("desks", desks.pool(), desks.kept_count())] {
                 // The numbers change while they are read, so the results are kept within bounds.
                 let (size, idle) = (f64::from(pool.size()), (pool.num_idle() + kept) as f64);
@@ -200,8 +200,8 @@ impl Metrics {
     /// # Errors
     /// The metrics can't be encoded.
     pub async fn text(&self) -> anyhow::Result<String> {
-        for look in self.inner.looks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            look();
+        for update in self.inner.before_encoding.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            update();
         }
         let questions = self.inner.questions.lock().unwrap_or_else(PoisonError::into_inner).clone();
         join_all(questions.iter().map(|question| question.answer(&self.inner.answered))).await;

@@ -57,24 +57,20 @@ const BATCHES: BatchConfig = BatchConfig::with_timeout(Duration::from_secs(10)).
 
 impl PaymentProvider {
     /// The mock provider: it captures `success_rate` (0 to 1) of all charges and keeps its ledger in tables of its own.
-    /// The many charges use the connections of `desk_ledger`, everything else those of `ledger`.
+    /// The many charges use the connections of `batch_ledger`, everything else those of `ledger`.
     #[must_use]
-    pub fn mock(ledger: PgPool, desk_ledger: BatchPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
-        let charges = Batcher::start(lifecycle, BATCHES, move |charges| remember_all(desk_ledger.clone(), charges));
+    pub fn mock(ledger: PgPool, batch_ledger: BatchPool, success_rate: f64, lifecycle: &Lifecycle) -> Self {
+        let charges = Batcher::start(lifecycle, BATCHES, move |charges| remember_all(batch_ledger.clone(), charges));
         Self { ledger, charges, success_rate }
     }
 
-    /// Charges `amount`, once per key.
+    /// Charges `amount`, once per key. `means` is the provider's token for the customer's means of payment, which clients
+    /// send as `payment_id`.
     ///
     /// # Errors
     /// The provider can't be reached. As after [`ChargeOutcome::Unknown`], query the outcome by [`Self::look_up`].
-    pub async fn charge(
-        &self,
-        key: PaymentId,
-        amount: Money,
-        payment_id: Option<&str>,
-    ) -> anyhow::Result<ChargeOutcome> {
-        let means = payment_id.unwrap_or_default();
+    pub async fn charge(&self, key: PaymentId, amount: Money, means: Option<&str>) -> anyhow::Result<ChargeOutcome> {
+        let means = means.unwrap_or_default();
         if means.starts_with(LOST_ON_THE_WAY) {
             return Ok(ChargeOutcome::Unknown);
         }
