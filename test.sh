@@ -14,7 +14,7 @@ usage() {
 Usage: ./test.sh [OPTION]
 
 Without an option it runs: format, lints, shellcheck, unused dependencies, supply chain, unit
-and integration tests on private servers, then the whole system: start.sh, test_integration.sh,
+and integration tests on private servers, then the whole system: start.sh, the tutorial, test_integration.sh,
 generated clients and requests (scripts/interface), dashboard and alerts (scripts/observability),
 stop.sh. It installs missing packages, uses free ports and its own folder, and stops everything at
 the end. It can run while another system runs on this machine.
@@ -205,6 +205,7 @@ test_whole_system() (
     export AUDIT_INTERVAL_MINUTES=0.05 OBSERVE_INTERVAL_SECONDS=1
 
     ./start.sh --native --demo --observe
+    scripts/tutorial.sh
     integration_test_or_logs
     scripts/observability/check.sh "http://127.0.0.1:$PROMETHEUS_PORT" "http://127.0.0.1:$EVENT_SERVICE_PORT" "http://127.0.0.1:$BOOKING_SERVICE_PORT"
     # The same and the other checks with authentication. This is a test system, so the secret may be public.

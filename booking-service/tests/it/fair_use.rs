@@ -128,7 +128,9 @@ const HOLDS: Rate = Rate { per_second: 2.0, burst: 20 };
 const MEASURED_MAX: usize = 3;
 /// How long it may take until all flooding clients send requests.
 const FLOOD_START_TIMEOUT: Duration = Duration::from_secs(30);
-/// The delay that is always allowed: the flooding clients use the same cores as the services.
+/// What a buyer's p99 may be beside the flood, in parts of their p99 without it, and beyond that. The flooding clients use
+/// the same cores as the services, and on a slow machine everything takes longer. Without limits the factor is over 10.
+const SLOWER_ALLOWED: u32 = 2;
 const DELAY_ALLOWED: Duration = Duration::from_millis(25);
 
 /// The services that buyers and the flood call, and the seats on sale.
@@ -295,7 +297,7 @@ async fn a_hundred_clients_of_one_user_do_not_delay_another() {
         let targets = targets.clone();
         let measured = tokio::task::spawn_blocking(move || measure(&targets, journeys)).await.unwrap();
         let (quiet, flooded) = measured.check();
-        last = Some((flooded, (quiet * 3 / 2).max(quiet + DELAY_ALLOWED)));
+        last = Some((flooded, quiet * SLOWER_ALLOWED + DELAY_ALLOWED));
         if last.is_some_and(|(flooded, most)| flooded <= most) {
             break;
         }

@@ -180,7 +180,8 @@ async fn requests_beyond_the_limit_are_rejected_at_once() {
     app.get("/health/live", 200).await;
     app.get("/api/internal/health", 200).await;
     app.get(&format!("/api/v1/sessions/{}/seat-map", uuid::Uuid::now_v7()), 404).await;
-    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    // A call that waited for the locked table would take as long as a statement may.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     drop(locked);
     let (mut overloaded, mut last) = (0, None);
     for call in calls {
