@@ -129,7 +129,7 @@ const MEASURED_MAX: usize = 3;
 /// How long it may take until all flooding clients send requests.
 const FLOOD_START_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a buyer's p99 may be beside the flood, in parts of their p99 without it, and beyond that. The flooding clients use
-/// the same cores as the services, and on a slow machine everything takes longer. Without limits the factor is over 10.
+/// the same cores as the services, and on a slow machine everything takes longer.
 const SLOWER_ALLOWED: u32 = 2;
 const DELAY_ALLOWED: Duration = Duration::from_millis(25);
 
