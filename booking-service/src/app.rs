@@ -6,7 +6,7 @@ use axum::Router;
 use axum::http::Method;
 use service_kit::admit::bulkheads::RequestClass;
 use service_kit::auth::AuthSettings;
-use service_kit::http::{openapi, server};
+use service_kit::http::{openapi, query, server};
 use service_kit::postgres::database;
 use service_kit::process::common::Common;
 use service_kit::process::health::{self, Health};
@@ -73,7 +73,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
     openapi::describe_security(&mut document);
     openapi::describe_alias(&mut document, "/api/v1/admin/price-tiers", "/api/v1/price-tiers");
     openapi::share_errors(&mut document);
-    (routes, document)
+    (query::strict(routes, &document), document)
 }
 
 /// The class of a route, whose requests share a limit; `None` for an unknown route.
@@ -155,7 +155,7 @@ pub fn for_command(settings: &Settings, name: &'static str) -> anyhow::Result<Ap
 pub fn serve(app: &App, settings: &Settings, listener: TcpListener, lifecycle: &Lifecycle) {
     let (routes, mut document) = api(app, health(app, "booking-service"));
     openapi::narrow_security(&mut document, &settings.common.auth);
-    let router = routes.merge(openapi::pages(document));
+    let router = routes.merge(openapi::pages(&document));
     server::serve(lifecycle, listener, router, &settings.common, &app.metrics.common, request_class);
 }
 

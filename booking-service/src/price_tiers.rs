@@ -43,15 +43,16 @@ pub struct PriceTier {
 
 /// A new price tier.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({ "name": "Standard", "base_multiplier": 1.0, "description": "Standard pricing" }))]
 pub struct CreatePriceTier {
-    #[schema(min_length = 1, max_length = 100, pattern = r"\S", example = "Standard")]
+    #[schema(min_length = 1, max_length = 100, pattern = r"\S", format = "title", example = "Standard")]
     name: String,
     /// The factor that multiplies the seat's price. Required, under this name or as `multiplier`.
     base_multiplier: Option<Multiplier>,
     /// Another name for `base_multiplier`.
     multiplier: Option<Multiplier>,
-    #[schema(max_length = 1000, example = "Standard pricing")]
+    #[schema(max_length = 1000, format = "prose", example = "Standard pricing")]
     description: Option<String>,
     /// The session that may use the tier; every session if left out.
     session_id: Option<SessionId>,

@@ -35,6 +35,7 @@ const RETRY_AFTER_SECONDS: u32 = 5;
 
 /// Which stored events to publish again. At least one of `from` and `reservation_id` is needed.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({ "from": "2026-01-01T00:00:00Z", "event_type": "reservation.confirmed" }))]
 pub struct ReplayRequest {
     /// Only events that were committed at this time or later.

@@ -10,7 +10,7 @@ use axum::http::Method;
 use service_kit::admit::bulkheads::RequestClass;
 use service_kit::admit::limits::Limits;
 use service_kit::amqp::{self, ConsumedQueue};
-use service_kit::http::{openapi, server};
+use service_kit::http::{openapi, query, server};
 use service_kit::postgres::database::{self, BatchPool};
 use service_kit::process::common::Common;
 use service_kit::process::health::{self, Health};
@@ -24,7 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::booking_consumer::Applier;
-use crate::catalogue::{events, halls, locations, organizers, seats, sessions};
+use crate::catalogue::{events, folded_labels, halls, locations, organizers, seats, sessions};
 use crate::internal_api;
 use crate::metrics::EventMetrics;
 use crate::seat_map::stream::SeatStreams;
@@ -77,6 +77,7 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
         .merge(health::routes(health))
         .merge(metrics)
         .split_for_parts();
+    let routes = query::strict(routes, &document);
     let (internal_routes, internal_document) = OpenApiRouter::new()
         .routes(routes!(internal_api::check_availability))
         .routes(routes!(internal_api::reserve_seats))
@@ -160,6 +161,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
     lifecycle.spawn("booking consumer", async move {
         amqp::consume(settings.broker, queue, stopping, async |incoming| applier.handle(&incoming).await).await
     });
+    lifecycle.spawn("folded labels", folded_labels::fill(db.clone(), lifecycle.token().clone()));
     let streams = SeatStreams::new(db.clone(), settings.seat_stream_watchers_max, lifecycle.token().clone());
     lifecycle.spawn("seat streams", Arc::clone(&streams).run());
     let state = AppState::new(db, &batch_db, streams, metrics.clone(), lifecycle);
@@ -184,7 +186,7 @@ pub async fn run(settings: Settings, listener: TcpListener, lifecycle: &Lifecycl
             );
         }
     }
-    let router = routes.merge(openapi::pages(document));
+    let router = routes.merge(openapi::pages(&document));
     server::serve(lifecycle, listener, router, &settings.common, &metrics.common, request_class);
     Ok(())
 }

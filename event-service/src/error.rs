@@ -17,9 +17,9 @@ pub(crate) fn of_constraint(error: sqlx::Error) -> Error {
             refused(Code::HallNotFound, "No hall has this hall_id; create it first.")
         }
         Some("sessions_event_exists") => refused(Code::EventNotFound, "No event has this event_id; create it first."),
-        Some("seats_labels_once") => refused(
+        Some("seats_labels_once" | "seats_looks_once") => refused(
             Code::SeatExists,
-            "The hall already has a seat with this section, row_number and seat_number, or the list names one twice. No seat was created.",
+            "The hall already has a seat that looks like this one on a ticket. Nothing was changed; choose other labels.",
         ),
         Some("sessions_no_overlap") => refused(
             Code::SessionOverlap,

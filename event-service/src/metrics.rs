@@ -133,7 +133,7 @@ struct SeatCount {
 async fn seats_on_sale(db: &PgPool) -> sqlx::Result<Vec<SeatCount>> {
     sqlx::query_as(
         "with latest as materialized (
-             select session_id, event_id, coalesce(sales_start, created_at) as opened, least(start_time, sales_end) as closes
+             select session_id, event_id, coalesce(sales_start, created_at) as opened, session_sales_close(start_time, end_time, sales_end) as closes
              from sessions where status = 'scheduled' and coalesce(sales_start, created_at) <= now()
              order by coalesce(sales_start, created_at) desc limit $1
          ),

@@ -10,12 +10,22 @@ import os
 import uuid
 
 import schemathesis
+from hypothesis import strategies
 
 with open(os.environ["REAL_IDS"], encoding="utf-8") as file:
     REAL = json.load(file)
 SEATS = itertools.cycle(REAL["seats"])
 # A generated tag almost never matches the current one, so every second edit has no tag.
 DROP_TAG = itertools.cycle([True, False])
+
+
+# Formats of our own. Without them nearly all generated names would have an invisible character, and be refused.
+FILLERS = "\u034f\u115f\u1160\u3164\uffa0\u2800"
+SEEN = strategies.characters(categories=("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Pd", "Po", "Sm", "Sc"), exclude_characters=FILLERS)
+ONE_LINE = strategies.text(SEEN | strategies.just(" "), min_size=1, max_size=32).filter(str.strip)
+schemathesis.openapi.format("label", ONE_LINE)
+schemathesis.openapi.format("title", ONE_LINE)
+schemathesis.openapi.format("prose", strategies.text(SEEN | strategies.sampled_from(" \n\t"), max_size=200))
 
 
 def well_formed(value):

@@ -4,14 +4,16 @@ use std::fmt;
 
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
-use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// The length limit of a label in characters. A check constraint of the `seats` table has the same limit.
-pub const LABEL_CHARS_MAX: usize = 16;
+use crate::text;
 
-/// A row's or seat's label: 1 to 16 characters (`"1"`, `"A"`, `"12b"`).
+/// The length limit of a label in characters. A check constraint of the `seats` table has the same limit.
+pub const LABEL_CHARS_MAX: usize = 32;
+
+/// A row's or seat's label: 1 to 32 characters (`"1"`, `"A"`, `"12b"`) in Unicode's form NFC, none of them invisible.
 ///
 /// Answers contain it as a JSON string. Requests may also send a JSON integer, which means its decimal text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, sqlx::Type)]
@@ -20,12 +22,14 @@ pub const LABEL_CHARS_MAX: usize = 16;
 pub struct Label(String);
 
 impl Label {
-    /// Trims `text` and converts it. Returns `None` if the rest is empty or longer than 16 characters.
+    /// Trims `text` and converts it. Returns `None` if the rest is empty, longer than 32 characters, or has a character
+    /// that nobody sees.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
+        let text = text::normalized(text);
         let chars = text.chars().count();
-        (1..=LABEL_CHARS_MAX).contains(&chars).then(|| Self(text.into()))
+        let fits = (1..=LABEL_CHARS_MAX).contains(&chars) && text::fault_in_label(&text).is_none();
+        fits.then(|| Self(text.into_owned()))
     }
 
     /// The label as text, without surrounding spaces.
@@ -82,6 +86,7 @@ impl PartialSchema for Label {
             ))
             .min_length(Some(1))
             .max_length(Some(LABEL_CHARS_MAX))
+            .format(Some(SchemaFormat::Custom("label".to_owned())))
             .minimum(Some(0))
             .maximum(Some(9_999_999_999_999_999_u64))
             .examples(["12"])
@@ -105,7 +110,8 @@ mod tests {
     #[test]
     fn labels_are_trimmed_and_bounded() {
         assert_eq!(serde_json::from_str::<Label>("\" 12b \"").unwrap().as_str(), "12b");
-        for bad in ["\"\"", "\"   \"", "\"12345678901234567\"", "1.5", "true", "null"] {
+        for bad in ["\"\"", "\"   \"", "\"123456789012345678901234567890123\"", "\"1\u{200b}\"", "1.5", "true", "null"]
+        {
             assert!(serde_json::from_str::<Label>(bad).is_err(), "{bad} was accepted");
         }
     }

@@ -4,6 +4,7 @@
 //!
 //! - [`ids`]: one identifier type for each noun.
 //! - [`money`]: exact amounts, multipliers and currencies.
+//! - [`text`]: which characters texts may have, and which texts look the same.
 //! - [`label`]: the names of rows and seats.
 //! - [`page`]: page sizes and cursors of lists.
 //! - [`seat`]: the status of a session seat, and a seat that stopped a call.
@@ -22,4 +23,5 @@ pub mod page;
 pub mod problem;
 pub mod seat;
 pub mod seat_api;
+pub mod text;
 pub mod transitions;

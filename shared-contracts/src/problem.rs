@@ -92,6 +92,8 @@ codes! {
     SalesEnded = 409 "sales_ended" "Sales have ended";
     /// The organizer cancelled the session.
     SessionCancelled = 409 "session_cancelled" "The session is cancelled";
+    /// The session has ended: it can't be cancelled, and nothing of it can be paid any more.
+    SessionOver = 409 "session_over" "The session is over";
     /// The hall has another session at that time.
     SessionOverlap = 409 "session_overlap" "The hall has another session at that time";
     /// The hall already has a seat with these labels.

@@ -49,6 +49,7 @@ use crate::state::App;
 
 /// The means of payment for a reservation.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ConfirmReservation {
     /// The payment provider's token for the customer's means of payment. With the mock provider, an id that begins with
     /// `pay_decline` is declined. `pay_timeout_charged` gets no answer and is charged; `pay_timeout_lost` gets no

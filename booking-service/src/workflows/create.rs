@@ -51,6 +51,7 @@ use crate::state::App;
 
 /// A request to reserve seats of one session.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateReservation {
     session_id: SessionId,
     /// Up to `MAX_SEATS_PER_RESERVATION` (10 unless set otherwise), each once.
@@ -60,6 +61,7 @@ pub struct CreateReservation {
 
 /// One wanted seat and its price tier.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct WantedSeat {
     session_seat_id: SessionSeatId,
     price_tier_id: PriceTierId,

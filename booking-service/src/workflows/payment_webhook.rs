@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use service_kit::http::error::{Error, Result};
-use service_kit::http::extract::{RawJson, parse};
+use service_kit::http::extract::{RawJson, parse_foreign};
 use service_kit::http::openapi;
 use service_kit::problems;
 use service_kit::process::settings::Secret;
@@ -91,7 +91,7 @@ pub(crate) async fn take_payment_notice(
     RawJson(body): RawJson,
 ) -> Result<Json<NoticeTaken>> {
     verify(&app, &headers, &body).await?;
-    let notice: PaymentNotice = parse(&body)?;
+    let notice: PaymentNotice = parse_foreign(&body)?;
     must_fit_its_charge(&app, &notice).await?;
     let written = write(&app, &notice).await?;
     if let Written::Handled = written {

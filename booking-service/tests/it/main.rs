@@ -19,6 +19,7 @@ mod expiry;
 mod fair_use;
 mod floors;
 mod idempotency;
+mod input;
 mod metrics;
 mod openapi;
 mod order_model;

@@ -53,11 +53,12 @@ pub enum EventType {
 
 /// Body of the call that creates an event.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateEvent {
     organizer_id: OrganizerId,
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Winter Concert")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", format = "title", example = "Winter Concert")]
     title: String,
-    #[schema(max_length = 5000, example = "Two hours, one break")]
+    #[schema(max_length = 5000, format = "prose", example = "Two hours, one break")]
     description: Option<String>,
     event_type: EventType,
 }

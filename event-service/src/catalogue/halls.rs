@@ -40,8 +40,9 @@ pub struct Hall {
 
 /// Body of the call that creates a hall.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateHall {
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Great Hall")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", format = "title", example = "Great Hall")]
     name: String,
     #[schema(minimum = 1, maximum = 200_000, example = 2000)]
     capacity: i32,
@@ -160,9 +161,16 @@ pub(crate) async fn delete_hall(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
-    let sessions: i64 =
-        sqlx::query_scalar("select count(*) from sessions where hall_id = $1").bind(id).fetch_one(&mut *tx).await?;
-    in_use(sessions, "session", "Delete its sessions, or move them to another hall, first.")?;
+    let (sessions, over): (i64, i64) =
+        sqlx::query_as("select count(*), count(*) filter (where end_time <= now()) from sessions where hall_id = $1")
+            .bind(id)
+            .fetch_one(&mut *tx)
+            .await?;
+    let remedy = match over {
+        0 => "Delete its sessions, or move them to another hall, first.",
+        _ => "Sessions that have taken place stay as the record of what was sold, and so does their hall.",
+    };
+    in_use(sessions, "session", remedy)?;
     seats::delete_all(&mut tx, id).await?;
     sqlx::query("delete from halls where hall_id = $1").bind(id).execute(&mut *tx).await?;
     tx.commit().await?;

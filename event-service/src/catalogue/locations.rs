@@ -41,14 +41,15 @@ pub struct Location {
 
 /// Body of the call that creates a location.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateLocation {
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Old Mill")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", format = "title", example = "Old Mill")]
     name: String,
-    #[schema(min_length = 1, max_length = 500, pattern = r"\S", example = "1 Mill Lane")]
+    #[schema(min_length = 1, max_length = 500, pattern = r"\S", format = "title", example = "1 Mill Lane")]
     address: String,
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Berlin")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", format = "title", example = "Berlin")]
     city: String,
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "Germany")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", format = "title", example = "Germany")]
     country: String,
     /// IANA time zone of the place.
     #[schema(min_length = 1, max_length = 64, format = "iana-time-zone", example = "Europe/Berlin")]

@@ -39,14 +39,15 @@ pub struct Organizer {
 
 /// Body of the call that creates an organizer.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateOrganizer {
-    #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "City Stage")]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S", format = "title", example = "City Stage")]
     name: String,
-    #[schema(max_length = 5000, example = "Concerts and plays since 1987")]
+    #[schema(max_length = 5000, format = "prose", example = "Concerts and plays since 1987")]
     description: Option<String>,
-    #[schema(max_length = 254, format = "email", example = "box-office@example.com")]
+    #[schema(max_length = 254, format = "idn-email", example = "box-office@example.com")]
     contact_email: Option<String>,
-    #[schema(max_length = 50, example = "+49 30 1234567")]
+    #[schema(max_length = 50, format = "title", example = "+49 30 1234567")]
     contact_phone: Option<String>,
 }
 

@@ -1,5 +1,7 @@
 //! Seats: the chairs of a hall, created one at a time, as a grid, or as a list.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -16,7 +18,8 @@ use service_kit::{patch_body, problems};
 use shared_contracts::ids::{HallId, SeatId};
 use shared_contracts::label::Label;
 use shared_contracts::page::{Page, PageQuery};
-use shared_contracts::problem::{Code, FieldError};
+use shared_contracts::problem::{Code, FieldError, Problem};
+use shared_contracts::text;
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -26,6 +29,8 @@ use crate::session_seats;
 
 /// The maximum number of seats created by one call: a stadium. It takes about 2 s and one transaction.
 pub const SEATS_PER_CALL_MAX: usize = 100_000;
+/// The most doubles that a refusal names.
+const DOUBLES_MAX: usize = 50;
 /// The largest body of the bulk call: 100,000 seats of about 150 bytes.
 pub const BULK_BODY_BYTES_MAX: usize = 24 * 1024 * 1024;
 
@@ -61,13 +66,14 @@ pub enum SeatType {
 
 /// Body of the call that creates a seat.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateSeat {
     row_number: Label,
     seat_number: Label,
     /// `regular` if omitted.
     #[serde(default)]
     seat_type: SeatType,
-    #[schema(max_length = 64, example = "Stalls")]
+    #[schema(max_length = 64, format = "label", example = "Stalls")]
     section: Option<String>,
     /// Horizontal position on a drawing of the hall, in any unit.
     x: Option<f64>,
@@ -78,6 +84,7 @@ pub struct CreateSeat {
 /// Body of the call that creates many seats: either a grid (`rows` and `seats_per_row`, labelled from 1) or a list
 /// (`seats`).
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({ "rows": 40, "seats_per_row": 50, "section": "Stalls", "seat_type": "regular" }))]
 pub struct CreateSeats {
     /// Grid: the number of rows.
@@ -87,7 +94,7 @@ pub struct CreateSeats {
     #[schema(minimum = 1, maximum = 100_000)]
     seats_per_row: Option<u32>,
     /// Grid: the section of all its seats.
-    #[schema(max_length = 64)]
+    #[schema(max_length = 64, format = "label")]
     section: Option<String>,
     /// Grid: the type of all its seats; `regular` if omitted.
     seat_type: Option<SeatType>,
@@ -209,16 +216,18 @@ pub(crate) async fn update_seat(
         must_not_be_in_a_session(&mut tx, id).await?;
     }
     let seat: Seat = sqlx::query_as(
-        "update seats set row_number = $2, seat_number = $3, section = $4, seat_type = $5, x = $6, y = $7, version = version + 1
+        "update seats set row_number = $2, seat_number = $3, section = $4, seat_type = $5, x = $6, y = $7, folded_label = $8,
+             version = version + 1
          where seat_id = $1 returning *",
     )
     .bind(id)
-    .bind(edited.row_number)
-    .bind(edited.seat_number)
-    .bind(edited.section)
+    .bind(&edited.row_number)
+    .bind(&edited.seat_number)
+    .bind(&edited.section)
     .bind(edited.seat_type)
     .bind(edited.x)
     .bind(edited.y)
+    .bind(edited.folded_label())
     .fetch_one(&mut *tx)
     .await
     .map_err(of_constraint)?;
@@ -249,9 +258,30 @@ pub(crate) async fn delete_seat(
 }
 
 async fn must_not_be_in_a_session(tx: &mut PgConnection, id: SeatId) -> Result<()> {
-    let sessions: i64 =
-        sqlx::query_scalar("select count(*) from session_seats where seat_id = $1").bind(id).fetch_one(tx).await?;
-    in_use(sessions, "session", "Delete the sessions that have this seat first.")
+    let (sessions, over): (i64, i64) = sqlx::query_as(
+        "select count(*), count(*) filter (where end_time <= now())
+         from session_seats join sessions using (session_id) where seat_id = $1",
+    )
+    .bind(id)
+    .fetch_one(tx)
+    .await?;
+    let remedy = match over {
+        0 => "Delete the sessions that have this seat first.",
+        _ => "A session that has taken place keeps its seats as they were. Create a new seat with the new labels.",
+    };
+    in_use(sessions, "session", remedy)
+}
+
+impl CreateSeat {
+    fn folded_label(&self) -> String {
+        text::folded_label(self.section.as_deref(), self.row_number.as_str(), self.seat_number.as_str())
+    }
+
+    /// The labels as a client knows them.
+    fn labels(&self) -> String {
+        let section = self.section.as_deref().map(|section| format!("section {section}, ")).unwrap_or_default();
+        format!("{section}row {}, seat {}", self.row_number, self.seat_number)
+    }
 }
 
 impl CreateSeats {
@@ -307,14 +337,17 @@ async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateS
         );
         return Err(Error::refused(Code::HallFull, detail));
     }
+    let folded: Vec<String> = seats.iter().map(CreateSeat::folded_label).collect();
+    must_look_different(&seats, &folded)?;
+    must_look_new(tx, hall_id, &seats, &folded).await?;
     let seat_ids: Vec<SeatId> = seats.iter().map(|_| SeatId::new()).collect();
     let column =
         |label: fn(&CreateSeat) -> &Label| -> Vec<&str> { seats.iter().map(|seat| label(seat).as_str()).collect() };
     sqlx::query(
-        "insert into seats (seat_id, hall_id, row_number, seat_number, section, seat_type, x, y)
-         select seat_id, $1, row_number, seat_number, section, seat_type, x, y
-         from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[])
-              as new (seat_id, row_number, seat_number, section, seat_type, x, y)",
+        "insert into seats (seat_id, hall_id, row_number, seat_number, section, seat_type, x, y, folded_label)
+         select seat_id, $1, row_number, seat_number, section, seat_type, x, y, folded_label
+         from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[], $9::text[])
+              as new (seat_id, row_number, seat_number, section, seat_type, x, y, folded_label)",
     )
     .bind(hall_id)
     .bind(&seat_ids)
@@ -324,10 +357,59 @@ async fn insert_seats(tx: &mut PgConnection, hall_id: HallId, seats: Vec<CreateS
     .bind(seats.iter().map(|seat| seat.seat_type).collect::<Vec<_>>())
     .bind(seats.iter().map(|seat| seat.x).collect::<Vec<_>>())
     .bind(seats.iter().map(|seat| seat.y).collect::<Vec<_>>())
+    .bind(folded)
     .execute(tx)
     .await
     .map_err(of_constraint)?;
     Ok(seat_ids)
+}
+
+/// Refuses two seats of one list that look the same, and names both.
+fn must_look_different(seats: &[CreateSeat], folded: &[String]) -> Result<()> {
+    let mut known: HashMap<&str, usize> = HashMap::with_capacity(seats.len());
+    let mut faults = Vec::new();
+    for (index, key) in folded.iter().enumerate() {
+        let first = *known.entry(key).or_insert(index);
+        if first != index {
+            let detail = format!("{} looks like /seats/{first}: {}", seats[index].labels(), seats[first].labels());
+            faults.push(FieldError::at(format!("/seats/{index}"), detail));
+        }
+    }
+    refuse_doubles(faults)
+}
+
+/// Refuses seats that look like one that the hall has, and names both.
+async fn must_look_new(tx: &mut PgConnection, hall_id: HallId, seats: &[CreateSeat], folded: &[String]) -> Result<()> {
+    let present: Vec<(String, SeatId)> = sqlx::query_as(
+        "select folded_label, seat_id from seats where hall_id = $1 and folded_label = any($2) limit $3",
+    )
+    .bind(hall_id)
+    .bind(folded)
+    .bind(DOUBLES_MAX as i64)
+    .fetch_all(tx)
+    .await?;
+    let indexes: HashMap<&str, usize> = folded.iter().enumerate().map(|(index, key)| (key.as_str(), index)).collect();
+    let fault = |(key, seat_id): &(String, SeatId)| {
+        let index = *indexes.get(key.as_str())?;
+        let place = if seats.len() == 1 { String::new() } else { format!("/seats/{index}") };
+        Some(FieldError::at(place, format!("{} looks like the seat {seat_id} of this hall", seats[index].labels())))
+    };
+    refuse_doubles(present.iter().filter_map(fault).collect())
+}
+
+fn refuse_doubles(mut faults: Vec<FieldError>) -> Result<()> {
+    if faults.is_empty() {
+        return Ok(());
+    }
+    faults.sort_by_key(|fault| {
+        fault.pointer.as_deref().and_then(|place| place.rsplit('/').next()?.parse::<usize>().ok())
+    });
+    faults.truncate(DOUBLES_MAX);
+    let detail =
+        "Two seats of a hall must not look the same on a ticket. No seat was created; `errors` names the doubles.";
+    let mut problem = Problem::new(Code::SeatExists, detail);
+    problem.errors = faults;
+    Err(problem.into())
 }
 
 impl Seat {

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use service_kit::auth::OrganizerCaller;
 use service_kit::http::answer::Created;
@@ -17,7 +17,7 @@ use service_kit::{patch_body, problems};
 use shared_contracts::ids::{EventId, HallId, SessionId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
-use shared_contracts::problem::Code;
+use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat_api::{CancelledSession, TimeCursor};
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
@@ -43,18 +43,43 @@ pub struct Session {
     /// When sales end; null if they end when the session begins.
     sales_end: Option<DateTime<Utc>>,
     status: SessionStatus,
+    /// Whether a seat can be bought now.
+    on_sale: bool,
+    /// Why no seat can be bought now; null while the session is on sale.
+    off_sale_reason: Option<OffSaleReason>,
+    /// When sales begin or began.
+    on_sale_from: DateTime<Utc>,
     /// The number of its session seats.
     seats_count: i64,
-    /// The number of its session seats that are free; 0 once the session is cancelled.
+    /// The number of its session seats that can be bought now; 0 while the session is not on sale.
     available_seats_count: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
     #[serde(skip)]
     version: i64,
+    /// The database's time of this reading.
+    #[serde(skip)]
+    read_at: DateTime<Utc>,
+}
+
+/// Why no seat of a session can be bought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum OffSaleReason {
+    /// The organizer has cancelled the session.
+    Cancelled,
+    /// Its sales are over.
+    Ended,
+    /// Its sales have not begun.
+    NotStarted,
+    /// No seat is free.
+    SoldOut,
 }
 
 /// Body of the call that creates a session.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({
     "event_id": "019ac1c0-0000-7000-8000-000000000002", "hall_id": "019ac1c0-0000-7000-8000-000000000004",
     "start_time": "2030-12-01T19:00:00Z", "end_time": "2030-12-01T21:00:00Z", "base_price": 100.00, "currency": "USD",
@@ -75,7 +100,7 @@ pub struct CreateSession {
     currency: Currency,
     /// When sales begin; at once if omitted.
     sales_start: Option<DateTime<Utc>>,
-    /// When sales end. If omitted, or later than `start_time`, sales end when the session begins.
+    /// When sales end; when the session begins if omitted. It may lie inside the session.
     sales_end: Option<DateTime<Utc>>,
 }
 
@@ -102,7 +127,7 @@ problems!(GetRefusals: &[Code::SessionNotFound, Code::ValidationFailed]);
 problems!(UpdateRefusals: openapi::EDIT, &[
     Code::SessionNotFound, Code::EventNotFound, Code::HallNotFound, Code::SessionOverlap, Code::HallHasNoSeats, Code::ResourceInUse, Code::SessionCancelled,
 ]);
-problems!(CancelRefusals: &[Code::SessionNotFound, Code::PreconditionFailed, Code::ValidationFailed]);
+problems!(CancelRefusals: &[Code::SessionNotFound, Code::SessionOver, Code::PreconditionFailed, Code::ValidationFailed]);
 problems!(DeleteRefusals: &[Code::SessionNotFound, Code::ResourceInUse, Code::PreconditionFailed, Code::ValidationFailed]);
 problems!(ListRefusals: &[Code::ValidationFailed]);
 
@@ -125,6 +150,8 @@ pub(crate) async fn create_session(
 ) -> Result<Created<Editable<Session>>> {
     let session_id = SessionId::new();
     let mut tx = database::begin(&db).await?;
+    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *tx).await?;
+    new.check(None, now)?;
     sqlx::query(
         "insert into sessions (session_id, event_id, hall_id, start_time, end_time, base_price, currency, sales_start, sales_end)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -161,25 +188,21 @@ pub(crate) async fn list_sessions(
     State(db): State<PgPool>,
     ApiQuery(page, filter): ApiQuery<PageQuery, SessionFilter>,
 ) -> Result<Json<Page<Session>>> {
-    let rows: Vec<Session> = sqlx::query_as(
-        "select s.*, counts.* from (
-             select * from sessions
-             where session_id > $1 and ($3::uuid is null or event_id = $3) and ($4::uuid is null or hall_id = $4)
-               and ($5::timestamptz is null or start_time >= $5) and ($6::timestamptz is null or start_time < $6)
-             order by session_id limit $2
-         ) s cross join lateral (
-             select count(*) as seats_count, count(*) filter (where status = 'available' and s.status = 'scheduled') as available_seats_count
-             from session_seats where session_id = s.session_id
-         ) counts order by session_id",
-    )
-    .bind(page.cursor.unwrap_or(Uuid::nil()))
-    .bind(page.rows_to_read())
-    .bind(filter.event_id)
-    .bind(filter.hall_id)
-    .bind(filter.from)
-    .bind(filter.to)
-    .fetch_all(&db)
-    .await?;
+    let sql = with_sale(
+        "select * from sessions
+         where session_id > $1 and ($3::uuid is null or event_id = $3) and ($4::uuid is null or hall_id = $4)
+           and ($5::timestamptz is null or start_time >= $5) and ($6::timestamptz is null or start_time < $6)
+         order by session_id limit $2",
+    );
+    let rows: Vec<Session> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(page.cursor.unwrap_or(Uuid::nil()))
+        .bind(page.rows_to_read())
+        .bind(filter.event_id)
+        .bind(filter.hall_id)
+        .bind(filter.from)
+        .bind(filter.to)
+        .fetch_all(&db)
+        .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.session_id.as_uuid())))
 }
 
@@ -215,6 +238,7 @@ pub(crate) async fn update_session(
         return Err(Error::refused(Code::SessionCancelled, "A cancelled session can't be changed; create a new one."));
     }
     let edited: CreateSession = patch.apply(&current)?;
+    edited.check(Some(&current), current.read_at)?;
     // Another event or currency gives new ids too: a buyer who saw the old offer must not hold its seats.
     let remade =
         current.hall_id != edited.hall_id || current.event_id != edited.event_id || current.currency != edited.currency;
@@ -260,7 +284,7 @@ pub(crate) async fn update_session(
 /// Cancel a session
 ///
 /// Takes the session off sale at once. Within seconds, the Booking Service ends its reservations and refunds its
-/// tickets. Repeating the call is safe.
+/// tickets. Repeating the call is safe. A session that has ended can't be cancelled.
 #[utoipa::path(post, path = "/api/v1/sessions/{session_id}/cancel", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader),
     responses((status = 200, description = "Cancelled", body = Session, headers(("ETag" = String))), CancelRefusals))]
@@ -271,7 +295,12 @@ pub(crate) async fn cancel_session(
     if_match: IfMatch,
 ) -> Result<Editable<Session>> {
     let mut tx = database::begin(&db).await?;
-    if lock(&mut tx, session_id, &if_match).await?.status != SessionStatus::Cancelled {
+    let current = lock(&mut tx, session_id, &if_match).await?;
+    if current.status != SessionStatus::Cancelled {
+        if current.is_over() {
+            let detail = "This session has taken place, so it can't be cancelled. Its buyers keep their tickets.";
+            return Err(Error::refused(Code::SessionOver, detail));
+        }
         let cancel =
             "update sessions set status = 'cancelled', cancelled_at = now(), version = version + 1, updated_at = now()
                       where session_id = $1";
@@ -285,8 +314,8 @@ pub(crate) async fn cancel_session(
 
 /// Delete a session and its session seats
 ///
-/// Refused while seats are reserved or sold: cancel the session first, which refunds the buyers, and delete it after
-/// that.
+/// Refused while seats are reserved or sold. If the session does not take place, cancel it first, which refunds the
+/// buyers, and delete it after that. A session that has taken place stays with its sold seats.
 #[utoipa::path(delete, path = "/api/v1/sessions/{session_id}", tag = "5 Sessions", security((), ("bearer" = ["organizer", "admin"])),
     params(("session_id" = SessionId, Path), IfMatchHeader), responses((status = 204, description = "Deleted"), DeleteRefusals))]
 pub(crate) async fn delete_session(
@@ -296,10 +325,14 @@ pub(crate) async fn delete_session(
     if_match: IfMatch,
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
-    lock(&mut tx, session_id, &if_match).await?;
+    let current = lock(&mut tx, session_id, &if_match).await?;
     session_seats::remove_unowned(&mut tx, session_id).await?;
     let owned = session_seats::owned(&mut tx, session_id).await?;
-    in_use(owned, "reserved or sold seat", "Cancel the session first, and delete it when its seats are free.")?;
+    let remedy = match current.is_over() {
+        true => "It has taken place, so it stays as the record of what was sold.",
+        false => "Cancel the session first, and delete it when its seats are free.",
+    };
+    in_use(owned, "reserved or sold seat", remedy)?;
     sqlx::query("delete from sessions where session_id = $1").bind(session_id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
@@ -309,7 +342,39 @@ impl Session {
     fn editable(self) -> Editable<Self> {
         Editable { version: self.version, body: self }
     }
+
+    fn is_over(&self) -> bool {
+        self.end_time <= self.read_at
+    }
 }
+
+impl CreateSession {
+    /// Checks the times of a new session, or of one that is edited, at `now` by the database's clock.
+    fn check(&self, current: Option<&Session>, now: DateTime<Utc>) -> Result<()> {
+        let times = [
+            ("/start_time", Some(self.start_time)),
+            ("/end_time", Some(self.end_time)),
+            ("/sales_start", self.sales_start),
+            ("/sales_end", self.sales_end),
+        ];
+        let mut faults: Vec<FieldError> = times
+            .into_iter()
+            .filter(|(_, time)| time.is_some_and(|time| !(0..=LAST_YEAR).contains(&time.year())))
+            .map(|(place, _)| FieldError::at(place, format!("is not within the years 0 to {LAST_YEAR} in UTC")))
+            .collect();
+        if self.end_time <= now && current.is_none_or(|current| current.end_time != self.end_time) {
+            faults.push(FieldError::at("/end_time", "is in the past; a session must not be over before it is sold"));
+        }
+        let closes = self.sales_end.unwrap_or(self.end_time).min(self.end_time);
+        if self.sales_start.is_some_and(|opens| opens >= closes) {
+            faults.push(FieldError::at("/sales_start", "must be earlier than sales_end and the session's end"));
+        }
+        if faults.is_empty() { Ok(()) } else { Err(Problem::validation(faults).into()) }
+    }
+}
+
+/// The last year that RFC 3339 can write.
+const LAST_YEAR: i32 = 9999;
 
 /// Locks the session for an edit. Until the transaction ends, no other request changes it; its seats are not locked.
 async fn lock(tx: &mut PgConnection, session_id: SessionId, if_match: &IfMatch) -> Result<Session> {
@@ -340,14 +405,30 @@ pub(crate) async fn cancelled_after(
 }
 
 async fn find(connection: &mut PgConnection, session_id: SessionId) -> Result<Session> {
-    let found = sqlx::query_as(
-        "select s.*, counts.* from sessions s cross join lateral (
-             select count(*) as seats_count, count(*) filter (where status = 'available' and s.status = 'scheduled') as available_seats_count
-             from session_seats where session_id = s.session_id
-         ) counts where session_id = $1",
-    )
-    .bind(session_id)
-    .fetch_optional(connection)
-    .await?;
+    let sql = with_sale("select * from sessions where session_id = $1");
+    let found = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(session_id).fetch_optional(connection).await?;
     found.ok_or_else(|| session_not_found(session_id))
+}
+
+/// Adds to these rows of `sessions` what of them is on sale now.
+fn with_sale(sessions: &str) -> String {
+    format!(
+        "select s.*, seats_count, on_sale_from, clock_timestamp() as read_at, off_sale_reason,
+             off_sale_reason is null as on_sale, case when off_sale_reason is null then free_count else 0 end as available_seats_count
+         from ({sessions}) s
+         cross join lateral (
+             select count(*) as seats_count, count(*) filter (where status = 'available') as free_count
+             from session_seats where session_id = s.session_id
+         ) counts
+         cross join lateral (select coalesce(s.sales_start, s.created_at) as on_sale_from) opening
+         cross join lateral (
+             select case
+                 when s.status = 'cancelled' then 'cancelled'
+                 when now() >= session_sales_close(s.start_time, s.end_time, s.sales_end) then 'ended'
+                 when now() < on_sale_from then 'not_started'
+                 when free_count = 0 then 'sold_out'
+             end as off_sale_reason
+         ) sale
+         order by session_id"
+    )
 }

@@ -126,7 +126,7 @@ async fn load(
     wanted: &[SessionSeatId],
 ) -> Result<Option<SessionAvailability>> {
     let rows: Vec<AvailabilityRow> = sqlx::query_as(
-        "select c.status as session_status, sales_start as opens, least(start_time, sales_end) as closes, now() as now, base_price, currency,
+        "select c.status as session_status, sales_start as opens, session_sales_close(start_time, end_time, sales_end) as closes, now() as now, base_price, currency,
                 session_seat_id, s.status, reservation_id, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
                 price, row_number, seat_number
          from sessions c

@@ -9,6 +9,7 @@ mod catalogue;
 mod database;
 mod dead_letters;
 mod editing;
+mod input;
 mod internal_api;
 mod limits;
 mod openapi;

@@ -67,3 +67,94 @@ async fn sessions_are_listed_by_event_hall_and_time() {
     assert_eq!(listed(format!("from={}", id(&shown, "start_time"))).await, [second]);
     assert_eq!(listed(format!("to={}", id(&shown, "start_time"))).await, [first]);
 }
+
+/// Moves a session, so that it began and ended so many minutes from now. Sessions of the past can't be created.
+async fn move_to(app: &TestApp, session: &str, begins_in: i32, ends_in: i32) {
+    let moved = "update sessions set start_time = now() + make_interval(mins => $2), end_time = now() + make_interval(mins => $3) where session_id::text = $1";
+    sqlx::query(moved).bind(session).bind(begins_in).bind(ends_in).execute(&app.db).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_says_whether_it_is_on_sale_and_why_not() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(2).await;
+    let path = format!("/api/v1/sessions/{session}");
+    let sale = async || {
+        let shown = app.get(&path, 200).await;
+        assert_eq!(shown["on_sale"], json!(shown["off_sale_reason"].is_null()), "{shown}");
+        let listed = app.get("/api/v1/sessions", 200).await["items"][0].clone();
+        assert_eq!(listed, shown);
+        (
+            shown["off_sale_reason"].as_str().unwrap_or("on sale").to_owned(),
+            shown["available_seats_count"].as_i64().unwrap(),
+        )
+    };
+    assert_eq!(sale().await, ("on sale".to_owned(), 2));
+    let set = async |change: serde_json::Value| {
+        assert_eq!(app.call(Method::PATCH, &path, Some(&change)).await.status(), 200, "{change}");
+    };
+    set(json!({ "sales_start": "2031-01-01T00:00:00Z" })).await;
+    assert_eq!(sale().await, ("not_started".to_owned(), 0));
+    assert_eq!(app.get(&path, 200).await["on_sale_from"], "2031-01-01T00:00:00Z");
+    set(json!({ "sales_start": null, "sales_end": "2020-01-01T00:00:00Z" })).await;
+    assert_eq!(sale().await, ("ended".to_owned(), 0));
+    // Sales may go on while the session runs, up to its end.
+    move_to(&app, &session, -60, 60).await;
+    set(json!({ "sales_end": null })).await;
+    assert_eq!(sale().await, ("ended".to_owned(), 0));
+    set(json!({ "sales_end": "2031-01-01T00:00:00Z" })).await;
+    assert_eq!(sale().await, ("on sale".to_owned(), 2));
+    let hold = json!({ "reservation_id": uuid::Uuid::now_v7(), "session_seat_ids": seats, "reserved_until": "2031-01-01T00:00:00Z", "with_prices": true });
+    app.post(&format!("/api/internal/sessions/{session}/seats/reserve"), &hold, 200).await;
+    assert_eq!(sale().await, ("sold_out".to_owned(), 0));
+    move_to(&app, &session, -120, -60).await;
+    assert_eq!(sale().await, ("ended".to_owned(), 0));
+}
+
+#[tokio::test]
+async fn a_session_must_have_times_that_can_be_sold() {
+    let app = TestApp::spawn().await;
+    let body = app.session_body(&app.event().await, &app.hall(1).await);
+    for (change, place) in [
+        (json!({ "start_time": "2020-01-01T19:00:00Z", "end_time": "2020-01-01T21:00:00Z" }), "/end_time"),
+        (json!({ "sales_start": "2031-01-05T20:00:00Z", "sales_end": "2031-01-05T19:00:00Z" }), "/sales_start"),
+        (json!({ "sales_start": "2032-01-01T00:00:00Z" }), "/sales_start"),
+        (json!({ "end_time": "9999-12-31T23:00:00-05:00" }), "/end_time"),
+        (json!({ "sales_end": "9999-12-31T23:59:59-00:01" }), "/sales_end"),
+    ] {
+        let mut session = body.clone();
+        session.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let problem = app.post("/api/v1/sessions", &session, 422).await;
+        assert_eq!(problem["errors"][0]["pointer"], place, "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_has_taken_place_is_neither_cancelled_nor_deleted() {
+    let app = TestApp::spawn().await;
+    let (session, seats) = app.session(2).await;
+    let hold = json!({ "reservation_id": uuid::Uuid::now_v7(), "session_seat_ids": [seats[0]], "reserved_until": "2031-01-01T00:00:00Z" });
+    app.post(&format!("/api/internal/sessions/{session}/seats/reserve"), &hold, 200).await;
+    move_to(&app, &session, -120, -60).await;
+    let path = format!("/api/v1/sessions/{session}");
+    assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 409).await["code"], "session_over");
+    let shown = app.get(&path, 200).await;
+    assert_eq!(shown["status"], "scheduled");
+    let hall = shown["hall_id"].as_str().unwrap();
+    let seat = id(&app.get(&format!("/api/v1/halls/{hall}/seats"), 200).await["items"][1], "seat_id");
+    let mut paths = [path.clone(), format!("/api/v1/seats/{seat}"), format!("/api/v1/halls/{hall}")]
+        .map(|path| (Method::DELETE, path))
+        .to_vec();
+    paths.push((Method::PATCH, format!("/api/v1/seats/{seat}")));
+    for (method, path) in paths {
+        let body = (method == Method::PATCH).then(|| json!({ "seat_number": "new" }));
+        let response = app.call(method, &path, body.as_ref()).await;
+        assert_eq!(response.status(), 409, "{path}");
+        let problem: serde_json::Value = response.json().await.unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("taken place") && !detail.to_lowercase().contains("cancel"), "{path}: {detail}");
+    }
+    // While it runs, it may still be broken off.
+    move_to(&app, &session, -60, 60).await;
+    assert_eq!(app.post(&format!("{path}/cancel"), &json!({}), 200).await["status"], "cancelled");
+}

@@ -40,7 +40,7 @@ pub(crate) struct TestApp {
     sessions: AtomicU32,
 }
 
-fn own_exchange() -> Broker {
+pub(crate) fn own_exchange() -> Broker {
     let url = Secret::from(server("TEST_RABBITMQ_URL").as_str());
     Broker { url, exchange: unique("exchange"), trust: Trust::default() }
 }

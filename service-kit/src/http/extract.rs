@@ -5,40 +5,30 @@
 //! extractors validate bodies against it. An edit (`PATCH`) is a JSON merge patch (RFC 7396); its result is validated
 //! against the schema of a new resource.
 
-use std::any::TypeId;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, LazyLock, RwLock};
+use std::collections::HashSet;
 
-use anyhow::Context;
 use axum::body::Bytes;
 use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use jsonschema::error::ValidationErrorKind;
-use jsonschema::{ValidationError, Validator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use utoipa::ToSchema;
 
 use crate::admit::limits::BODY_BYTES_MAX;
 use crate::http::error::{Error, Result};
-
-/// The most faults that one answer lists. A list of 100,000 bad seats would help nobody.
-const FAULTS_MAX: usize = 50;
-/// The longest piece of a client's input that a fault quotes.
-const QUOTE_CHARS_MAX: usize = 160;
-/// 2^53: below it, a float holds every whole number exactly.
-const WHOLE_FLOATS_BELOW: f64 = 9_007_199_254_740_992.0;
+use crate::http::json;
+use crate::http::rules::{FAULTS_MAX, Rules};
 
 /// A JSON body, validated against the schema of `T`.
 #[derive(Debug)]
 pub struct ApiJson<T>(pub T);
 
-/// A JSON body as it arrived, for handlers that must check its bytes before [`parse`] reads it. A signature is an
+/// A JSON body as it arrived, for handlers that must check its bytes before [`parse_foreign`] reads it. A signature is an
 /// example.
 #[derive(Debug)]
 pub struct RawJson(pub Bytes);
@@ -83,8 +73,8 @@ impl<S: Send + Sync> FromRequest<S> for ApiPatch {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        let mut patch = read_value(&read_json(request, state).await?)?;
-        let faults = clean(&mut patch);
+        let mut patch = json::read(&read_json(request, state).await?)?;
+        let faults = json::clean(&mut patch);
         match patch {
             _ if !faults.is_empty() => Err(Problem::validation(faults).into()),
             Value::Object(members) => Ok(Self(members)),
@@ -96,14 +86,32 @@ impl<S: Send + Sync> FromRequest<S> for ApiPatch {
 impl ApiPatch {
     /// Applies the edit to `current`, and validates the result against the rules for a new resource.
     ///
+    /// A member that `current` has and a new resource does not is only read. It may stand in the edit, so that a client
+    /// can send back what it has read. `status` must then be what it is: whoever changes it expects an effect.
+    ///
     /// # Errors
     /// `422` with every fault.
     pub fn apply<T: DeserializeOwned + ToSchema + 'static>(self, current: &impl Serialize) -> Result<T> {
+        let rules = Rules::of_body::<T>().map_err(Error::Internal)?;
+        let mut faults = Vec::new();
         let mut edited = serde_json::to_value(current).map_err(|error| Error::Internal(error.into()))?;
         if let Value::Object(members) = &mut edited {
-            members.extend(self.0);
+            for (name, value) in self.0 {
+                match members.get(&name) {
+                    _ if rules.has_member(&name) => {
+                        members.insert(name, value);
+                    }
+                    Some(present) if name == "status" && *present != value => {
+                        let detail = format!("is {present}, and an edit can't change it; a call of its own does");
+                        faults.push(FieldError::at("/status", detail));
+                    }
+                    Some(_) => {}
+                    None => faults.push(rules.unknown_member(&name)),
+                }
+            }
+            members.retain(|name, _| rules.has_member(name));
         }
-        checked(edited, Vec::new())
+        checked(edited, faults)
     }
 
     /// Accepts `alias` as a second name of the member `name`. If both are given, `name` counts.
@@ -152,6 +160,11 @@ async fn read_json<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes>
 }
 
 async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
+    let coding = request.headers().get(header::CONTENT_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let detail = "A compressed body is not read; send it without `Content-Encoding`.";
+        return Err(Error::refused(Code::UnsupportedMediaType, detail));
+    }
     Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
             Error::refused(Code::BodyTooLarge, "The body is larger than this call takes; split it into several calls.")
@@ -160,24 +173,30 @@ async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes>
     })
 }
 
-fn read_value(body: &[u8]) -> Result<Value> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::refused(Code::MalformedJson, format!("The body is not JSON: {error}.")))
-}
-
-/// Parses a body, and validates it against the schema of its type.
+/// Parses a client's body, and validates it against the schema of its type.
 ///
 /// # Errors
-/// The body is not JSON, or `422` with every fault.
-pub fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
-    let mut value = read_value(body)?;
-    let faults = clean(&mut value);
+/// `400`: the body is not JSON, or has a member twice. `422` with every fault.
+fn parse<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
+    let mut value = json::read(body)?;
+    let faults = json::clean(&mut value);
     checked(value, faults)
 }
 
-fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: Vec<FieldError>) -> Result<T> {
-    let validator = validator_of::<T>(|| schema_of::<T>()).map_err(Error::Internal)?;
-    faults.extend(validator.iter_errors(&value).take(FAULTS_MAX).flat_map(|error| faults_of(&error)));
+/// Parses a payment provider's body, and validates it against the schema of its type.
+///
+/// # Errors
+/// `400`: the body is not JSON. `422` with every fault.
+pub fn parse_foreign<T: DeserializeOwned + ToSchema + 'static>(body: &[u8]) -> Result<T> {
+    let mut value = json::read_foreign(body)?;
+    let faults = json::clean(&mut value);
+    checked(value, faults)
+}
+
+fn checked<T: DeserializeOwned + ToSchema + 'static>(mut value: Value, mut faults: Vec<FieldError>) -> Result<T> {
+    let rules = Rules::of_body::<T>().map_err(Error::Internal)?;
+    rules.empty_to_null(&mut value);
+    faults.extend(rules.faults(&value));
     if !faults.is_empty() {
         // One fault per place: an empty name is too short, and that it also matches no pattern helps nobody.
         let mut places = HashSet::new();
@@ -192,117 +211,6 @@ fn checked<T: DeserializeOwned + ToSchema + 'static>(value: Value, mut faults: V
             error.inner().to_string(),
         ))
     })
-}
-
-/// Trims every string, and turns whole numbers into integers: `2.0` is an integer in JSON Schema, but not in serde.
-/// Reports NUL characters, which PostgreSQL can't store.
-fn clean(value: &mut Value) -> Vec<FieldError> {
-    let mut faults = Vec::new();
-    clean_below(value, &mut faults);
-    faults
-}
-
-fn clean_below(value: &mut Value, faults: &mut Vec<FieldError>) {
-    // The pointer of a fault is built only when there is one.
-    let below = |member: &mut Value, faults: &mut Vec<FieldError>, name: &dyn Fn() -> String| {
-        let others = faults.len();
-        clean_below(member, faults);
-        let places = faults[others..].iter_mut().filter_map(|fault| fault.pointer.as_mut());
-        places.for_each(|place| place.insert_str(0, &name()));
-    };
-    match value {
-        Value::String(text) => {
-            if text.contains('\0') {
-                faults.push(FieldError::at(String::new(), "a NUL character is not allowed"));
-            }
-            if text.trim().len() < text.len() {
-                *text = text.trim().to_owned();
-            }
-        }
-        Value::Array(items) => {
-            for (index, item) in items.iter_mut().enumerate() {
-                below(item, faults, &|| format!("/{index}"));
-            }
-        }
-        Value::Object(members) => {
-            for (name, member) in members {
-                below(member, faults, &|| format!("/{}", escaped(name)));
-            }
-        }
-        Value::Number(number) => {
-            let whole = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < WHOLE_FLOATS_BELOW);
-            if let (true, Some(whole)) = (number.is_f64(), whole) {
-                *number = (whole as i64).into();
-            }
-        }
-        Value::Null | Value::Bool(_) => {}
-    }
-}
-
-fn escaped(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
-}
-
-pub(crate) fn faults_of(error: &ValidationError<'_>) -> Vec<FieldError> {
-    let pointer = error.instance_path().to_string();
-    match error.kind() {
-        ValidationErrorKind::Required { property } => {
-            let name = property.as_str().unwrap_or_default();
-            vec![FieldError::at(format!("{pointer}/{}", escaped(name)), "is required")]
-        }
-        // An optional member is "null or this". The client needs the faults of "this".
-        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
-            let of_right_type = context.iter().find(|branch| {
-                branch.iter().all(|inner| {
-                    !(matches!(inner.kind(), ValidationErrorKind::Type { .. })
-                        && inner.instance_path() == error.instance_path())
-                })
-            });
-            match of_right_type {
-                Some(branch) => branch.iter().flat_map(faults_of).collect(),
-                None => vec![FieldError::at(pointer, "matches none of the forms that are allowed here")],
-            }
-        }
-        _ => {
-            let said = error.to_string();
-            let detail = if said.chars().count() > QUOTE_CHARS_MAX { error.masked().to_string() } else { said };
-            vec![FieldError::at(pointer, detail)]
-        }
-    }
-}
-
-/// The validator of a type, built from its schema at first use and cached.
-pub(crate) fn validator_of<T: 'static>(
-    schema: impl FnOnce() -> anyhow::Result<Value>,
-) -> anyhow::Result<Arc<Validator>> {
-    static VALIDATORS: LazyLock<RwLock<HashMap<TypeId, Arc<Validator>>>> = LazyLock::new(RwLock::default);
-    let poisoned = || anyhow::anyhow!("a thread panicked while it built a validator");
-    if let Some(validator) = VALIDATORS.read().map_err(|_| poisoned())?.get(&TypeId::of::<T>()) {
-        return Ok(Arc::clone(validator));
-    }
-    let validator = jsonschema::draft202012::options()
-        .should_validate_formats(true)
-        .with_format("iana-time-zone", |name| name.parse::<chrono_tz::Tz>().is_ok())
-        .build(&schema()?)
-        .map_err(|error| anyhow::anyhow!("{error}"))
-        .with_context(|| format!("the schema of {} can't be compiled", std::any::type_name::<T>()))?;
-    let validator = Arc::new(validator);
-    VALIDATORS.write().map_err(|_| poisoned())?.insert(TypeId::of::<T>(), Arc::clone(&validator));
-    Ok(validator)
-}
-
-fn schema_of<T: ToSchema>() -> anyhow::Result<Value> {
-    let mut components = Vec::new();
-    T::schemas(&mut components);
-    let components: Map<String, Value> = components
-        .into_iter()
-        .map(|(name, schema)| Ok((name, serde_json::to_value(schema)?)))
-        .collect::<std::result::Result<_, serde_json::Error>>()?;
-    let mut schema = json!({ "components": { "schemas": components } });
-    if let (Value::Object(root), Value::Object(own)) = (&mut schema, serde_json::to_value(T::schema())?) {
-        root.extend(own);
-    }
-    Ok(schema)
 }
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ApiPath<T> {
@@ -333,24 +241,27 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ApiPath
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
+    use serde_json::json;
 
     use super::*;
 
     #[derive(Debug, Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
     struct Order {
         #[schema(min_length = 1, max_length = 5)]
         name: String,
         #[schema(minimum = 1)]
         count: u32,
-        #[expect(dead_code, reason = "only its rule is of interest")]
         #[schema(max_length = 3)]
         note: Option<String>,
         lines: Vec<Line>,
     }
 
     #[derive(Debug, Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
     struct Line {
         id: uuid::Uuid,
+        colour: Option<String>,
     }
 
     fn faults(body: &str) -> Vec<String> {
@@ -365,6 +276,33 @@ mod tests {
         let mut found = faults(r#"{"name":"","count":0,"note":"long","lines":[{"id":"x"},{}]}"#);
         found.sort();
         assert_eq!(found, ["/count", "/lines/0/id", "/lines/1/id", "/name", "/note"]);
+    }
+
+    #[test]
+    fn a_member_that_does_not_exist_is_named_with_the_one_that_was_meant() {
+        let body = r#"{"name":"a","count":1,"cuont":2,"lines":[{"id":"019ac1c0-0000-7000-8000-000000000001","colors":"","x":1}]}"#;
+        let Err(Error::Refused(problem)) = parse::<Order>(body.as_bytes()) else { panic!("accepted") };
+        let mut found: Vec<_> =
+            problem.errors.into_iter().map(|error| (error.pointer.unwrap_or_default(), error.detail)).collect();
+        found.sort();
+        let found: Vec<_> = found.iter().map(|(place, detail)| (place.as_str(), detail.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                ("/cuont", "there is no such member; did you mean `count`?"),
+                ("/lines/0/colors", "there is no such member; did you mean `colour`?"),
+                ("/lines/0/x", "there is no such member"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_text_means_null_where_null_may_stand() {
+        let body =
+            r#"{"name":"a","count":1,"note":"  ","lines":[{"id":"019ac1c0-0000-7000-8000-000000000001","colour":""}]}"#;
+        let order: Order = parse(body.as_bytes()).unwrap();
+        assert_eq!((order.note, order.lines[0].colour.as_deref()), (None, None));
+        assert_eq!(faults(r#"{"name":"","count":1,"lines":[]}"#), ["/name"]);
     }
 
     #[test]
@@ -384,26 +322,39 @@ mod tests {
 
     #[test]
     fn a_nul_character_is_refused_wherever_it_stands() {
-        let line = r#"{"id":"019ac1c0-0000-7000-8000-000000000001","a/b":"\u0000"}"#;
+        let line = r#"{"id":"019ac1c0-0000-7000-8000-000000000001","colour":"\u0000"}"#;
         let body = format!(r#"{{"name":"a\u0000b","count":1,"lines":[{},{line}]}}"#, line.replace("\\u0000", ""));
-        assert_eq!(faults(&body), ["/lines/1/a~1b", "/name"]);
+        assert_eq!(faults(&body), ["/lines/1/colour", "/name"]);
     }
 
     #[test]
     fn an_edit_changes_what_it_names_and_is_held_against_the_rules_of_a_new_one() {
-        #[derive(Debug, Serialize, Deserialize, ToSchema)]
+        #[derive(Debug, Deserialize, ToSchema)]
+        #[serde(deny_unknown_fields)]
         struct Room {
             #[schema(min_length = 1)]
             name: String,
             note: Option<String>,
         }
-        let current = Room { name: "Hall".into(), note: Some("old".into()) };
+        let current = json!({ "id": 7, "status": "open", "name": "Hall", "note": "old" });
         let edit = |patch: Value| ApiPatch(patch.as_object().unwrap().clone()).apply::<Room>(&current);
-        let edited = edit(json!({ "note": null, "unknown": 1 })).unwrap();
+        let edited = edit(json!({ "note": null, "id": 8, "status": "open" })).unwrap();
         assert_eq!((edited.name.as_str(), edited.note), ("Hall", None));
-        for bad in [json!({ "name": null }), json!({ "name": "" })] {
+        assert_eq!(edit(json!({ "note": "" })).unwrap().note, None);
+        for (bad, place, detail) in [
+            (json!({ "name": null }), "/name", ""),
+            (json!({ "name": "" }), "/name", ""),
+            (
+                json!({ "status": "closed" }),
+                "/status",
+                "is \"open\", and an edit can't change it; a call of its own does",
+            ),
+            (json!({ "naem": "A" }), "/naem", "there is no such member; did you mean `name`?"),
+            (json!({ "colour": 1 }), "/colour", "there is no such member"),
+        ] {
             let Err(Error::Refused(problem)) = edit(bad) else { panic!("accepted") };
-            assert_eq!(problem.errors[0].pointer.as_deref(), Some("/name"));
+            assert_eq!(problem.errors[0].pointer.as_deref(), Some(place));
+            assert!(problem.errors[0].detail.contains(detail), "{:?}", problem.errors);
         }
     }
 

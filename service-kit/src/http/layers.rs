@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::middleware::{Next, from_fn_with_state, map_request, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use futures::{FutureExt, StreamExt, future, stream};
@@ -90,6 +90,7 @@ pub fn wrap(
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing()))
         .layer(map_response(etag::name_coding))
+        .layer(map_request(accept_some_coding))
         .layer(from_fn_with_state(guard, handle))
         .layer(Extension(Authenticator::open(&settings.auth, lifecycle)));
     match security_headers::cors(&settings.limits) {
@@ -102,6 +103,31 @@ pub fn wrap(
 /// event streams.
 fn worth_compressing() -> impl Predicate {
     SizeAbove::new(COMPRESSED_BYTES_MIN).and(NotForContentType::IMAGES).and(NotForContentType::SSE)
+}
+
+/// The codings that the compression layer can give.
+const CODINGS: [&str; 4] = ["br", "gzip", "x-gzip", "zstd"];
+
+/// Drops an `Accept-Encoding` that excludes every answer we could give, also the plain one. The compression layer would
+/// answer it with `406` after the handler has run, and a change would have taken effect behind an error. RFC 9110 lets a
+/// server disregard such a header.
+async fn accept_some_coding(mut request: Request) -> Request {
+    let given = request.headers().get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let given: Vec<(String, bool)> = given.flat_map(|value| value.split(',')).filter_map(coding).collect();
+    let is_accepted = |name: &str| given.iter().find(|(given, _)| given == name).map(|(_, accepted)| *accepted);
+    let others = is_accepted("*");
+    let is_plain_excluded = is_accepted("identity").or(others) == Some(false);
+    if is_plain_excluded && !CODINGS.into_iter().any(|name| is_accepted(name).or(others) == Some(true)) {
+        request.headers_mut().remove(header::ACCEPT_ENCODING);
+    }
+    request
+}
+
+/// A coding of `Accept-Encoding`, and whether its weight is above 0.
+fn coding(entry: &str) -> Option<(String, bool)> {
+    let (name, weight) = entry.split_once(';').unwrap_or((entry, "q=1"));
+    let weight: f32 = weight.trim().to_ascii_lowercase().strip_prefix("q=")?.parse().ok()?;
+    Some((name.trim().to_ascii_lowercase(), weight > 0.0))
 }
 
 async fn no_such_path(uri: Uri) -> Error {
@@ -343,5 +369,29 @@ fn log(status: u16, cause: Option<&anyhow::Error>) {
         503 => tracing::warn!(target: LOG_TARGET, status, cause, "Request turned away"),
         500.. => tracing::error!(target: LOG_TARGET, status, cause, "Request failed"),
         _ => tracing::debug!(target: LOG_TARGET, status, "Request done"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_an_accept_encoding_that_excludes_everything_is_dropped() {
+        for (given, is_kept) in [
+            ("gzip", true),
+            ("deflate", true),
+            ("identity;q=0, br", true),
+            ("*;q=0, gzip;q=0.1", true),
+            ("deflate;q=0", true),
+            ("deflate, *;q=0", false),
+            ("identity;q=0", false),
+            ("*;Q=0.000", false),
+            ("gzip;q=0, br;q=0, zstd;q=0, identity;q=0", false),
+        ] {
+            let request = Request::builder().header(header::ACCEPT_ENCODING, given).body(Body::empty()).unwrap();
+            let request = accept_some_coding(request).await;
+            assert_eq!(request.headers().contains_key(header::ACCEPT_ENCODING), is_kept, "{given}");
+        }
     }
 }

@@ -1,10 +1,14 @@
 //! The OpenAPI document's common parts, and the page that shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use axum::Router;
-use axum::response::Redirect;
+use axum::extract::Path;
+use axum::http::header;
+use axum::response::{Html, IntoResponse, Redirect};
 use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Map, Value};
 use shared_contracts::problem::{CONTENT_TYPE, Code, Problem};
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::path::{Operation, PathItem};
@@ -14,9 +18,11 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
 use utoipa::{Modify, OpenApi as _, PartialSchema, ToSchema};
-use utoipa_swagger_ui::{Config, SwaggerUi};
+use utoipa_swagger_ui::{Config, Url};
 
+use crate::admit::bulkheads;
 use crate::auth::AuthSettings;
+use crate::http::error::Error;
 
 /// The security schemes: the user by header, the user by token, another service of ours. An operation names in
 /// `#[utoipa::path(security(...))]` the schemes that it accepts, with the roles that it needs. `()` means that in some
@@ -275,13 +281,71 @@ pub fn describe_alias(document: &mut OpenApi, path: &str, alias: &str) {
     }
 }
 
-/// Serves `/docs` (Swagger UI, with its files inside the binary) and `/openapi.json`. `/` redirects to `/docs/`.
-pub fn pages(document: OpenApi) -> Router {
-    let config = Config::default()
+/// Removes the examples of query parameters. Swagger UI fills them into its form, and a list filtered by an example's
+/// id is empty. The form of `document` is JSON, because the library's type hides them.
+fn empty_filters(document: &mut Value) {
+    let items = document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
+    let operations = items.filter_map(Value::as_object_mut).flat_map(Map::values_mut);
+    let parameters = operations.filter_map(|operation| operation.get_mut("parameters")?.as_array_mut()).flatten();
+    for parameter in parameters.filter(|parameter| parameter["in"] == "query") {
+        for place in ["", "/schema"] {
+            if let Some(shown) = parameter.pointer_mut(place).and_then(Value::as_object_mut) {
+                shown.retain(|name, _| name != "example" && name != "examples");
+            }
+        }
+    }
+}
+
+/// `document` without the calls from service to service, for people who use the interface.
+fn for_everyone(document: &Value) -> Value {
+    let mut public = document.clone();
+    let mut used = BTreeSet::new();
+    if let Some(paths) = public["paths"].as_object_mut() {
+        paths.retain(|path, _| !path.starts_with(bulkheads::INTERNAL_PATHS));
+        let operations = paths.values().filter_map(Value::as_object).flat_map(Map::values);
+        used.extend(
+            operations
+                .filter_map(|operation| operation["tags"].as_array())
+                .flatten()
+                .cloned()
+                .map(|tag| tag.to_string()),
+        );
+    }
+    if let Some(tags) = public["tags"].as_array_mut() {
+        tags.retain(|tag| used.contains(&tag["name"].to_string()));
+    }
+    public
+}
+
+/// Serves Swagger UI at `/docs/`, with its files inside the binary. `/openapi.json` is the whole document, and
+/// `/openapi/public.json` the one without internal calls, which the page shows first. `/` redirects to the page.
+pub fn pages(document: &OpenApi) -> Router {
+    let page = include_str!("docs/page.html").replace("TITLE", &format!("{} - API", document.info.title));
+    let whole = serde_json::to_value(document).unwrap_or_default();
+    let mut public = for_everyone(&whole);
+    empty_filters(&mut public);
+    let mut urls = vec![Url::with_primary("For everyone", "/openapi/public.json", true)];
+    if public["paths"].as_object().map(Map::len) < whole["paths"].as_object().map(Map::len) {
+        urls.push(Url::new("With the calls between services", "/openapi.json"));
+    }
+    let config = Config::new(urls)
         .persist_authorization(true)
         .try_it_out_enabled(true)
         .display_request_duration(true)
         .filter(true);
-    let swagger = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
-    Router::from(swagger).route("/", get(async || Redirect::temporary("/docs/")))
+    let config = Arc::new(config);
+    Router::new()
+        .route("/", get(async || Redirect::temporary("/docs/")))
+        .route("/openapi.json", get(async move || Json(whole)))
+        .route("/openapi/public.json", get(async move || Json(public)))
+        .route("/docs", get(async || Redirect::temporary("/docs/")))
+        .route("/docs/", get(async move || Html(page)))
+        .route("/docs/page.css", get(async || ([(header::CONTENT_TYPE, "text/css")], include_str!("docs/page.css"))))
+        .route("/docs/{*file}", get(async move |Path(file): Path<String>| file_of_swagger_ui(&file, config)))
+}
+
+fn file_of_swagger_ui(path: &str, config: Arc<Config<'static>>) -> Result<impl IntoResponse + use<>, Error> {
+    let file = utoipa_swagger_ui::serve(path, config).map_err(|error| Error::Internal(anyhow::anyhow!("{error}")))?;
+    let file = file.ok_or_else(|| Error::refused(Code::NotFound, "The page has no such file."))?;
+    Ok(([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()))
 }

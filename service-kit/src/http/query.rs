@@ -1,18 +1,25 @@
 //! Query parameters. The extractor validates them against the schema that the OpenAPI document shows, and names all
 //! faults at once.
 
-use axum::extract::FromRequestParts;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::Method;
 use axum::http::request::Parts;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use shared_contracts::problem::{FieldError, Problem};
 use utoipa::IntoParams;
-use utoipa::openapi::Required;
-use utoipa::openapi::path::Parameter;
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn};
+use utoipa::openapi::{OpenApi, RefOr, Required};
 
 use crate::http::error::{Error, Result};
-use crate::http::extract::{faults_of, validator_of};
+use crate::http::rules::{FAULTS_MAX, Rules, not_known};
 
 /// The query parameters of one or two types, for example a list's page and its filter.
 #[derive(Debug)]
@@ -59,9 +66,9 @@ fn parse<T: DeserializeOwned + IntoParams + 'static>(query: &str, faults: &mut V
         }
     }
     let given = Value::Object(given);
-    let validator = validator_of::<T>(|| schema_of(&known)).map_err(Error::Internal)?;
+    let rules = Rules::of::<T>(|| schema_of(&known)).map_err(Error::Internal)?;
     let before = faults.len();
-    faults.extend(validator.iter_errors(&given).flat_map(|error| faults_of(&error)).map(|fault| {
+    faults.extend(rules.faults(&given).into_iter().map(|fault| {
         let pointer = fault.pointer.unwrap_or_default();
         FieldError::parameter(pointer.trim_start_matches('/'), fault.detail)
     }));
@@ -109,6 +116,53 @@ fn schema_of(parameters: &[Parameter]) -> anyhow::Result<Value> {
     Ok(json!({ "type": "object", "properties": properties, "required": required }))
 }
 
+/// The names of the query parameters of each operation, by path and method.
+type KnownNames = Arc<HashMap<(String, Method), BTreeSet<String>>>;
+
+/// Makes the operations of `document` under `/api/v1` refuse query parameters that they do not have. A misspelt filter
+/// would otherwise give an answer to another question.
+pub fn strict(routes: Router, document: &OpenApi) -> Router {
+    let named = |operation: &Operation| {
+        let parameters = operation.parameters.iter().flatten().filter_map(|parameter| match parameter {
+            RefOr::T(parameter) => Some(parameter),
+            RefOr::Ref(_) => None,
+        });
+        parameters.filter(|one| one.parameter_in == ParameterIn::Query).map(|one| one.name.clone()).collect()
+    };
+    let mut known = HashMap::new();
+    for (path, item) in document.paths.paths.iter().filter(|(path, _)| path.starts_with("/api/v1/")) {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::HEAD, &item.get),
+            (Method::POST, &item.post),
+            (Method::PUT, &item.put),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ];
+        let operations = operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_ref()?)));
+        known.extend(operations.map(|(method, operation)| ((path.clone(), method), named(operation))));
+    }
+    routes.layer(from_fn_with_state::<_, KnownNames, (State<KnownNames>, Request)>(Arc::new(known), refuse_unknown))
+}
+
+async fn refuse_unknown(State(known): State<KnownNames>, request: Request, next: Next) -> Response {
+    let faults = match (request.uri().query(), request.extensions().get::<MatchedPath>()) {
+        (Some(query), Some(path)) => known
+            .get(&(path.as_str().to_owned(), request.method().clone()))
+            .map_or_else(Vec::new, |names| unknown_names(query, names)),
+        _ => Vec::new(),
+    };
+    if faults.is_empty() { next.run(request).await } else { Error::from(Problem::validation(faults)).into_response() }
+}
+
+fn unknown_names(query: &str, known: &BTreeSet<String>) -> Vec<FieldError> {
+    let given: BTreeSet<String> = form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name.into_owned()).collect();
+    let unknown = given.difference(known).take(FAULTS_MAX);
+    unknown
+        .map(|name| FieldError::parameter(name, not_known("parameter", name, known.iter().map(String::as_str))))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +189,17 @@ mod tests {
         assert_eq!(faults("rows=0&word=long&id=x&other=1"), ["id", "rows", "word"]);
         assert_eq!(faults("rows=ten"), ["rows"]);
         assert_eq!(faults("rows="), ["rows"]);
+    }
+
+    #[test]
+    fn a_misspelt_name_is_told_with_the_right_one() {
+        let known = BTreeSet::from(["hall_id".to_owned(), "limit".to_owned()]);
+        assert_eq!(unknown_names("limit=1&hall_id=x", &known), []);
+        let faults = unknown_names("hallId=1&sort=x&hallId=2", &known);
+        let faults: Vec<_> =
+            faults.iter().map(|fault| (fault.parameter.as_deref().unwrap_or_default(), &*fault.detail)).collect();
+        let meant = "there is no such parameter; did you mean `hall_id`?";
+        assert_eq!(faults, [("hallId", meant), ("sort", "there is no such parameter")]);
     }
 
     #[test]

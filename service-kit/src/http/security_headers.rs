@@ -14,9 +14,9 @@ use crate::http::request_context::{REQUEST_ID, TRACEPARENT};
 
 /// The policy of data: it loads nothing, and no page may frame it.
 const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
-/// The policy of Swagger UI: its own files, the styles that it creates at run time, and its images from data URLs. It
-/// calls this service only.
-const PAGES_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+/// The policy of Swagger UI: its own files, the styles that it creates at run time, and its images from data URLs. An
+/// image that a call returns, such as a ticket's QR code, has a blob URL. The page calls this service only.
+const PAGES_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; \
      font-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 /// Browsers use HTTPS only, for a year.
 const HTTPS_ONLY: &str = "max-age=31536000";

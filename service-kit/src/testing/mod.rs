@@ -156,6 +156,57 @@ pub fn operations_of(document: &OpenApi) -> BTreeMap<String, Value> {
     operations
 }
 
+/// Calls every operation of clients with a query parameter that it does not have, by `call` of method and path, which
+/// returns the answer. Panics unless each is refused with the parameter's name.
+pub async fn assert_unknown_parameters_are_refused(
+    document: &OpenApi,
+    call: impl AsyncFn(&str, String) -> (u16, Value),
+) {
+    let operations = operations_of(document);
+    for operation in operations.keys().filter(|operation| operation.contains(" /api/v1/")) {
+        let (method, path) = operation.split_once(' ').expect("a method and a path");
+        let steps =
+            path.split('/').map(|step| if step.starts_with('{') { Uuid::nil().to_string() } else { step.into() });
+        let path = steps.collect::<Vec<String>>().join("/");
+        let (status, problem) = call(method, format!("{path}?no_such=1")).await;
+        assert_eq!((status, &problem["errors"][0]["parameter"]), (422, &"no_such".into()), "{operation}: {problem}");
+    }
+}
+
+/// Panics unless every body of clients refuses members that it does not know, at every depth. `foreign` are the paths
+/// whose bodies another party defines.
+pub fn assert_bodies_are_strict(document: &OpenApi, foreign: &[&str]) {
+    let schemas = &serde_json::to_value(document).expect("JSON")["components"]["schemas"];
+    let (mut bodies, mut open) = (0, Vec::new());
+    for (operation, described) in operations_of(document) {
+        let body = &described["requestBody"]["content"]["application/json"]["schema"];
+        let path = operation.split(' ').nth(1).unwrap_or_default();
+        if body.is_null() || !path.starts_with("/api/v1/") || foreign.contains(&path) {
+            continue;
+        }
+        bodies += 1;
+        find_open_objects(&operation, body, schemas, &mut open);
+    }
+    assert!(bodies > 2, "the document shows only {bodies} bodies");
+    assert!(open.is_empty(), "bodies that take unknown members: {open:?}");
+}
+
+fn find_open_objects(place: &str, schema: &Value, schemas: &Value, open: &mut Vec<String>) {
+    let schema = resolved(schema, schemas);
+    if let Some(properties) = schema["properties"].as_object() {
+        if schema["additionalProperties"] != false {
+            open.push(place.to_owned());
+        }
+        for (name, property) in properties {
+            find_open_objects(&format!("{place}/{name}"), property, schemas, open);
+        }
+    }
+    let forms = ["oneOf", "anyOf", "allOf"].into_iter().filter_map(|forms| schema[forms].as_array()).flatten();
+    for inner in forms.chain(schema.get("items")) {
+        find_open_objects(place, inner, schemas, open);
+    }
+}
+
 /// The class of every operation that clients call. Panics if an operation has none, because each must be chosen.
 pub fn request_classes_of(document: &OpenApi, classify: Classify) -> BTreeMap<String, RequestClass> {
     let public = operations_of(document).into_keys().filter(|operation| operation.contains(" /api/v1/"));

@@ -43,7 +43,7 @@ const FLOORS: [(&str, &[&str]); 5] = [
             "http::layers http::openapi http::extract http::query http::connections http::security_headers observe::telemetry",
             "process::common",
             "auth admit amqp",
-            "http::etag http::answer observe::metrics observe::traces postgres::batch",
+            "http::rules http::json http::etag http::answer observe::metrics observe::traces postgres::batch",
             "http::error",
             "http::tls http::client_address postgres::database process::lifecycle production",
             "process http lib observe postgres",
@@ -51,7 +51,7 @@ const FLOORS: [(&str, &[&str]); 5] = [
     ),
     (
         "shared-contracts",
-        &["seat_api transitions", "problem booking_event", "seat", "ids money currency label page lib"],
+        &["seat_api transitions", "problem booking_event", "seat", "ids money currency label text page lib"],
     ),
     (
         "load-test",
