@@ -27,6 +27,8 @@ RUN for crate in shared-contracts service-kit event-service booking-service load
 # Removes the builds of the empty crates: they can be newer than our files, and Cargo would not build those.
  && cargo clean --profile "$CARGO_PROFILE" -p shared-contracts -p service-kit -p event-service -p booking-service
 
+# Tells sqlx to check statements by the files in the repository.
+COPY .cargo .cargo
 COPY shared-contracts shared-contracts
 COPY service-kit service-kit
 COPY event-service event-service

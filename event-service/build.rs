@@ -1,5 +1,7 @@
-//! Rebuilds when a migration changes: they are compiled into the binary.
+//! Rebuilds when a migration changes, which is compiled into the binary, or what the statements are checked by.
 
 fn main() {
-    println!("cargo:rerun-if-changed=migrations");
+    for path in ["migrations", ".sqlx", "sqlx.toml"] {
+        println!("cargo:rerun-if-changed={path}");
+    }
 }

@@ -48,6 +48,7 @@ fn api(app: &App, health: Health) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(create::create_reservation, read::list_reservations))
         .routes(routes!(read::get_reservation, end::cancel_reservation))
         .routes(routes!(confirm::confirm_reservation))
+        .routes(routes!(tickets::list_own_tickets))
         .routes(routes!(tickets::list_tickets))
         .routes(routes!(tickets::get_ticket))
         .routes(routes!(tickets::get_ticket_qr))
@@ -82,7 +83,7 @@ pub fn request_class(method: &Method, path: &str) -> Option<RequestClass> {
     let changes = !method.is_safe();
     Some(match path {
         "/api/v1/reservations" if changes => RequestClass::Hold,
-        "/api/v1/reservations" => RequestClass::Read,
+        "/api/v1/reservations" | "/api/v1/tickets" => RequestClass::Read,
         // A buyer that pays also loads this reservation and then the ticket.
         _ if path.starts_with("/api/v1/reservations/") || path.starts_with("/api/v1/tickets/") => RequestClass::Confirm,
         "/api/v1/payments/webhook" => RequestClass::Notice,

@@ -224,7 +224,6 @@ struct FoundRow {
 }
 
 /// The number of rows that the checks read, by kind.
-#[derive(FromRow)]
 struct Totals {
     reservations: i64,
     tickets: i64,
@@ -263,7 +262,7 @@ async fn pass(app: &App, broker: &Broker, queue: &str, window: AuditWindow) -> a
     let mut connection = app.db.acquire().await?;
     // Some of the statements read whole tables. The connection is detached, so that no request gets it with this long
     // time limit.
-    sqlx::query("set statement_timeout = '10min'").execute(&mut *connection).await?;
+    sqlx::query!("set statement_timeout = '10min'").execute(&mut *connection).await?;
     let mut connection = connection.detach();
     pass.one_database(&mut connection, window.late).await?;
     pass.owned_seats(app, &mut connection).await.context("the Event Service's seats can't be compared")?;
@@ -293,10 +292,11 @@ impl Pass {
                 self.found(*promise, fault, row.subject, row.reservation_id);
             }
         }
-        let Totals { reservations, tickets, money, events, answers } = sqlx::query_as(
-            "select (select count(*) from reservations) as reservations, (select count(*) from tickets) as tickets,
-                    (select count(*) from payments) + (select count(*) from refunds) as money,
-                    (select count(*) from outbox) as events, (select count(*) from idempotency_keys) as answers",
+        let Totals { reservations, tickets, money, events, answers } = sqlx::query_as!(
+            Totals,
+            r#"select (select count(*) from reservations) as "reservations!", (select count(*) from tickets) as "tickets!",
+                      (select count(*) from payments) + (select count(*) from refunds) as "money!",
+                      (select count(*) from outbox) as "events!", (select count(*) from idempotency_keys) as "answers!""#,
         )
         .fetch_one(connection)
         .await?;
@@ -315,10 +315,11 @@ impl Pass {
             let owners: Vec<ReservationId> = page.items.iter().map(|seat| seat.reservation_id).collect();
             let seats: Vec<SessionSeatId> = page.items.iter().map(|seat| seat.session_seat_id).collect();
             let states = states(&mut *connection, &owners).await?;
-            let ticketed: HashSet<Hold> = sqlx::query_as(
+            let ticketed: HashSet<Hold> = sqlx::query_as!(
+                Hold,
                 "select session_seat_id, reservation_id from tickets where session_seat_id = any($1) and status <> 'refunded'",
+                seats as _,
             )
-            .bind(&seats)
             .fetch_all(&mut *connection)
             .await?
             .into_iter()
@@ -348,12 +349,13 @@ impl Pass {
     async fn tickets(&mut self, app: &App, connection: &mut PgConnection) -> anyhow::Result<()> {
         let mut after = Uuid::nil();
         loop {
-            let page: Vec<Hold> = sqlx::query_as(
+            let page = sqlx::query_as!(
+                Hold,
                 "select session_seat_id, reservation_id from tickets where status <> 'refunded' and session_seat_id > $1
                  order by session_seat_id limit $2",
+                after,
+                SEATS_PER_CALL_MAX as i64,
             )
-            .bind(after)
-            .bind(SEATS_PER_CALL_MAX as i64)
             .fetch_all(&mut *connection)
             .await?;
             let Some(last) = page.last() else { return Ok(()) };
@@ -382,14 +384,15 @@ impl Pass {
         loop {
             // `status || ''` makes the planner page along the primary key. With the index of active reservations, it
             // would sort all of them for each page.
-            let page: Vec<Hold> = sqlx::query_as(
+            let page = sqlx::query_as!(
+                Hold,
                 "select r.id as reservation_id, i.session_seat_id from (
                      select id from reservations where id > $1 and status || '' in ('active', 'confirming') and expiry_time > now()
                      order by id limit $2
                  ) r join reservation_items i on i.reservation_id = r.id order by r.id",
+                after,
+                RESERVATIONS_PER_PAGE,
             )
-            .bind(after)
-            .bind(RESERVATIONS_PER_PAGE)
             .fetch_all(&mut *connection)
             .await?;
             let Some(last) = page.last() else { return Ok(()) };
@@ -417,8 +420,13 @@ async fn waiting_events(
     connection: &mut PgConnection,
     owners: &[ReservationId],
 ) -> anyhow::Result<HashSet<ReservationId>> {
-    let sql = "select reservation_id from outbox where published_at is null and reservation_id = any($1)";
-    Ok(sqlx::query_scalar(sql).bind(owners).fetch_all(connection).await?.into_iter().collect())
+    let waiting = sqlx::query_scalar!(
+        "select reservation_id from outbox where published_at is null and reservation_id = any($1)",
+        owners as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(waiting.into_iter().collect())
 }
 
 impl Report {

@@ -31,7 +31,8 @@ use shared_contracts::problem::{Code, Problem};
 use shared_contracts::seat::SeatConflict;
 use shared_contracts::seat_api::{
     CALLS_MAX, Call, CallAnswer, Calls, CancelledSessions, Hold, LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats,
-    ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
+    ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX, SeatsChanged, SeatsFreed, SeatsOfReservation, SessionTimes,
+    TimeCursor,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -235,6 +236,18 @@ impl EventClient {
     /// The Event Service does not answer.
     pub async fn owned_seats(&self, after: Uuid, limit: u16) -> Result<Page<OwnedSeat>, Error> {
         self.page(&format!("seats/owned?cursor={after}&limit={limit}"), None).await
+    }
+
+    /// When the session takes place, as it stands now.
+    ///
+    /// # Errors
+    /// There is no such session, or the Event Service does not answer.
+    pub async fn session_times(&self, session: SessionId) -> Result<SessionTimes, Error> {
+        let path = format!("sessions/{session}");
+        match self.wire.call(Method::GET, &path, None::<&()>).await.map_err(unavailable)? {
+            ServiceAnswer::Success(times) => Ok(times),
+            ServiceAnswer::Refused(problem) => Err(Error::Refused(problem)),
+        }
     }
 
     /// Those of `seats` that are held or sold.

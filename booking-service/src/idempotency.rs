@@ -1,7 +1,8 @@
 //! `Idempotency-Key`: a repeated request has its effect once and gets the same answer.
 //!
-//! A request claims its key before the work, and stores its answer in the transaction of the effect. While an attempt
-//! runs, other requests with the key get `409`. After the attempt has died, the next one takes over. The service keeps
+//! A request claims its key before the work. A booking stores its answer in the transaction of its effect; a payment
+//! stores it afterwards, because the reservation itself says that it is paid. While an attempt runs, other requests
+//! with the key get `409`. After the attempt has died, the next one takes over. The service keeps
 //! answers for 24 hours: successes, and refusals that would be the same again. It does not keep a failure, because the
 //! next attempt may succeed. If a failed attempt may have left something behind, the next one gets its id.
 
@@ -14,7 +15,7 @@ use service_kit::http::error::{Error, Result, problem_response};
 use sha2::{Digest, Sha256};
 use shared_contracts::ids::UserId;
 use shared_contracts::problem::{Code, FieldError, Problem};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// The name of the request header.
@@ -140,7 +141,6 @@ fn replay(status: i16, answer: String) -> Result<Response> {
 }
 
 /// The row of a key that an earlier request has claimed.
-#[derive(FromRow)]
 struct StoredKey {
     fingerprint: Vec<u8>,
     attempt: Uuid,
@@ -172,55 +172,56 @@ impl Claim {
     }
 
     async fn insert(&self, db: &PgPool, fingerprint: &[u8]) -> Result<bool> {
-        let inserted = sqlx::query(
+        let inserted = sqlx::query!(
             "insert into idempotency_keys (user_id, operation, key, fingerprint, attempt, locked_until)
              values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) on conflict do nothing",
+            self.user_id as _,
+            self.operation,
+            self.key,
+            fingerprint,
+            self.attempt,
+            LOCK_SECONDS,
         )
-        .bind(self.user_id)
-        .bind(self.operation)
-        .bind(&self.key)
-        .bind(fingerprint)
-        .bind(self.attempt)
-        .bind(LOCK_SECONDS)
         .execute(db)
         .await?;
         Ok(inserted.rows_affected() == 1)
     }
 
     async fn find(&self, db: &PgPool) -> Result<Option<StoredKey>> {
-        let row = sqlx::query_as(
-            "select fingerprint, attempt, locked_until > now() as is_running, locked_until = '-infinity' as was_answered, status, answer
+        let row = sqlx::query_as!(
+            StoredKey,
+            r#"select fingerprint, attempt, locked_until > now() as "is_running!", locked_until = '-infinity' as "was_answered!", status, answer
              from idempotency_keys
-             where user_id = $1 and operation = $2 and key = $3",
+             where user_id = $1 and operation = $2 and key = $3"#,
+            self.user_id as _,
+            self.operation,
+            self.key,
         )
-        .bind(self.user_id)
-        .bind(self.operation)
-        .bind(&self.key)
         .fetch_optional(db)
         .await?;
         Ok(row)
     }
 
     async fn take_over(&self, db: &PgPool, previous: Uuid) -> Result<bool> {
-        let taken = sqlx::query(
+        let taken = sqlx::query!(
             "update idempotency_keys set attempt = $4, locked_until = now() + make_interval(secs => $6)
              where user_id = $1 and operation = $2 and key = $3 and attempt = $5 and status is null and locked_until <= now()",
+            self.user_id as _,
+            self.operation,
+            self.key,
+            self.attempt,
+            previous,
+            LOCK_SECONDS,
         )
-        .bind(self.user_id)
-        .bind(self.operation)
-        .bind(&self.key)
-        .bind(self.attempt)
-        .bind(previous)
-        .bind(LOCK_SECONDS)
         .execute(db)
         .await?;
         Ok(taken.rows_affected() == 1)
     }
 
-    /// Stores the answer of a success, in the transaction of its effect.
+    /// Stores the answer of a success.
     ///
     /// # Errors
-    /// Another attempt has taken over, so the transaction must not be committed; or the database failed.
+    /// Another attempt has taken over, so a transaction of the effect must not be committed; or the database failed.
     pub async fn complete(&self, tx: &mut PgConnection, status: StatusCode, answer: &impl Serialize) -> Result<()> {
         let answer = serde_json::to_string(answer).map_err(|error| Error::Internal(error.into()))?;
         if self.key.is_some() && !self.keep(tx, status.as_u16(), &answer).await? {
@@ -243,18 +244,18 @@ impl Claim {
             claims.push(claim);
             texts.push(serde_json::to_string(answer).map_err(|error| Error::Internal(error.into()))?);
         }
-        let kept = sqlx::query(
+        let kept = sqlx::query!(
             "update idempotency_keys k set status = $6, answer = given.answer
              from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[]) as given (user_id, operation, key, attempt, answer)
              where k.user_id = given.user_id and k.operation = given.operation and k.key = given.key and k.attempt = given.attempt
                and k.status is null",
+            claims.iter().map(|claim| claim.user_id).collect::<Vec<_>>() as _,
+            claims.iter().map(|claim| claim.operation).collect::<Vec<_>>() as _,
+            claims.iter().map(|claim| claim.key.as_deref()).collect::<Vec<_>>() as _,
+            &claims.iter().map(|claim| claim.attempt).collect::<Vec<_>>(),
+            &texts,
+            StatusCode::CREATED.as_u16() as i16,
         )
-        .bind(claims.iter().map(|claim| claim.user_id).collect::<Vec<_>>())
-        .bind(claims.iter().map(|claim| claim.operation).collect::<Vec<_>>())
-        .bind(claims.iter().map(|claim| claim.key.as_deref()).collect::<Vec<_>>())
-        .bind(claims.iter().map(|claim| claim.attempt).collect::<Vec<_>>())
-        .bind(texts)
-        .bind(StatusCode::CREATED.as_u16() as i16)
         .execute(tx)
         .await?;
         if kept.rows_affected() as usize == claims.len() { Ok(()) } else { Err(in_flight()) }
@@ -290,16 +291,16 @@ impl Claim {
     }
 
     async fn keep(&self, connection: &mut PgConnection, status: u16, answer: &str) -> Result<bool> {
-        let kept = sqlx::query(
+        let kept = sqlx::query!(
             "update idempotency_keys set status = $5, answer = $6
              where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null",
+            self.user_id as _,
+            self.operation,
+            self.key,
+            self.attempt,
+            status as i16,
+            answer,
         )
-        .bind(self.user_id)
-        .bind(self.operation)
-        .bind(&self.key)
-        .bind(self.attempt)
-        .bind(status as i16)
-        .bind(answer)
         .execute(connection)
         .await?;
         Ok(kept.rows_affected() == 1)
@@ -311,10 +312,16 @@ impl Claim {
         if self.key.is_none() {
             return;
         }
-        let sql = "update idempotency_keys set attempt = $5, locked_until = '-infinity'
-                   where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
-        let left = sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt);
-        if let Err(error) = left.bind(attempt).execute(db).await {
+        let left = sqlx::query!(
+            "update idempotency_keys set attempt = $5, locked_until = '-infinity'
+             where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null",
+            self.user_id as _,
+            self.operation,
+            self.key,
+            self.attempt,
+            attempt,
+        );
+        if let Err(error) = left.execute(db).await {
             tracing::warn!(%error, "The Idempotency-Key stays locked until its lock expires");
         }
     }
@@ -327,8 +334,15 @@ impl Claim {
         if self.key.is_none() {
             return Ok(());
         }
-        let sql = "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null";
-        sqlx::query(sql).bind(self.user_id).bind(self.operation).bind(&self.key).bind(self.attempt).execute(db).await?;
+        sqlx::query!(
+            "delete from idempotency_keys where user_id = $1 and operation = $2 and key = $3 and attempt = $4 and status is null",
+            self.user_id as _,
+            self.operation,
+            self.key,
+            self.attempt,
+        )
+        .execute(db)
+        .await?;
         Ok(())
     }
 }
@@ -352,12 +366,12 @@ fn is_final(code: Code) -> bool {
 /// # Errors
 /// The database failed.
 pub async fn forget_old(db: &PgPool) -> Result<u64> {
-    let deleted = sqlx::query(
+    let deleted = sqlx::query!(
         "delete from idempotency_keys where (user_id, operation, key) in (
              select user_id, operation, key from idempotency_keys where created_at < now() - interval '24 hours'
              order by created_at limit $1 for update skip locked)",
+        DELETED_AT_ONCE,
     )
-    .bind(DELETED_AT_ONCE)
     .execute(db)
     .await?;
     Ok(deleted.rows_affected())

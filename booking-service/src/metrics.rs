@@ -214,7 +214,7 @@ impl BookingMetrics {
     }
 
     /// Counts what happened to a reservation later, by the event that was committed with it.
-    pub(crate) fn ended(&self, event: BookingEventType) {
+    pub(crate) fn count_settled(&self, event: BookingEventType) {
         let outcome = match event {
             BookingEventType::Confirmed => "confirmed",
             BookingEventType::Expired => "expired",

@@ -9,11 +9,12 @@ use service_kit::observe::traces;
 use service_kit::postgres::database::BatchPool;
 use service_kit::process::crash::crash_point;
 use shared_contracts::booking_event::BookingEvent;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// The most events published in one batch; their rows are locked meanwhile.
 pub const BATCH_MAX: i64 = 100;
+
 /// Writes events, in the transaction of the changes that they announce.
 ///
 /// # Errors
@@ -37,31 +38,30 @@ pub async fn append_caused_by(
     for event in events {
         payloads.push(serde_json::to_string(event).map_err(|error| sqlx::Error::Encode(error.into()))?);
     }
-    sqlx::query(
+    sqlx::query!(
         "insert into outbox (id, event_type, reservation_id, sequence, payload, traceparent)
          select id, event_type, reservation_id, sequence, payload::jsonb, traceparent
          from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[], $5::text[], $6::text[])
              as new (id, event_type, reservation_id, sequence, payload, traceparent)",
+        events.iter().map(|event| event.event_id).collect::<Vec<_>>() as _,
+        events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>() as _,
+        events.iter().map(|event| event.reservation_id).collect::<Vec<_>>() as _,
+        &events.iter().map(|event| event.sequence).collect::<Vec<_>>(),
+        &payloads,
+        events.iter().map(cause).collect::<Vec<_>>() as _,
     )
-    .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.reservation_id).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
-    .bind(payloads)
-    .bind(events.iter().map(cause).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())
 }
 
-#[derive(FromRow)]
 /// A stored event, as the relay and a replay read it.
 pub(crate) struct StoredEvent {
-    id: Uuid,
-    event_type: String,
-    payload: sqlx::types::Json<Box<serde_json::value::RawValue>>,
-    traceparent: Option<String>,
-    created_at: DateTime<Utc>,
+    pub(crate) id: Uuid,
+    pub(crate) event_type: String,
+    pub(crate) payload: sqlx::types::Json<Box<serde_json::value::RawValue>>,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) created_at: DateTime<Utc>,
 }
 
 /// The result of one batch of the relay.
@@ -96,13 +96,14 @@ pub async fn relay_batch(db: &BatchPool, publisher: &Publisher, wanted: Wanted) 
     // Before the transaction, so that a broker that is away costs no database connection and no row locks.
     publisher.connect_if_needed().await?;
     let mut tx = db.begin().await?;
-    let pending: Vec<StoredEvent> = sqlx::query_as(
+    let pending = sqlx::query_as!(
+        StoredEvent,
         "select id, event_type, payload, traceparent, created_at from outbox
          where published_at is null and (event_type = 'reservation.expired') = $2
          order by coalesce(tried_at, created_at), id limit $1 for update skip locked",
+        BATCH_MAX,
+        wanted == Wanted::Expired,
     )
-    .bind(BATCH_MAX)
-    .bind(wanted == Wanted::Expired)
     .fetch_all(tx.connection()?)
     .await?;
     if pending.is_empty() {
@@ -132,14 +133,14 @@ pub async fn relay_batch(db: &BatchPool, publisher: &Publisher, wanted: Wanted) 
             ),
         }
     }
-    sqlx::query("update outbox set published_at = now() where id = any($1)")
-        .bind(&confirmed)
+    sqlx::query!("update outbox set published_at = now() where id = any($1)", &confirmed)
         .execute(tx.connection()?)
         .await?;
     if confirmed.len() < batch.len() {
         let all: Vec<Uuid> = batch.iter().map(|message| message.message_id).collect();
-        let sql = "update outbox set tried_at = now() where id = any($1) and published_at is null";
-        sqlx::query(sql).bind(all).execute(tx.connection()?).await?;
+        sqlx::query!("update outbox set tried_at = now() where id = any($1) and published_at is null", &all)
+            .execute(tx.connection()?)
+            .await?;
     }
     tx.commit().await?;
     Ok(Relayed { published: confirmed.len(), left: batch.len() - confirmed.len() })
@@ -159,7 +160,7 @@ impl StoredEvent {
 }
 
 /// The events that wait for the broker.
-#[derive(Debug, Clone, Copy, FromRow)]
+#[derive(Debug, Clone, Copy)]
 pub struct Backlog {
     /// The number of events; counting stops at [`BACKLOG_COUNTED_MAX`].
     pub pending: i64,
@@ -176,16 +177,17 @@ pub const BACKLOG_COUNTED_MAX: i64 = 10_000;
 /// # Errors
 /// The database failed.
 pub async fn backlog(db: &PgPool) -> Result<Backlog, sqlx::Error> {
-    sqlx::query_as(
-        "select count(*) as pending,
+    sqlx::query_as!(
+        Backlog,
+        r#"select count(*) as "pending!",
                 coalesce(greatest(0, extract(epoch from now() - min(created_at) filter (where event_type <> 'reservation.expired'))), 0)::float8
-                    as oldest_age_seconds
+                    as "oldest_age_seconds!"
          from (
              select created_at, event_type from outbox where published_at is null
              order by (event_type = 'reservation.expired'), coalesce(tried_at, created_at), id limit $1
-         ) waiting",
+         ) waiting"#,
+        BACKLOG_COUNTED_MAX,
     )
-    .bind(BACKLOG_COUNTED_MAX)
     .fetch_one(db)
     .await
 }

@@ -20,14 +20,14 @@ use shared_contracts::ids::{PriceTierId, SessionId};
 use shared_contracts::money::Multiplier;
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::tier_cache::PriceTierCache;
 
 /// A multiplier for seat prices, such as 0.5 for children.
-#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct PriceTier {
     id: PriceTierId,
     /// The session that may use the tier; null if every session may.
@@ -88,14 +88,15 @@ pub(crate) async fn create_price_tier(
     ApiJson(new): ApiJson<CreatePriceTier>,
 ) -> Result<Created<Editable<PriceTier>>> {
     let base_multiplier = new.multiplier()?;
-    let tier: PriceTier = sqlx::query_as(
+    let tier = sqlx::query_as!(
+        PriceTier,
         "insert into price_tiers (id, session_id, name, base_multiplier, description) values ($1, $2, $3, $4, $5) returning *",
+        PriceTierId::new() as _,
+        new.session_id as _,
+        new.name,
+        base_multiplier as _,
+        new.description,
     )
-    .bind(PriceTierId::new())
-    .bind(new.session_id)
-    .bind(new.name)
-    .bind(base_multiplier)
-    .bind(new.description)
     .fetch_one(&db)
     .await?;
     Ok(Created { location: format!("/api/v1/admin/price-tiers/{}", tier.id), body: tier.editable() })
@@ -108,12 +109,13 @@ pub(crate) async fn list_price_tiers(
     State(db): State<PgPool>,
     ApiQuery(page, filter): ApiQuery<PageQuery, TierFilter>,
 ) -> Result<Json<Page<PriceTier>>> {
-    let rows: Vec<PriceTier> = sqlx::query_as(
+    let rows = sqlx::query_as!(
+        PriceTier,
         "select * from price_tiers where id > $1 and ($3::uuid is null or session_id is null or session_id = $3) order by id limit $2",
+        page.cursor.unwrap_or(Uuid::nil()),
+        page.rows_to_read(),
+        filter.session_id as _,
     )
-    .bind(page.cursor.unwrap_or(Uuid::nil()))
-    .bind(page.rows_to_read())
-    .bind(filter.session_id)
     .fetch_all(&db)
     .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.id.as_uuid())))
@@ -126,8 +128,8 @@ pub(crate) async fn get_price_tier(
     State(db): State<PgPool>,
     ApiPath(id): ApiPath<PriceTierId>,
 ) -> Result<Editable<PriceTier>> {
-    let found: Option<PriceTier> =
-        sqlx::query_as("select * from price_tiers where id = $1").bind(id).fetch_optional(&db).await?;
+    let found =
+        sqlx::query_as!(PriceTier, "select * from price_tiers where id = $1", id as _).fetch_optional(&db).await?;
     found.map(PriceTier::editable).ok_or_else(|| not_found(id))
 }
 
@@ -148,15 +150,16 @@ pub(crate) async fn update_price_tier(
     let mut tx = database::begin(&db).await?;
     let current = lock(&mut tx, id, &if_match).await?;
     let edited: CreatePriceTier = patch.with_alias("multiplier", "base_multiplier").apply(&current)?;
-    let tier: PriceTier = sqlx::query_as(
+    let tier = sqlx::query_as!(
+        PriceTier,
         "update price_tiers set session_id = $2, name = $3, base_multiplier = $4, description = $5, version = version + 1, updated_at = now()
          where id = $1 returning *",
+        id as _,
+        edited.session_id as _,
+        edited.name,
+        edited.multiplier()? as _,
+        edited.description,
     )
-    .bind(id)
-    .bind(edited.session_id)
-    .bind(&edited.name)
-    .bind(edited.multiplier()?)
-    .bind(&edited.description)
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -181,14 +184,16 @@ pub(crate) async fn delete_price_tier(
     // No foreign key and no index support this rare query: every booking would pay for them, and a foreign key would
     // also lock this row. So a booking of the same second may still refer to a deleted tier. Its items have their
     // prices, and nothing else reads the tier.
-    let used: bool = sqlx::query_scalar("select exists (select from reservation_items where price_tier_id = $1)")
-        .bind(id)
-        .fetch_one(&mut *tx)
-        .await?;
+    let used = sqlx::query_scalar!(
+        r#"select exists (select from reservation_items where price_tier_id = $1) as "used!""#,
+        id as _,
+    )
+    .fetch_one(&mut *tx)
+    .await?;
     if used {
         return Err(Error::refused(Code::ResourceInUse, "Reservations use this price tier, so it can't be deleted."));
     }
-    sqlx::query("delete from price_tiers where id = $1").bind(id).execute(&mut *tx).await?;
+    sqlx::query!("delete from price_tiers where id = $1", id as _).execute(&mut *tx).await?;
     tx.commit().await?;
     tiers.forget();
     Ok(StatusCode::NO_CONTENT)
@@ -209,8 +214,9 @@ impl PriceTier {
 
 /// Reads the row for an edit and locks it until the transaction ends.
 async fn lock(tx: &mut PgConnection, id: PriceTierId, if_match: &IfMatch) -> Result<PriceTier> {
-    let found: Option<PriceTier> =
-        sqlx::query_as("select * from price_tiers where id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let found = sqlx::query_as!(PriceTier, "select * from price_tiers where id = $1 for update", id as _)
+        .fetch_optional(tx)
+        .await?;
     let tier = found.ok_or_else(|| not_found(id))?;
     if_match.check(tier.version)?;
     Ok(tier)

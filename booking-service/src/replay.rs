@@ -116,20 +116,21 @@ async fn published(db: &PgPool, wanted: &ReplayRequest, limit: i64) -> Result<Ve
     // Ids begin with the time at which they were made, shortly before the commit. So the primary key serves as an index
     // by time.
     let not_before = wanted.from.map_or(Uuid::nil(), |from| first_id_of(from - CLOCKS_APART_MAX));
-    let events: Vec<StoredEvent> = sqlx::query_as(
+    let events = sqlx::query_as!(
+        StoredEvent,
         "select id, event_type, payload, traceparent, created_at from outbox
-         where id > greatest($1, $2) and published_at is not null
+         where id > greatest($1::uuid, $2) and published_at is not null
            and ($3::timestamptz is null or created_at >= $3) and ($4::timestamptz is null or created_at < $4)
            and ($5::text is null or event_type = $5) and ($6::uuid is null or reservation_id = $6)
          order by id limit $7",
+        wanted.cursor.unwrap_or(Uuid::nil()),
+        not_before,
+        wanted.from,
+        wanted.to,
+        wanted.event_type.map(BookingEventType::routing_key),
+        wanted.reservation_id as _,
+        limit,
     )
-    .bind(wanted.cursor.unwrap_or(Uuid::nil()))
-    .bind(not_before)
-    .bind(wanted.from)
-    .bind(wanted.to)
-    .bind(wanted.event_type.map(BookingEventType::routing_key))
-    .bind(wanted.reservation_id)
-    .bind(limit)
     .fetch_all(db)
     .await?;
     Ok(events.into_iter().map(StoredEvent::into_message).collect())

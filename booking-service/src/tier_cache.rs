@@ -76,16 +76,16 @@ impl PriceTierCache {
             }
             state.changes
         };
-        let read: Vec<(DateTime<Utc>, PriceTierId, Option<SessionId>, Multiplier)> = sqlx::query_as(
-            "select clock_timestamp(), id, session_id, base_multiplier from price_tiers where id = any($1)",
+        let read = sqlx::query!(
+            r#"select clock_timestamp() as "clock!", id, session_id, base_multiplier from price_tiers where id = any($1)"#,
+            ids as _,
         )
-        .bind(ids)
         .fetch_all(db)
         .await?;
-        let Some((clock, ..)) = read.first().copied() else {
+        let Some(clock) = read.first().map(|tier| tier.clock) else {
             return Ok((DateTime::UNIX_EPOCH, HashMap::new()));
         };
-        let tiers = read.into_iter().map(|(_, id, session_id, multiplier)| (id, (session_id, multiplier))).collect();
+        let tiers = read.into_iter().map(|tier| (tier.id, (tier.session_id, tier.base_multiplier))).collect();
         let read = Snapshot { read_at: Instant::now(), clock, tiers };
         let answer = read.answer(session_id, ids);
         self.keep(read, changes);

@@ -86,6 +86,7 @@ fn api(state: AppState, health: Health) -> (Router, Router, utoipa::openapi::Ope
         .routes(routes!(internal_api::release_seats_of_many))
         .routes(routes!(internal_api::confirm_seats))
         .routes(routes!(internal_api::get_pricing))
+        .routes(routes!(internal_api::get_session_times))
         .routes(routes!(internal_api::list_overdue_holds))
         .routes(routes!(internal_api::list_cancelled_sessions))
         .routes(routes!(internal_api::list_owned_seats))

@@ -218,24 +218,26 @@ async fn confirm_remaining(
 
 /// Writes inbox rows, and returns the ids of those that are new.
 async fn insert_inbox_rows(tx: &mut PgConnection, events: &[BookingEvent]) -> Result<HashSet<MessageId>> {
-    let inserted: Vec<MessageId> = sqlx::query_scalar(
+    let inserted = sqlx::query_scalar!(
         "insert into inbox (message_id, event_type, reservation_id, sequence)
          select * from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int8[]) on conflict do nothing returning message_id",
+        events.iter().map(|event| event.event_id).collect::<Vec<_>>() as _,
+        events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>() as _,
+        events.iter().map(|event| event.reservation_id).collect::<Vec<_>>() as _,
+        events.iter().map(|event| event.sequence).collect::<Vec<_>>() as _,
     )
-    .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.event_type.routing_key()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.reservation_id).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.sequence).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
     Ok(inserted.into_iter().collect())
 }
 
 async fn has_later_event(tx: &mut PgConnection, event: &BookingEvent) -> Result<bool> {
-    let exists = sqlx::query_scalar("select exists (select from inbox where reservation_id = $1 and sequence > $2)")
-        .bind(event.reservation_id)
-        .bind(event.sequence)
-        .fetch_one(tx)
-        .await?;
+    let exists = sqlx::query_scalar!(
+        r#"select exists (select from inbox where reservation_id = $1 and sequence > $2) as "exists!""#,
+        event.reservation_id as _,
+        event.sequence,
+    )
+    .fetch_one(tx)
+    .await?;
     Ok(exists)
 }

@@ -19,17 +19,15 @@ use service_kit::observe::traces;
 use service_kit::problems;
 use service_kit::process::crash::crash_point;
 use shared_contracts::ids::{ReservationId, SessionId, SessionSeatId};
-use shared_contracts::label::Label;
-use shared_contracts::money::{Currency, Money};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::{Code, FieldError, Problem};
 use shared_contracts::seat::{SeatConflict, SeatStatus};
 use shared_contracts::seat_api::{
     Availability, Call, CallAnswer, CallAnswers, Calls, CancelledSessions, CheckAvailabilityRequest, Hold,
     LookUpRequest, OverdueHolds, OwnedSeat, OwnedSeats, Pricing, ReleaseRequest, ReserveRequest, SEATS_PER_CALL_MAX,
-    SeatAvailability, SeatPrice, SeatsChanged, SeatsFreed, SeatsOfReservation, TimeCursor,
+    SeatAvailability, SeatPrice, SeatsChanged, SeatsFreed, SeatsOfReservation, SessionTimes, TimeCursor,
 };
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -38,7 +36,7 @@ use crate::error::session_not_found;
 use crate::holds::availability::{AvailabilityLoader, PricedSeat, SessionAvailability};
 use crate::holds::batch::HoldBatcher;
 use crate::metrics::EventMetrics;
-use crate::sale;
+use crate::sale::{self, Sale};
 use crate::session_seats::{self, ChangeOutcome, HoldRequest, Releasable};
 
 /// A slow call must not cost the others in its body their answers: the Booking Service waits one second for all of
@@ -121,7 +119,8 @@ async fn price_free_seats(
         return Err(refusal(conflicts));
     }
     let seats = seats.into_iter().map(|seat| seat.price).collect();
-    Ok(Pricing { session_id, base_price: sale.base_price, currency: sale.currency, seats })
+    let Sale { base_price, currency, end_time, .. } = sale;
+    Ok(Pricing { session_id, base_price, currency, end_time: Some(end_time), seats })
 }
 
 /// Hold seats for a reservation: all or none
@@ -308,27 +307,6 @@ pub(crate) struct PricingQuery {
     session_seat_ids: Option<String>,
 }
 
-#[derive(Debug, FromRow)]
-struct BasePrice {
-    base_price: Money,
-    currency: Currency,
-}
-
-#[derive(Debug, FromRow)]
-struct PriceRow {
-    session_seat_id: SessionSeatId,
-    price: Money,
-    row_number: Label,
-    seat_number: Label,
-}
-
-impl From<PriceRow> for SeatPrice {
-    fn from(row: PriceRow) -> Self {
-        let PriceRow { session_seat_id, price, row_number, seat_number } = row;
-        Self { session_seat_id, price, row_number, seat_number }
-    }
-}
-
 /// Get prices and labels of a session's seats
 #[utoipa::path(get, path = "/api/internal/sessions/{session_id}/pricing", tag = "6 Internal seat API", security((), ("internal_key" = [])),
     params(("session_id" = SessionId, Path), PricingQuery),
@@ -340,27 +318,56 @@ pub(crate) async fn get_pricing(
     ApiQuery(query, _): ApiQuery<PricingQuery>,
 ) -> Result<Json<Pricing>> {
     let mut connection = db.acquire().await?;
-    let session: Option<BasePrice> = sqlx::query_as("select base_price, currency from sessions where session_id = $1")
-        .bind(session_id)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let BasePrice { base_price, currency } = session.ok_or_else(|| session_not_found(session_id))?;
-    let rows: Vec<PriceRow> = match query.session_seat_ids {
+    let session =
+        sqlx::query!("select base_price, currency, end_time from sessions where session_id = $1", session_id as _)
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or_else(|| session_not_found(session_id))?;
+    let seats = match query.session_seat_ids {
         None => {
-            let all =
-                "select session_seat_id, price, row_number, seat_number from session_seats join seats using (seat_id)
-                       where session_id = $1 order by seat_id";
-            sqlx::query_as(all).bind(session_id).fetch_all(&mut *connection).await?
+            sqlx::query_as!(
+                SeatPrice,
+                "select session_seat_id, price, row_number, seat_number, section from session_seats join seats using (seat_id)
+                 where session_id = $1 order by seat_id",
+                session_id as _,
+            )
+            .fetch_all(&mut *connection)
+            .await?
         }
         Some(list) => {
-            let some = "select session_seat_id, price, row_number, seat_number
-                        from (select * from session_seats where session_seat_id = any($1) offset 0) ss join seats using (seat_id)
-                        where session_id = $2";
-            sqlx::query_as(some).bind(parse_list(&list)?).bind(session_id).fetch_all(&mut *connection).await?
+            sqlx::query_as!(
+                SeatPrice,
+                "select session_seat_id, price, row_number, seat_number, section
+                 from (select * from session_seats where session_seat_id = any($1) offset 0) ss join seats using (seat_id)
+                 where session_id = $2",
+                parse_list(&list)? as _,
+                session_id as _,
+            )
+            .fetch_all(&mut *connection)
+            .await?
         }
     };
-    let seats = rows.into_iter().map(SeatPrice::from).collect();
-    Ok(Json(Pricing { session_id, base_price, currency, seats }))
+    let (base_price, currency, end_time) = (session.base_price, session.currency, Some(session.end_time));
+    Ok(Json(Pricing { session_id, base_price, currency, end_time, seats }))
+}
+
+/// Get the times of a session
+#[utoipa::path(get, path = "/api/internal/sessions/{session_id}", tag = "6 Internal seat API", security((), ("internal_key" = [])),
+    params(("session_id" = SessionId, Path)),
+    responses((status = 200, description = "The times as they stand now", body = SessionTimes), PricingRefusals))]
+pub(crate) async fn get_session_times(
+    _: InternalCaller,
+    State(db): State<PgPool>,
+    ApiPath(session_id): ApiPath<SessionId>,
+) -> Result<Json<SessionTimes>> {
+    let times = sqlx::query_as!(
+        SessionTimes,
+        "select session_id, start_time, end_time from sessions where session_id = $1",
+        session_id as _,
+    )
+    .fetch_optional(&db)
+    .await?;
+    times.map(Json).ok_or_else(|| session_not_found(session_id))
 }
 
 fn parse_list(list: &str) -> Result<Vec<SessionSeatId>> {

@@ -8,7 +8,7 @@ use service_kit::http::error::{Error, Result};
 use service_kit::observe::metrics::{GaugeVec, HistogramVec, IntCounterVec, Metrics};
 use service_kit::postgres::database::BatchPool;
 use shared_contracts::ids::SessionId;
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 
 /// Sessions whose seats the metrics show: those whose sale opened last.
 const SESSIONS_SHOWN: i64 = 10;
@@ -121,7 +121,7 @@ impl EventMetrics {
     }
 }
 
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 struct SeatCount {
     session_id: SessionId,
     title: String,
@@ -131,32 +131,33 @@ struct SeatCount {
 
 /// The seats by status of the sessions whose sale opened last and is still on, each with its event's title.
 async fn seats_on_sale(db: &PgPool) -> sqlx::Result<Vec<SeatCount>> {
-    sqlx::query_as(
-        "with latest as materialized (
-             select session_id, event_id, coalesce(sales_start, created_at) as opened, session_sales_close(start_time, end_time, sales_end) as closes
-             from sessions where status = 'scheduled' and coalesce(sales_start, created_at) <= now()
-             order by coalesce(sales_start, created_at) desc limit $1
-         ),
-         shown as materialized (select session_id, event_id from latest where closes > now() order by opened desc limit $2)
-         select shown.session_id, title, seats.status, seats.count
-         from shown join events using (event_id)
-         cross join lateral (
-             select status, count(*) as count from session_seats where session_id = shown.session_id group by status
-         ) seats",
+    sqlx::query_as!(
+        SeatCount,
+        r#"with latest as materialized (
+               select session_id, event_id, coalesce(sales_start, created_at) as opened, session_sales_close(start_time, end_time, sales_end) as closes
+               from sessions where status = 'scheduled' and coalesce(sales_start, created_at) <= now()
+               order by coalesce(sales_start, created_at) desc limit $1
+           ),
+           shown as materialized (select session_id, event_id from latest where closes > now() order by opened desc limit $2)
+           select shown.session_id, title, seats.status as "status: String", seats.count as "count!"
+           from shown join events using (event_id)
+           cross join lateral (
+               select status, count(*) as count from session_seats where session_id = shown.session_id group by status
+           ) seats"#,
+        CANDIDATE_SESSIONS,
+        SESSIONS_SHOWN,
     )
-    .bind(CANDIDATE_SESSIONS)
-    .bind(SESSIONS_SHOWN)
     .fetch_all(db)
     .await
 }
 
 async fn overdue_holds(db: &PgPool) -> sqlx::Result<i64> {
-    sqlx::query_scalar(
-        "select count(*) from (
-             select from session_seats where status = 'reserved' and reserved_until < now() order by reserved_until limit $1
-         ) overdue",
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from (
+               select from session_seats where status = 'reserved' and reserved_until < now() order by reserved_until limit $1
+           ) overdue"#,
+        OVERDUE_COUNTED_MAX,
     )
-    .bind(OVERDUE_COUNTED_MAX)
     .fetch_one(db)
     .await
 }

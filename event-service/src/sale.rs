@@ -27,6 +27,8 @@ pub(crate) struct Sale {
     opens: Option<DateTime<Utc>>,
     closes: DateTime<Utc>,
     now: DateTime<Utc>,
+    /// When the session ends.
+    pub(crate) end_time: DateTime<Utc>,
     /// The session's price, before that of the seat and the tier's multiplier.
     pub(crate) base_price: Money,
     /// The currency of all prices of the session.

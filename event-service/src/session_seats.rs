@@ -32,7 +32,7 @@ use shared_contracts::money::Money;
 use shared_contracts::seat::{SeatConflict, SeatStatus};
 use shared_contracts::seat_api::{Hold, OverdueHold, OwnedSeat, TimeCursor};
 use shared_contracts::transitions::{Seat, SeatStep, Transition};
-use sqlx::{FromRow, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::seen_snapshot::SeenSnapshot;
@@ -47,30 +47,13 @@ pub enum ChangeOutcome {
 }
 
 /// A seat before the statement that locks and changes it.
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 struct SeatState {
     session_seat_id: SessionSeatId,
-    #[sqlx(flatten)]
     seat: Seat,
     overdue: bool,
     /// Whether this statement changed it.
     changed: bool,
-}
-
-/// A seat's state, and the reservation that wants to buy it.
-#[derive(Debug, FromRow)]
-struct OrderedSeat {
-    owner: ReservationId,
-    #[sqlx(flatten)]
-    state: SeatState,
-}
-
-/// A seat's state, and the index of the request that wants it.
-#[derive(Debug, FromRow)]
-struct RequestedSeat {
-    request: i32,
-    #[sqlx(flatten)]
-    state: SeatState,
 }
 
 /// Creates the session seats of a new session, one for each seat of its hall, and returns their number.
@@ -79,21 +62,21 @@ struct RequestedSeat {
 /// The database failed.
 pub async fn create_for_session(tx: &mut PgConnection, session_id: SessionId, base_price: Money) -> Result<u64> {
     // The ids come from here, because PostgreSQL has no UUIDv7 before version 18.
-    let seats: Vec<Uuid> = sqlx::query_scalar(
+    let seats = sqlx::query_scalar!(
         "select seat_id from seats join sessions using (hall_id) where session_id = $1 order by seat_id",
+        session_id as _,
     )
-    .bind(session_id)
     .fetch_all(&mut *tx)
     .await?;
     let ids: Vec<SessionSeatId> = seats.iter().map(|_| SessionSeatId::new()).collect();
-    let created = sqlx::query(
+    let created = sqlx::query!(
         "insert into session_seats (session_seat_id, session_id, seat_id, price)
          select session_seat_id, $3, seat_id, $4 from unnest($1::uuid[], $2::uuid[]) as new (session_seat_id, seat_id)",
+        ids as _,
+        seats as _,
+        session_id as _,
+        base_price as _,
     )
-    .bind(ids)
-    .bind(seats)
-    .bind(session_id)
-    .bind(base_price)
     .execute(tx)
     .await?
     .rows_affected();
@@ -125,8 +108,8 @@ pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) ->
             .enumerate()
             .flat_map(|(index, request)| request.seats.iter().map(move |seat| (index, request, *seat)))
     };
-    let states: Vec<RequestedSeat> = sqlx::query_as(
-        "with wanted as materialized (
+    let rows = sqlx::query!(
+        r#"with wanted as materialized (
              select * from unnest($1::int4[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::uuid[])
                  as line (request, session_id, requester, until, session_seat_id)
          ),
@@ -151,21 +134,26 @@ pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) ->
              where s.session_seat_id = j.session_seat_id and j.free
              returning j.request, s.session_seat_id
          )
-         select request, session_seat_id, status, reservation_id,
-                status = 'reserved' and reserved_until < clock_timestamp() as overdue,
-                (request, session_seat_id) in (select request, session_seat_id from changed) as changed
-         from judged",
+         select request as "request!", session_seat_id as "session_seat_id!: SessionSeatId", status, reservation_id,
+                status = 'reserved' and reserved_until < clock_timestamp() as "overdue!",
+                (request, session_seat_id) in (select request, session_seat_id from changed) as "changed!"
+         from judged"#,
+        lines().map(|(index, ..)| index as i32).collect::<Vec<_>>() as _,
+        lines().map(|(_, request, _)| request.session_id).collect::<Vec<_>>() as _,
+        lines().map(|(_, request, _)| request.reservation_id).collect::<Vec<_>>() as _,
+        lines().map(|(_, request, _)| request.reserved_until).collect::<Vec<_>>() as _,
+        lines().map(|(.., seat)| seat).collect::<Vec<_>>() as _,
     )
-    .bind(lines().map(|(index, ..)| index as i32).collect::<Vec<_>>())
-    .bind(lines().map(|(_, request, _)| request.session_id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, request, _)| request.reservation_id).collect::<Vec<_>>())
-    .bind(lines().map(|(_, request, _)| request.reserved_until).collect::<Vec<_>>())
-    .bind(lines().map(|(.., seat)| seat).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut of_request: Vec<Vec<SeatState>> = requests.iter().map(|_| Vec::new()).collect();
-    for RequestedSeat { request, state } in states {
-        of_request[request as usize].push(state);
+    for row in rows {
+        of_request[row.request as usize].push(SeatState {
+            session_seat_id: row.session_seat_id,
+            seat: Seat { status: row.status, reservation_id: row.reservation_id },
+            overdue: row.overdue,
+            changed: row.changed,
+        });
     }
     let outcomes = requests.iter().zip(of_request);
     let outcomes = outcomes
@@ -264,8 +252,8 @@ pub async fn confirm_each(
     orders: &[(ReservationId, &[SessionSeatId])],
 ) -> Result<Vec<ChangeOutcome>> {
     let lines = || orders.iter().flat_map(|(owner, seats)| seats.iter().map(|seat| (*owner, *seat)));
-    let states: Vec<OrderedSeat> = sqlx::query_as(
-        "with ordered as materialized (
+    let rows = sqlx::query!(
+        r#"with ordered as materialized (
              select * from unnest($1::uuid[], $2::uuid[]) as line (owner, session_seat_id)
          ),
          locked as materialized (
@@ -285,17 +273,23 @@ pub async fn confirm_each(
              where s.session_seat_id = l.session_seat_id and l.status = 'reserved'
              returning s.session_seat_id
          )
-         select owner, session_seat_id, status, reservation_id, false as overdue,
-                reservation_id = owner and session_seat_id in (select session_seat_id from changed) as changed
-         from ordered join locked using (session_seat_id)",
+         select owner as "owner!: ReservationId", session_seat_id as "session_seat_id!: SessionSeatId", status, reservation_id,
+                false as "overdue!",
+                reservation_id = owner and session_seat_id in (select session_seat_id from changed) as "changed!"
+         from ordered join locked using (session_seat_id)"#,
+        lines().map(|(owner, _)| owner).collect::<Vec<_>>() as _,
+        lines().map(|(_, seat)| seat).collect::<Vec<_>>() as _,
     )
-    .bind(lines().map(|(owner, _)| owner).collect::<Vec<_>>())
-    .bind(lines().map(|(_, seat)| seat).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut of_owner: HashMap<ReservationId, Vec<SeatState>> = HashMap::new();
-    for OrderedSeat { owner, state } in states {
-        of_owner.entry(owner).or_default().push(state);
+    for row in rows {
+        of_owner.entry(row.owner).or_default().push(SeatState {
+            session_seat_id: row.session_seat_id,
+            seat: Seat { status: row.status, reservation_id: row.reservation_id },
+            overdue: row.overdue,
+            changed: row.changed,
+        });
     }
     let outcomes = orders.iter().map(|(owner, seats)| {
         let states = of_owner.remove(owner).unwrap_or_default();
@@ -309,7 +303,7 @@ pub async fn confirm_each(
 /// # Errors
 /// The database failed.
 pub async fn block_free(tx: &mut PgConnection, session_id: SessionId) -> Result<()> {
-    sqlx::query(
+    sqlx::query!(
         "with free as materialized (
              select session_seat_id from session_seats where session_id = $1 and status = 'available'
              order by session_seat_id for no key update
@@ -317,8 +311,8 @@ pub async fn block_free(tx: &mut PgConnection, session_id: SessionId) -> Result<
          update session_seats s
          set status = 'blocked', change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
          from free where s.session_seat_id = free.session_seat_id",
+        session_id as _,
     )
-    .bind(session_id)
     .execute(tx)
     .await?;
     Ok(())
@@ -329,16 +323,16 @@ pub async fn block_free(tx: &mut PgConnection, session_id: SessionId) -> Result<
 /// # Errors
 /// The database failed.
 pub async fn set_price(tx: &mut PgConnection, session_id: SessionId, price: Money) -> Result<()> {
-    sqlx::query(
+    sqlx::query!(
         "with all_seats as materialized (
              select session_seat_id from session_seats where session_id = $1 order by session_seat_id for no key update
          )
          update session_seats s
          set price = $2, change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
          from all_seats a where s.session_seat_id = a.session_seat_id",
+        session_id as _,
+        price as _,
     )
-    .bind(session_id)
-    .bind(price)
     .execute(tx)
     .await?;
     Ok(())
@@ -349,15 +343,15 @@ pub async fn set_price(tx: &mut PgConnection, session_id: SessionId, price: Mone
 /// # Errors
 /// The database failed.
 pub async fn note_change_of(tx: &mut PgConnection, seat_id: SeatId) -> Result<()> {
-    sqlx::query(
+    sqlx::query!(
         "with shown as materialized (
              select session_seat_id from session_seats where seat_id = $1 order by session_seat_id for no key update
          )
          update session_seats s
          set change_seq = nextval('session_seat_changes'), change_xid = pg_current_xact_id()
          from shown where s.session_seat_id = shown.session_seat_id",
+        seat_id as _,
     )
-    .bind(seat_id)
     .execute(tx)
     .await?;
     Ok(())
@@ -368,8 +362,11 @@ pub async fn note_change_of(tx: &mut PgConnection, seat_id: SeatId) -> Result<()
 /// # Errors
 /// The database failed.
 pub async fn owned(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
-    let sql = "select count(*) from session_seats where session_id = $1 and reservation_id is not null";
-    Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from session_seats where session_id = $1 and reservation_id is not null"#,
+        session_id as _,
+    );
+    Ok(count.fetch_one(connection).await?)
 }
 
 /// Removes the session's seats that no reservation has. It waits for a hold in progress, whose seats stay; call
@@ -378,14 +375,14 @@ pub async fn owned(connection: &mut PgConnection, session_id: SessionId) -> Resu
 /// # Errors
 /// The database failed.
 pub async fn remove_unowned(tx: &mut PgConnection, session_id: SessionId) -> Result<()> {
-    sqlx::query(
+    sqlx::query!(
         "with free as materialized (
              select session_seat_id from session_seats where session_id = $1 and reservation_id is null
              order by session_seat_id for update
          )
          delete from session_seats s using free where s.session_seat_id = free.session_seat_id",
+        session_id as _,
     )
-    .bind(session_id)
     .execute(tx)
     .await?;
     Ok(())
@@ -396,12 +393,13 @@ pub async fn remove_unowned(tx: &mut PgConnection, session_id: SessionId) -> Res
 /// # Errors
 /// The database failed.
 pub async fn owned_after(connection: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<OwnedSeat>> {
-    let owned = sqlx::query_as(
-        "select session_seat_id, session_id, status, reservation_id from session_seats
-         where session_seat_id > $1 and reservation_id is not null order by session_seat_id limit $2",
+    let owned = sqlx::query_as!(
+        OwnedSeat,
+        r#"select session_seat_id, session_id, status, reservation_id as "reservation_id!" from session_seats
+           where session_seat_id > $1 and reservation_id is not null order by session_seat_id limit $2"#,
+        after,
+        limit,
     )
-    .bind(after)
-    .bind(limit)
     .fetch_all(connection)
     .await?;
     Ok(owned)
@@ -412,18 +410,19 @@ pub async fn owned_after(connection: &mut PgConnection, after: Uuid, limit: i64)
 /// # Errors
 /// The database failed.
 pub async fn owned_of(connection: &mut PgConnection, seats: &[SessionSeatId]) -> Result<Vec<OwnedSeat>> {
-    let owned = sqlx::query_as(
-        "select session_seat_id, session_id, status, reservation_id from session_seats
-         where session_seat_id = any($1) and reservation_id is not null",
+    let owned = sqlx::query_as!(
+        OwnedSeat,
+        r#"select session_seat_id, session_id, status, reservation_id as "reservation_id!" from session_seats
+           where session_seat_id = any($1) and reservation_id is not null"#,
+        seats as _,
     )
-    .bind(seats)
     .fetch_all(connection)
     .await?;
     Ok(owned)
 }
 
 /// A seat's latest change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeatChange {
     /// The session of the seat.
     pub session_id: SessionId,
@@ -436,7 +435,7 @@ pub struct SeatChange {
 }
 
 /// The snapshot of a read, and a change if there is any.
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 struct ChangeRow {
     seen: SeenSnapshot,
     session_id: Option<SessionId>,
@@ -469,18 +468,20 @@ pub async fn changes_since(
 ) -> Result<(SeenSnapshot, Vec<SeatChange>)> {
     // One statement, so that the rows belong to the snapshot. The first condition uses the index, and the second is
     // exact.
-    let rows: Vec<ChangeRow> = sqlx::query_as(
-        "select pg_current_snapshot()::text as seen, changes.* from (select) as always
-         left join lateral (
-             select session_id, session_seat_id, status, change_seq as version from session_seats
-             where session_id = any($1) and change_xid >= pg_snapshot_xmin($2::pg_snapshot)
-               and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)
-             order by change_seq limit $3
-         ) changes on true",
+    let rows = sqlx::query_as!(
+        ChangeRow,
+        r#"select pg_current_snapshot()::text as "seen!: _", changes.* from (select) as always
+           left join lateral (
+               select session_id as "session_id?", session_seat_id as "session_seat_id?", status as "status?", change_seq as "version?"
+               from session_seats
+               where session_id = any($1) and change_xid >= pg_snapshot_xmin($2::pg_snapshot)
+                 and not pg_visible_in_snapshot(change_xid, $2::pg_snapshot)
+               order by change_seq limit $3
+           ) changes on true"#,
+        sessions as _,
+        from as _,
+        limit,
     )
-    .bind(sessions)
-    .bind(from)
-    .bind(limit)
     .fetch_all(connection)
     .await?;
     let seen = rows.first().map(|row| row.seen.clone()).unwrap_or_default();
@@ -493,8 +494,11 @@ pub async fn changes_since(
 /// # Errors
 /// The database failed.
 pub async fn version(connection: &mut PgConnection, session_id: SessionId) -> Result<i64> {
-    let sql = "select coalesce(max(change_seq), 0) from session_seats where session_id = $1";
-    Ok(sqlx::query_scalar(sql).bind(session_id).fetch_one(connection).await?)
+    let version = sqlx::query_scalar!(
+        r#"select coalesce(max(change_seq), 0) as "version!" from session_seats where session_id = $1"#,
+        session_id as _,
+    );
+    Ok(version.fetch_one(connection).await?)
 }
 
 /// The outcome of a change of `seats`. The statement has decided; the table of transitions tells which seats conflict.
@@ -524,16 +528,18 @@ pub async fn holds_before(
     after: Option<TimeCursor>,
     limit: i64,
 ) -> Result<Vec<OverdueHold>> {
-    let holds = sqlx::query_as(
-        "select reservation_id, session_id, session_seat_id, reserved_until from session_seats
-         where status = 'reserved' and reserved_until < coalesce($1, now())
-           and (reserved_until, session_seat_id) > (coalesce($2, '-infinity'::timestamptz), coalesce($3, '00000000-0000-0000-0000-000000000000'::uuid))
-         order by reserved_until, session_seat_id limit $4",
+    let holds = sqlx::query_as!(
+        OverdueHold,
+        r#"select reservation_id as "reservation_id!", session_id, session_seat_id, reserved_until as "reserved_until!"
+           from session_seats
+           where status = 'reserved' and reserved_until < coalesce($1, now())
+             and (reserved_until, session_seat_id) > (coalesce($2, '-infinity'::timestamptz), coalesce($3, '00000000-0000-0000-0000-000000000000'::uuid))
+           order by reserved_until, session_seat_id limit $4"#,
+        before,
+        after.map(|cursor| cursor.time),
+        after.map(|cursor| cursor.id),
+        limit,
     )
-    .bind(before)
-    .bind(after.map(|cursor| cursor.time))
-    .bind(after.map(|cursor| cursor.id))
-    .bind(limit)
     .fetch_all(connection)
     .await?;
     Ok(holds)

@@ -118,10 +118,14 @@ codes! {
     TooManyReservations = 409 "too_many_reservations" "Too many open reservations";
     /// The request would exceed the limit on seats for one customer in this session.
     TooManySeats = 409 "too_many_seats" "Too many seats in this session";
+    /// The session has begun, so its buyers can't give tickets back any more.
+    RefundClosed = 409 "refund_closed" "Tickets of this session can't be given back any more";
     /// The ticket was already used.
     TicketUsed = 409 "ticket_used" "The ticket was already used";
     /// The reservation was not paid in time and has ended.
     ReservationExpired = 410 "reservation_expired" "The reservation has expired";
+    /// The ticket was refunded, so it has no code any more.
+    TicketRefunded = 410 "ticket_refunded" "The ticket was refunded";
     /// `If-Match` names a version that is not the current one.
     PreconditionFailed = 412 "precondition_failed" "The resource has changed";
     /// The body is larger than this operation accepts.

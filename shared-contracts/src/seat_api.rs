@@ -182,6 +182,9 @@ pub struct Pricing {
     pub base_price: Money,
     /// The currency of all prices here.
     pub currency: Currency,
+    /// When the session ends. An Event Service from before this member leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<DateTime<Utc>>,
     /// The seats asked for, or all of the session.
     pub seats: Vec<SeatPrice>,
 }
@@ -197,6 +200,20 @@ pub struct SeatPrice {
     pub row_number: Label,
     /// Its own label.
     pub seat_number: Label,
+    /// Its section; null if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section: Option<String>,
+}
+
+/// Answer of `sessions/{session_id}`: when the session takes place, as it stands now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow, ToSchema)]
+pub struct SessionTimes {
+    /// The session asked for.
+    pub session_id: SessionId,
+    /// When it begins.
+    pub start_time: DateTime<Utc>,
+    /// When it ends.
+    pub end_time: DateTime<Utc>,
 }
 
 /// A hold whose `reserved_until` lies before the moment asked for.

@@ -89,12 +89,10 @@ impl PaymentProvider {
     /// # Errors
     /// The provider can't be reached.
     pub async fn look_up(&self, key: PaymentId) -> anyhow::Result<ChargeOutcome> {
-        let state: Option<String> =
-            sqlx::query_scalar("select state from mock_provider_charges where idempotency_key = $1")
-                .bind(key)
-                .fetch_optional(&self.ledger)
-                .await
-                .context("the mock provider's ledger can't be read")?;
+        let state = sqlx::query_scalar!("select state from mock_provider_charges where idempotency_key = $1", key as _)
+            .fetch_optional(&self.ledger)
+            .await
+            .context("the mock provider's ledger can't be read")?;
         Ok(state.map_or(ChargeOutcome::Unknown, |state| outcome_of(&state)))
     }
 
@@ -127,12 +125,14 @@ impl PaymentProvider {
 
     /// Sets the final state of a charge that is still processing; any other charge stays as it is.
     async fn decide(&self, key: PaymentId, state: &str) -> anyhow::Result<()> {
-        sqlx::query("update mock_provider_charges set state = $2 where idempotency_key = $1 and state = 'processing'")
-            .bind(key)
-            .bind(state)
-            .execute(&self.ledger)
-            .await
-            .context("the mock provider's ledger can't be written")?;
+        sqlx::query!(
+            "update mock_provider_charges set state = $2 where idempotency_key = $1 and state = 'processing'",
+            key as _,
+            state,
+        )
+        .execute(&self.ledger)
+        .await
+        .context("the mock provider's ledger can't be written")?;
         Ok(())
     }
 
@@ -141,13 +141,15 @@ impl PaymentProvider {
     /// # Errors
     /// The provider can't be reached or knows no such charge.
     pub async fn refund(&self, key: Uuid, charge: PaymentId, amount: Money) -> anyhow::Result<()> {
-        sqlx::query("insert into mock_provider_refunds (idempotency_key, charge_key, amount) values ($1, $2, $3) on conflict do nothing")
-            .bind(key)
-            .bind(charge)
-            .bind(amount)
-            .execute(&self.ledger)
-            .await
-            .context("the mock provider's ledger can't be written")?;
+        sqlx::query!(
+            "insert into mock_provider_refunds (idempotency_key, charge_key, amount) values ($1, $2, $3) on conflict do nothing",
+            key,
+            charge as _,
+            amount as _,
+        )
+        .execute(&self.ledger)
+        .await
+        .context("the mock provider's ledger can't be written")?;
         Ok(())
     }
 
@@ -165,19 +167,19 @@ async fn remember_all(ledger: BatchPool, charges: Vec<Charge>) -> Vec<Result<Cha
 
 async fn remember(ledger: &BatchPool, charges: &[Charge]) -> Result<Vec<Result<ChargeOutcome>>> {
     let mut connection = ledger.acquire().await?;
-    let known: Vec<(PaymentId, String)> = sqlx::query_as(
+    let known = sqlx::query!(
         "insert into mock_provider_charges (idempotency_key, amount, state)
          select * from unnest($1::uuid[], $2::numeric[], $3::text[])
          on conflict (idempotency_key) do update set state = mock_provider_charges.state returning idempotency_key, state",
+        charges.iter().map(|(key, ..)| *key).collect::<Vec<_>>() as _,
+        charges.iter().map(|(_, amount, _)| *amount).collect::<Vec<_>>() as _,
+        charges.iter().map(|(.., state)| *state).collect::<Vec<_>>() as _,
     )
-    .bind(charges.iter().map(|(key, ..)| *key).collect::<Vec<_>>())
-    .bind(charges.iter().map(|(_, amount, _)| *amount).collect::<Vec<_>>())
-    .bind(charges.iter().map(|(.., state)| *state).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
     .await?;
     ledger.release(connection);
     let known: HashMap<PaymentId, ChargeOutcome> =
-        known.into_iter().map(|(key, state)| (key, outcome_of(&state))).collect();
+        known.into_iter().map(|charge| (charge.idempotency_key, outcome_of(&charge.state))).collect();
     let outcome = |(key, ..): &Charge| Ok(known.get(key).copied().unwrap_or(ChargeOutcome::Unknown));
     Ok(charges.iter().map(outcome).collect())
 }

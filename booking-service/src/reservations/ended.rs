@@ -49,14 +49,14 @@ async fn find_ended(db: &BatchPool, owners: Vec<ReservationId>) -> Result<HashSe
     // The time in an id comes from a clock of this service, which may differ from the database's. If that clock is
     // wrong, a lock is removed too early or too late. The Event Service still decides who gets the seat.
     let made_at: Vec<Option<DateTime<Utc>>> = owners.iter().map(made_at).collect();
-    let ended: Vec<ReservationId> = sqlx::query_scalar(
-        "select owner.id from unnest($1::uuid[], $2::timestamptz[]) as owner (id, made_at) left join reservations r using (id)
-         where case when r.id is null then made_at < now() - $3
-                    else status <> 'confirming' and (status <> 'active' or expiry_time <= now()) end",
+    let ended: Vec<ReservationId> = sqlx::query_scalar!(
+        r#"select owner.id as "id!: _" from unnest($1::uuid[], $2::timestamptz[]) as owner (id, made_at) left join reservations r using (id)
+         where case when r.id is null then made_at < now() - $3::interval
+                    else status <> 'confirming' and (status <> 'active' or expiry_time <= now()) end"#,
+        owners as _,
+        made_at as _,
+        TimeDelta::from_std(2 * BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX) as _,
     )
-    .bind(owners)
-    .bind(made_at)
-    .bind(TimeDelta::from_std(2 * BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
     .fetch_all(&mut *connection)
     .await?;
     db.release(connection);

@@ -43,8 +43,13 @@ pub(crate) async fn cancel(
 /// # Errors
 /// The database failed.
 pub(crate) async fn lock_due(tx: &mut PgConnection, limit: u32) -> Result<Vec<ReservationId>> {
-    let due = "select id from reservations where status = 'active' and expiry_time <= now() order by expiry_time limit $1 for update skip locked";
-    Ok(sqlx::query_scalar(due).bind(i64::from(limit)).fetch_all(tx).await?)
+    let due = sqlx::query_scalar!(
+        "select id from reservations where status = 'active' and expiry_time <= now() order by expiry_time limit $1 for update skip locked",
+        i64::from(limit),
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(due)
 }
 
 /// `active → expired` for those of `ids` whose time is over.
@@ -52,16 +57,17 @@ pub(crate) async fn lock_due(tx: &mut PgConnection, limit: u32) -> Result<Vec<Re
 /// # Errors
 /// The database failed.
 pub(crate) async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Result<Vec<BookingEvent>> {
-    let expired: Vec<Changed> = sqlx::query_as(
-        "with due as materialized (
+    let expired = sqlx::query_as!(
+        Changed,
+        r#"with due as materialized (
              select id from reservations where id = any($1) and status || '' = 'active' and expiry_time <= clock_timestamp()
              order by id for update
          )
          update reservations r set status = 'expired', sequence = sequence + 1, updated_at = now()
          from due where r.id = due.id and r.status || '' = 'active' and r.expiry_time <= clock_timestamp()
-         returning r.id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
+         returning r.id, user_id, session_id, sequence, now() as "changed_at!", total_amount, currency"#,
+        ids as _,
     )
-    .bind(ids)
     .fetch_all(&mut *tx)
     .await?;
     append_events(tx, BookingEventType::Expired, &expired).await
@@ -73,15 +79,15 @@ pub(crate) async fn expire(tx: &mut PgConnection, ids: &[ReservationId]) -> Resu
 /// # Errors
 /// The database failed.
 pub(crate) async fn abandon_unwritten(db: &PgPool, holds: &[SessionHold]) -> Result<()> {
-    let abandoned: Vec<ReservationId> = sqlx::query_scalar(
+    let abandoned = sqlx::query_scalar!(
         "insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
          select distinct on (id) id, '00000000-0000-0000-0000-000000000000', session_id, 'expired', now() - interval '1 second', now(), 1, 0, ''
          from unnest($1::uuid[], $2::uuid[]) as hold (id, session_id)
          where not exists (select from reservations r where r.id = hold.id) order by id
          on conflict (id) do nothing returning id",
+        holds.iter().map(|held| held.hold.reservation_id).collect::<Vec<_>>() as _,
+        holds.iter().map(|held| held.session_id).collect::<Vec<_>>() as _,
     )
-    .bind(holds.iter().map(|held| held.hold.reservation_id).collect::<Vec<_>>())
-    .bind(holds.iter().map(|held| held.session_id).collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
     for id in abandoned {
@@ -102,21 +108,23 @@ pub(crate) async fn refund_tickets(
     let mut owners: Vec<ReservationId> = refunded.iter().map(|ticket| ticket.reservation_id).collect();
     owners.sort_unstable();
     owners.dedup();
-    let changed: Vec<Changed> = sqlx::query_as(
-        "update reservations r set sequence = sequence + 1, updated_at = now(),
+    let changed = sqlx::query_as!(
+        Changed,
+        r#"update reservations r set sequence = sequence + 1, updated_at = now(),
              status = case when exists (select from tickets where reservation_id = r.id and status <> 'refunded') then 'confirmed' else 'refunded' end
          where id = any($1) and status || '' = 'confirmed'
-         returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
+         returning id, user_id, session_id, sequence, now() as "changed_at!", total_amount, currency"#,
+        owners as _,
     )
-    .bind(&owners)
     .fetch_all(&mut *tx)
     .await?;
-    let owed: Vec<PendingRefund> = sqlx::query_as(
+    let owed = sqlx::query_as!(
+        PendingRefund,
         "insert into refunds (id, payment_id, amount)
          select t.id, p.id, t.price from tickets t join payments p on p.reservation_id = t.reservation_id and p.status = 'captured'
          where t.id = any($1) returning id, payment_id, amount",
+        refunded.iter().map(|ticket| ticket.id).collect::<Vec<_>>() as _,
     )
-    .bind(refunded.iter().map(|ticket| ticket.id).collect::<Vec<_>>())
     .fetch_all(&mut *tx)
     .await?;
     if (changed.len(), owed.len()) != (owners.len(), refunded.len()) {
@@ -150,16 +158,17 @@ pub(crate) async fn cancel_of_session(
     session_id: SessionId,
     limit: i64,
 ) -> Result<Vec<BookingEvent>> {
-    let cancelled: Vec<Changed> = sqlx::query_as(
-        "with live as materialized (
+    let cancelled = sqlx::query_as!(
+        Changed,
+        r#"with live as materialized (
              select id from reservations where session_id = $1 and status = 'active' order by id limit $2 for update skip locked
          )
          update reservations r set status = 'cancelled', sequence = sequence + 1, updated_at = now()
          from live where r.id = live.id
-         returning r.id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
+         returning r.id, user_id, session_id, sequence, now() as "changed_at!", total_amount, currency"#,
+        session_id as _,
+        limit,
     )
-    .bind(session_id)
-    .bind(limit)
     .fetch_all(&mut *tx)
     .await?;
     append_events(tx, BookingEventType::Cancelled, &cancelled).await
@@ -175,14 +184,14 @@ pub(crate) async fn lock_paid_of_session(
     session_id: SessionId,
     limit: i64,
 ) -> Result<Vec<ReservationId>> {
-    let paid = sqlx::query_scalar(
+    let paid = sqlx::query_scalar!(
         "select id from reservations r
          where session_id = $1 and status = 'confirmed'
            and exists (select from tickets t where t.reservation_id = r.id and t.status = 'active')
          order by id limit $2 for no key update skip locked",
+        session_id as _,
+        limit,
     )
-    .bind(session_id)
-    .bind(limit)
     .fetch_all(tx)
     .await?;
     Ok(paid)

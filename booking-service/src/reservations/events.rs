@@ -35,11 +35,15 @@ pub(super) async fn append_events(
     if ended.is_empty() {
         return Ok(Vec::new());
     }
-    let sql =
-        "select reservation_id, session_seat_id from reservation_items where reservation_id = any($1) order by id";
     let ids: Vec<ReservationId> = ended.iter().map(|changed| changed.id).collect();
     let mut seats: HashMap<ReservationId, Vec<SessionSeatId>> = HashMap::new();
-    let holds: Vec<Hold> = sqlx::query_as(sql).bind(ids).fetch_all(&mut *tx).await?;
+    let holds = sqlx::query_as!(
+        Hold,
+        "select reservation_id, session_seat_id from reservation_items where reservation_id = any($1) order by id",
+        ids as _,
+    )
+    .fetch_all(&mut *tx)
+    .await?;
     for Hold { reservation_id, session_seat_id } in holds {
         seats.entry(reservation_id).or_default().push(session_seat_id);
     }

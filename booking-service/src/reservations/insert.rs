@@ -14,7 +14,7 @@ use service_kit::process::lifecycle::Lifecycle;
 use shared_contracts::ids::{ReservationId, SessionId, UserId};
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, Problem};
-use sqlx::{FromRow, PgConnection};
+use sqlx::PgConnection;
 
 use super::model::{BOOKING_TIME_MAX, Reservation, ReservationItem, ReservationStatus};
 use crate::idempotency::Claim;
@@ -30,6 +30,8 @@ pub(crate) struct NewReservation {
     pub(crate) session_id: SessionId,
     pub(crate) booking_time: DateTime<Utc>,
     pub(crate) expiry_time: DateTime<Utc>,
+    /// When the session ends; `None` if the Event Service did not say.
+    pub(crate) end_time: Option<DateTime<Utc>>,
     pub(crate) items: Vec<ReservationItem>,
     pub(crate) total_amount: Money,
     pub(crate) currency: Currency,
@@ -126,7 +128,7 @@ fn lock_key(user: UserId) -> i32 {
 }
 
 /// The result for one reservation of a batch: its row, or why it may not be written.
-#[derive(Debug, Clone, FromRow)]
+#[derive(Debug, Clone)]
 struct InsertedRow {
     id: ReservationId,
     created_at: Option<DateTime<Utc>>,
@@ -137,30 +139,6 @@ struct InsertedRow {
 
 /// Inserts a batch of reservations with their items. The limits per customer and the database's clock decide on each
 /// reservation separately.
-const INSERT: &str = "with given as materialized (
-     select r.*, refusal
-     from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[]) with ordinality
-         as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, place)
-     left join reservation_refusals($2, $3, $19::int4[], $1, $20::int8[], $21::int8[]) using (place)
- ),
- made as (
-     insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency)
-     select id, user_id, session_id, 'active', booking_time, expiry_time, seats_count, total_amount, currency
-     from given where refusal is null and clock_timestamp() < least(booking_time + $9, expiry_time)
-     returning id, created_at, expiry_time
- ),
- lines as (
-     insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-     select line.id, made.id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
-     from made join unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::uuid[], $14::text[], $15::text[], $16::numeric[], $17::numeric[], $18::numeric[])
-          as line (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price)
-          on line.reservation_id = made.id
- )
- select id, created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8 as time_remaining_seconds, null::text as refusal
- from made
- union all
- select id, null, null, refusal from given where refusal is not null";
-
 async fn insert(
     connection: &mut PgConnection,
     rules: Rules,
@@ -170,30 +148,57 @@ async fn insert(
     let allowances: Vec<Allowance> =
         news.iter().enumerate().map(|(index, new)| Allowance::beside(new, &news[..index], rules)).collect();
     let lines = || news.iter().flat_map(|new| new.items.iter().map(move |item| (new.id, item)));
-    let inserted = sqlx::query_as(INSERT)
-        .bind(news.iter().map(|new| new.id).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.user_id).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.session_id).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.booking_time).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.expiry_time).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.items.len() as i32).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.total_amount).collect::<Vec<_>>())
-        .bind(news.iter().map(|new| new.currency.clone()).collect::<Vec<_>>())
-        .bind(TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX))
-        .bind(lines().map(|(_, item)| item.id).collect::<Vec<_>>())
-        .bind(lines().map(|(id, _)| id).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.session_seat_id).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.price_tier_id).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.row_number.as_str()).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.seat_number.as_str()).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.price).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>())
-        .bind(lines().map(|(_, item)| item.final_price).collect::<Vec<_>>())
-        .bind(allowances.iter().map(|allowance| allowance.lock_key).collect::<Vec<_>>())
-        .bind(allowances.iter().map(|allowance| allowance.others_max).collect::<Vec<_>>())
-        .bind(allowances.iter().map(|allowance| allowance.seats_max).collect::<Vec<_>>())
-        .fetch_all(connection)
-        .await;
+    let inserted = sqlx::query_as!(
+        InsertedRow,
+        r#"with given as materialized (
+             select r.*, refusal
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::int4[], $7::numeric[], $8::text[], $22::timestamptz[]) with ordinality
+                 as r (id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency, end_time, place)
+             left join reservation_refusals($2, $3, $19::int4[], $1, $20::int8[], $21::int8[]) using (place)
+         ),
+         made as (
+             insert into reservations (id, user_id, session_id, status, booking_time, expiry_time, seats_count, total_amount, currency, end_time)
+             select id, user_id, session_id, 'active', booking_time, expiry_time, seats_count, total_amount, currency, end_time
+             from given where refusal is null and clock_timestamp() < least(booking_time + $9, expiry_time)
+             returning id, created_at, expiry_time
+         ),
+         lines as (
+             insert into reservation_items (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price, section)
+             select line.id, made.id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price, section
+             from made join unnest($10::uuid[], $11::uuid[], $12::uuid[], $13::uuid[], $14::text[], $15::text[], $16::numeric[], $17::numeric[], $18::numeric[], $23::text[])
+                  as line (id, reservation_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price, section)
+                  on line.reservation_id = made.id
+         )
+         select id as "id!", created_at, greatest(0, floor(extract(epoch from expiry_time - created_at)))::int8 as time_remaining_seconds, null::text as refusal
+         from made
+         union all
+         select id, null, null, refusal from given where refusal is not null"#,
+        news.iter().map(|new| new.id).collect::<Vec<_>>() as _,
+        news.iter().map(|new| new.user_id).collect::<Vec<_>>() as _,
+        news.iter().map(|new| new.session_id).collect::<Vec<_>>() as _,
+        &news.iter().map(|new| new.booking_time).collect::<Vec<_>>(),
+        &news.iter().map(|new| new.expiry_time).collect::<Vec<_>>(),
+        &news.iter().map(|new| new.items.len() as i32).collect::<Vec<_>>(),
+        news.iter().map(|new| new.total_amount).collect::<Vec<_>>() as _,
+        news.iter().map(|new| new.currency.clone()).collect::<Vec<_>>() as _,
+        TimeDelta::from_std(BOOKING_TIME_MAX).unwrap_or(TimeDelta::MAX) as _,
+        lines().map(|(_, item)| item.id).collect::<Vec<_>>() as _,
+        lines().map(|(id, _)| id).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.session_seat_id).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.price_tier_id).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.row_number.as_str()).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.seat_number.as_str()).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.price).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.discount_amount).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.final_price).collect::<Vec<_>>() as _,
+        &allowances.iter().map(|allowance| allowance.lock_key).collect::<Vec<_>>(),
+        allowances.iter().map(|allowance| allowance.others_max).collect::<Vec<_>>() as _,
+        &allowances.iter().map(|allowance| allowance.seats_max).collect::<Vec<_>>(),
+        news.iter().map(|new| new.end_time).collect::<Vec<_>>() as _,
+        lines().map(|(_, item)| item.section.as_deref()).collect::<Vec<_>>() as _,
+    )
+    .fetch_all(connection)
+    .await;
     let made: Vec<InsertedRow> = match inserted {
         // Reconciliation has abandoned this booking and written its row already.
         Err(error) if orders.len() == 1 && broken_constraint(&error) == Some("reservations_pkey") => Vec::new(),
@@ -239,6 +244,7 @@ impl NewReservation {
             session_id: self.session_id,
             booking_time: self.booking_time,
             expiry_time: self.expiry_time,
+            end_time: self.end_time,
             seats_count: self.items.len() as i32,
             total_amount: self.total_amount,
             currency: self.currency.clone(),

@@ -44,8 +44,12 @@ pub struct Reservation {
     pub session_id: SessionId,
     /// When the booking began; the hold time counts from here.
     pub booking_time: DateTime<Utc>,
-    /// When the reservation expires unless it is paid.
+    /// When the reservation expires unless it is paid; not after the session's end.
     pub expiry_time: DateTime<Utc>,
+    /// When the session ends, as it was when the seats were reserved. Nothing is paid after that. Null for
+    /// reservations of an older version.
+    #[serde(default)]
+    pub end_time: Option<DateTime<Utc>>,
     /// The number of seats.
     pub seats_count: i32,
     /// The price of all its seats together.
@@ -75,6 +79,10 @@ pub struct ReservationItem {
     pub session_seat_id: SessionSeatId,
     /// The price tier whose multiplier the price includes.
     pub price_tier_id: PriceTierId,
+    /// The seat's section; null if it has none.
+    #[serde(default)]
+    #[schema(max_length = 64)]
+    pub section: Option<String>,
     /// The seat's row.
     pub row_number: Label,
     /// The seat's number.
@@ -106,14 +114,15 @@ pub enum ReservationStatus {
 
 /// The columns of [`Reservation`], for `query_as`. `confirming` shows as `active`, and an active reservation past its
 /// time as `expired`.
-pub(super) const COLUMNS: &str = "id, user_id, session_id, booking_time, expiry_time, seats_count, total_amount, currency,
+pub(super) const COLUMNS: &str = "id, user_id, session_id, booking_time, expiry_time, end_time, seats_count, total_amount, currency,
     case when status = 'confirming' then 'active' when status = 'active' and expiry_time <= now() then 'expired' else status end as status,
     created_at, updated_at,
     case when status in ('active', 'confirming') then greatest(0, floor(extract(epoch from expiry_time - now())))::int8 else 0 end
         as time_remaining_seconds";
 
-/// The columns of [`Line`]: those of the query `own`, which selects [`COLUMNS`], joined with those of the items.
-pub(super) const LINES: &str = "own.*, item.id as item_id, session_seat_id, price_tier_id, row_number, seat_number, price, discount_amount, final_price
+/// What follows `select` for [`Line`]s, the `from` included: the rows of the query `own`, which selects [`COLUMNS`], with
+/// those of their items.
+pub(super) const LINES_OF_OWN: &str = "own.*, item.id as item_id, session_seat_id, price_tier_id, section, row_number, seat_number, price, discount_amount, final_price
     from own join reservation_items item on item.reservation_id = own.id";
 
 /// A reservation joined with one of its items.
@@ -140,7 +149,7 @@ pub(super) fn gather(lines: Vec<Line>) -> Vec<Reservation> {
 /// Reads the reservation if it is this owner's, or anyone's if `owner` is `None`. Otherwise the error is [`not_found`].
 pub(crate) async fn find(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Reservation> {
     let sql = format!(
-        "with own as (select {COLUMNS} from reservations where id = $1 and {}) select {LINES} order by item.id",
+        "with own as (select {COLUMNS} from reservations where id = $1 and {}) select {LINES_OF_OWN} order by item.id",
         owned!()
     );
     let lines: Vec<Line> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).bind(owner).fetch_all(db).await?;
@@ -161,7 +170,7 @@ pub(crate) async fn list(
              select * from (select {COLUMNS} from reservations where user_id = $1 and id < $2) all_own
              where $4::text is null or status = $4 order by id desc limit $3
          )
-         select {LINES} order by own.id desc, item.id"
+         select {LINES_OF_OWN} order by own.id desc, item.id"
     );
     let lines: Vec<Line> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(owner)
@@ -179,12 +188,14 @@ pub(crate) struct Standing {
     #[sqlx(rename = "status")]
     pub(crate) state: ReservationState,
     pub(crate) in_time: bool,
+    /// Whether its session has ended.
+    pub(crate) is_over: bool,
 }
 
 /// Reads the state of the reservation if it is this owner's, or anyone's if `owner` is `None`.
 pub(crate) async fn standing(db: &PgPool, id: ReservationId, owner: Option<UserId>) -> Result<Standing> {
     let sql = concat!(
-        "select status, expiry_time > clock_timestamp() as in_time from reservations where id = $1 and ",
+        "select status, expiry_time > clock_timestamp() as in_time, coalesce(end_time <= clock_timestamp(), false) as is_over from reservations where id = $1 and ",
         owned!()
     );
     let found: Option<Standing> = sqlx::query_as(sql).bind(id).bind(owner).fetch_optional(db).await?;
@@ -196,9 +207,8 @@ pub(crate) async fn states(
     db: impl PgExecutor<'_>,
     ids: &[ReservationId],
 ) -> Result<HashMap<ReservationId, ReservationState>> {
-    let states: Vec<(ReservationId, ReservationState)> =
-        sqlx::query_as("select id, status from reservations where id = any($1)").bind(ids).fetch_all(db).await?;
-    Ok(states.into_iter().collect())
+    let states = sqlx::query!("select id, status from reservations where id = any($1)", ids as _).fetch_all(db).await?;
+    Ok(states.into_iter().map(|row| (row.id, row.status)).collect())
 }
 
 /// A hold of a seat, and the seat's session.
@@ -213,6 +223,11 @@ pub struct SessionHold {
 /// The error for an id that is unknown or another user's. Clients can't tell the two apart.
 pub(crate) fn not_found(id: ReservationId) -> Error {
     Error::refused(Code::ReservationNotFound, format!("You have no reservation with the id {id}."))
+}
+
+/// The error for a payment after the session's end.
+pub(crate) fn session_over(detail: &str) -> Error {
+    Error::refused(Code::SessionOver, detail)
 }
 
 /// The error for a step that the reservation's state does not allow. An `active` reservation here has run out of time.

@@ -16,7 +16,7 @@ use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use sqlx::FromRow;
 
 use super::events::Changed;
-use super::model::{COLUMNS, LEASE_SECONDS, LINES, Line, Reservation, ReservationStatus, gather};
+use super::model::{COLUMNS, LEASE_SECONDS, LINES_OF_OWN, Line, Reservation, ReservationStatus, gather};
 use super::tickets::{self, Ticket};
 use crate::outbox;
 
@@ -59,6 +59,8 @@ pub(crate) enum Completion {
     Paid(Box<Paid>),
     /// One of its seats has a live ticket already; nothing was changed.
     SeatLost,
+    /// The session has ended; nothing was changed.
+    SessionOver,
     /// Another process had settled the payment before; nothing was changed.
     AlreadySettled,
 }
@@ -66,8 +68,8 @@ pub(crate) enum Completion {
 /// Batches leases and completions; one per process.
 #[derive(Debug)]
 pub(crate) struct PaymentBatcher {
-    requests: Batcher<LeaseRequest, Option<Reservation>>,
-    captured: Batcher<Captured, Completion>,
+    leases: Batcher<LeaseRequest, Option<Reservation>>,
+    completions: Batcher<Captured, Completion>,
 }
 
 impl PaymentBatcher {
@@ -75,19 +77,20 @@ impl PaymentBatcher {
     pub(crate) fn open(db: BatchPool, lifecycle: &Lifecycle) -> Self {
         let own = db.clone();
         Self {
-            requests: Batcher::start(lifecycle, BATCHES, move |requests| lease_all(own.clone(), requests)),
-            captured: Batcher::start(lifecycle, BATCHES, move |captured| complete_all(db.clone(), captured)),
+            leases: Batcher::start(lifecycle, BATCHES, move |requests| lease_all(own.clone(), requests)),
+            completions: Batcher::start(lifecycle, BATCHES, move |captured| complete_all(db.clone(), captured)),
         }
     }
 
-    /// `active → confirming`, together with the payment's row, in one statement that is its own transaction. After a crash from here on, reconciliation settles the
-    /// payment by asking the provider. Returns the reservation, whose total is to be charged. Returns `None` if it is
-    /// not that owner's, is not active, is out of time, or has a payment that the provider is processing.
+    /// `active → confirming`, together with the payment's row, in one statement that is its own transaction. After a
+    /// crash from here on, reconciliation settles the payment by asking the provider. Returns the reservation, whose
+    /// total is to be charged. Returns `None` if it is not that owner's, is not active, is out of time, or has a payment
+    /// that the provider is processing.
     ///
     /// # Errors
     /// The database failed; the lease may be taken all the same.
     pub(crate) async fn lease(&self, request: LeaseRequest) -> Result<Option<Reservation>> {
-        self.requests.call(request).await
+        self.leases.call(request).await
     }
 
     /// `confirming | active → confirmed`, together with the captured payment, the tickets and the event: one transaction
@@ -96,13 +99,13 @@ impl PaymentBatcher {
     /// # Errors
     /// The database failed; the reservation may be confirmed all the same.
     pub(crate) async fn complete(&self, reservation: Reservation, key: PaymentId) -> Result<Completion> {
-        self.captured.call(Captured { reservation, key, traceparent: traces::traceparent() }).await
+        self.completions.call(Captured { reservation, key, traceparent: traces::traceparent() }).await
     }
 }
 
 async fn lease_all(db: BatchPool, requests: Vec<LeaseRequest>) -> Vec<Result<Option<Reservation>>> {
     let db = &db;
-    batch_or_each(requests, |requests| async move { lease(db, &requests).await.map(Some) }).await
+    batch_or_each(requests, |requests| async move { lease_batch(db, &requests).await.map(Some) }).await
 }
 
 /// A line of a reservation, and the payment that got its lease.
@@ -120,7 +123,7 @@ struct LeasedLine {
 /// `status || ''` keeps it from the partial index of `processing` payments. `offset 0` keeps the subquery from becoming
 /// a join that reads them all. Otherwise a plan that was cached while no payment was `processing` would scan all of
 /// them for each batch.
-async fn lease(db: &BatchPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Option<Reservation>>>> {
+async fn lease_batch(db: &BatchPool, requests: &[LeaseRequest]) -> Result<Vec<Result<Option<Reservation>>>> {
     let mut connection = db.acquire().await?;
     let sql = format!(
         "with given as materialized (
@@ -143,7 +146,7 @@ async fn lease(db: &BatchPool, requests: &[LeaseRequest]) -> Result<Vec<Result<O
              select key, id, payment_id, total_amount, currency, 'pending' from leased
          ),
          own as (select {COLUMNS}, key from leased)
-         select {LINES} order by own.id, item.id"
+         select {LINES_OF_OWN} order by own.id, item.id"
     );
     let lines: Vec<LeasedLine> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(requests.iter().map(|request| request.id).collect::<Vec<_>>())
@@ -163,11 +166,10 @@ async fn lease(db: &BatchPool, requests: &[LeaseRequest]) -> Result<Vec<Result<O
 
 async fn complete_all(db: BatchPool, captured: Vec<Captured>) -> Vec<Result<Completion>> {
     let db = &db;
-    batch_or_each(captured, |captured| async move { complete(db, &captured).await }).await
+    batch_or_each(captured, |captured| async move { complete_batch(db, &captured).await }).await
 }
 
 /// A reservation that became `confirmed`, and how many payments of the batch became `captured`.
-#[derive(FromRow)]
 struct PaidRow {
     id: ReservationId,
     sequence: i64,
@@ -176,11 +178,12 @@ struct PaidRow {
     payments: i64,
 }
 
-/// Completes a batch of captured charges. For `status || ''`, see [`lease`].
-async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
+/// Completes a batch of captured charges. For `status || ''`, see `reservations/mod.rs`.
+async fn complete_batch(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Result<Completion>>>> {
     let mut tx = db.begin().await?;
-    let paid: Vec<PaidRow> = sqlx::query_as(
-        "with given as materialized (select * from unnest($1::uuid[], $2::uuid[]) as given (id, key)),
+    let paid = sqlx::query_as!(
+        PaidRow,
+        r#"with given as materialized (select * from unnest($1::uuid[], $2::uuid[]) as given (id, key)),
          locked as materialized (select p.id from payments p join given on p.id = given.key order by p.id for no key update of p),
          paid as materialized (
              update payments p set status = 'captured', reservation_id = given.id, updated_at = now()
@@ -190,11 +193,11 @@ async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Re
          ),
          owners as materialized (select r.id from reservations r join paid using (id) order by r.id for no key update of r)
          update reservations r set status = 'confirmed', confirming_until = null, sequence = sequence + 1, updated_at = now()
-         from owners where r.id = owners.id and r.status || '' in ('active', 'confirming')
-         returning r.id, sequence, now() as changed_at, (select count(*) from paid) as payments",
+         from owners where r.id = owners.id and r.status || '' in ('active', 'confirming') and (r.end_time is null or r.end_time > clock_timestamp())
+         returning r.id, sequence, now() as "changed_at!", (select count(*) from paid) as "payments!""#,
+        captured.iter().map(|captured| captured.reservation.id).collect::<Vec<_>>() as _,
+        captured.iter().map(|captured| captured.key).collect::<Vec<_>>() as _,
     )
-    .bind(captured.iter().map(|captured| captured.reservation.id).collect::<Vec<_>>())
-    .bind(captured.iter().map(|captured| captured.key).collect::<Vec<_>>())
     .fetch_all(tx.connection()?)
     .await?;
     // A payment whose reservation has ended must not be committed, and must not roll back the others. `None` makes the
@@ -205,7 +208,7 @@ async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Re
     }
     let Some(now) = paid.first().map(|row| row.changed_at) else {
         tx.rollback().await?;
-        return Ok(Some(captured.iter().map(|_| Ok(Completion::AlreadySettled)).collect()));
+        return unpaid(db, captured).await.map(Some);
     };
     let sequences: HashMap<ReservationId, i64> = paid.into_iter().map(|row| (row.id, row.sequence)).collect();
     let reservations = captured.iter().map(|captured| &captured.reservation);
@@ -235,6 +238,23 @@ async fn complete(db: &BatchPool, captured: &[Captured]) -> Result<Option<Vec<Re
     let completion =
         |paid: Option<Paid>| paid.map_or(Completion::AlreadySettled, |paid| Completion::Paid(Box::new(paid)));
     Ok(Some(completed.into_iter().map(completion).map(Ok).collect()))
+}
+
+/// Why none of these charges paid for its reservation.
+async fn unpaid(db: &BatchPool, captured: &[Captured]) -> Result<Vec<Result<Completion>>> {
+    let mut connection = db.acquire().await?;
+    let over = sqlx::query_scalar!(
+        "select id from reservations where id = any($1) and status || '' in ('active', 'confirming') and end_time <= clock_timestamp()",
+        captured.iter().map(|captured| captured.reservation.id).collect::<Vec<_>>() as _,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    db.release(connection);
+    let completion = |captured: &Captured| match over.contains(&captured.reservation.id) {
+        true => Completion::SessionOver,
+        false => Completion::AlreadySettled,
+    };
+    Ok(captured.iter().map(completion).map(Ok).collect())
 }
 
 impl Captured {

@@ -6,7 +6,7 @@ use shared_contracts::booking_event::{BookingEvent, BookingEventType};
 use shared_contracts::ids::{PaymentId, ReservationId, UserId};
 use shared_contracts::money::Money;
 use shared_contracts::transitions::{PaymentState, ReservationState};
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
 use super::events::{Changed, append_events};
 use super::model::LEASE_SECONDS;
@@ -18,21 +18,19 @@ const REBOOKING_SECONDS: f64 = 30.0;
 const ASK_AGAIN_SECONDS: f64 = 30.0;
 
 /// A payment, and the state of the reservation that it is for.
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 pub(crate) struct Payment {
     pub(crate) id: PaymentId,
     pub(crate) reservation_id: ReservationId,
     pub(crate) amount: Money,
-    #[sqlx(rename = "status")]
     pub(crate) state: PaymentState,
     pub(crate) rebooked_as: Option<ReservationId>,
     pub(crate) user_id: UserId,
-    #[sqlx(rename = "reservation_status")]
     pub(crate) reservation: ReservationState,
 }
 
 /// A payment whose lease has run out.
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 pub(crate) struct StuckPayment {
     pub(crate) reservation_id: ReservationId,
     pub(crate) id: PaymentId,
@@ -44,11 +42,12 @@ pub(crate) struct StuckPayment {
 /// # Errors
 /// There is none, or the database failed.
 pub(crate) async fn find(db: &PgPool, id: PaymentId) -> Result<Payment> {
-    let payment = sqlx::query_as(
-        "select p.id, reservation_id, p.amount, p.status, rebooked_as, user_id, r.status as reservation_status
+    let payment = sqlx::query_as!(
+        Payment,
+        "select p.id, reservation_id, p.amount, p.status as state, rebooked_as, user_id, r.status as reservation
          from payments p join reservations r on r.id = p.reservation_id where p.id = $1",
+        id as _,
     )
-    .bind(id)
     .fetch_one(db)
     .await?;
     Ok(payment)
@@ -59,8 +58,13 @@ pub(crate) async fn find(db: &PgPool, id: PaymentId) -> Result<Payment> {
 /// # Errors
 /// The database failed.
 pub(crate) async fn live(db: &PgPool, id: ReservationId) -> Result<Option<PaymentId>> {
-    let sql = "select id from payments where reservation_id = $1 and status in ('processing', 'captured')";
-    Ok(sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?)
+    let payment = sqlx::query_scalar!(
+        "select id from payments where reservation_id = $1 and status in ('processing', 'captured')",
+        id as _,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(payment)
 }
 
 /// `confirming → active`, and the payment becomes `payment`: `declined`, or `processing` while the provider works on
@@ -74,14 +78,14 @@ pub(crate) async fn release_lease(
     key: PaymentId,
     payment: PaymentState,
 ) -> Result<bool> {
-    let changed = sqlx::query(
+    let changed = sqlx::query!(
         "with told as (update payments set status = $3, updated_at = now() where id = $2 and status || '' = 'pending' returning reservation_id)
          update reservations set status = 'active', confirming_until = null, updated_at = now()
          where id = $1 and status || '' = 'confirming' and id in (select reservation_id from told)",
+        id as _,
+        key as _,
+        payment as _,
     )
-    .bind(id)
-    .bind(key)
-    .bind(payment)
     .execute(db)
     .await?;
     Ok(changed.rows_affected() == 1)
@@ -97,18 +101,19 @@ pub(crate) async fn void_and_refund(
     id: ReservationId,
     key: PaymentId,
 ) -> Result<Option<(Vec<BookingEvent>, PendingRefund)>> {
-    let changed: Option<Changed> = sqlx::query_as(
-        "with lost as (
+    let changed = sqlx::query_as!(
+        Changed,
+        r#"with lost as (
              update payments set status = 'voided', updated_at = now()
              where id = $2 and status || '' in ('pending', 'processing') and (reservation_id = $1 or rebooked_as = $1) returning id, amount
          ),
          owed as (insert into refunds (id, payment_id, amount) select id, id, amount from lost)
          update reservations set status = 'expired', confirming_until = null, sequence = sequence + 1, updated_at = now()
          where id = $1 and status || '' in ('active', 'confirming') and exists (select from lost)
-         returning id, user_id, session_id, sequence, now() as changed_at, total_amount, currency",
+         returning id, user_id, session_id, sequence, now() as "changed_at!", total_amount, currency"#,
+        id as _,
+        key as _,
     )
-    .bind(id)
-    .bind(key)
     .fetch_optional(&mut *tx)
     .await?;
     let Some(changed) = changed else {
@@ -124,7 +129,8 @@ pub(crate) async fn void_and_refund(
 /// # Errors
 /// The database failed.
 pub(crate) async fn take_over_leases(db: &PgPool, limit: i64) -> Result<Vec<StuckPayment>> {
-    let taken = sqlx::query_as(
+    let taken = sqlx::query_as!(
+        StuckPayment,
         "with stuck as materialized (
              select id from reservations where status = 'confirming' and confirming_until < now()
              order by confirming_until limit $1 for update skip locked
@@ -134,9 +140,9 @@ pub(crate) async fn take_over_leases(db: &PgPool, limit: i64) -> Result<Vec<Stuc
          )
          select taken.id as reservation_id, p.id, p.amount
          from taken join payments p on p.reservation_id = taken.id and p.status = 'pending'",
+        limit,
+        LEASE_SECONDS,
     )
-    .bind(limit)
-    .bind(LEASE_SECONDS)
     .fetch_all(db)
     .await?;
     Ok(taken)
@@ -147,10 +153,10 @@ pub(crate) async fn take_over_leases(db: &PgPool, limit: i64) -> Result<Vec<Stuc
 /// # Errors
 /// The database failed.
 pub(crate) async fn decline(db: &PgPool, id: PaymentId) -> Result<()> {
-    sqlx::query(
+    sqlx::query!(
         "update payments set status = 'declined', updated_at = now() where id = $1 and status || '' = 'processing'",
+        id as _,
     )
-    .bind(id)
     .execute(db)
     .await?;
     Ok(())
@@ -163,13 +169,13 @@ pub(crate) async fn decline(db: &PgPool, id: PaymentId) -> Result<()> {
 /// # Errors
 /// The database failed.
 pub(crate) async fn claim_rebooking(db: &PgPool, id: PaymentId, again: ReservationId) -> Result<bool> {
-    let claimed = sqlx::query(
+    let claimed = sqlx::query!(
         "update payments set rebooked_as = $2, rebooking_since = now(), updated_at = now()
          where id = $1 and status || '' = 'processing' and (rebooked_as is null or rebooking_since < now() - make_interval(secs => $3))",
+        id as _,
+        again as _,
+        REBOOKING_SECONDS,
     )
-    .bind(id)
-    .bind(again)
-    .bind(REBOOKING_SECONDS)
     .execute(db)
     .await?;
     Ok(claimed.rows_affected() == 1)
@@ -180,14 +186,15 @@ pub(crate) async fn claim_rebooking(db: &PgPool, id: PaymentId, again: Reservati
 /// # Errors
 /// The database failed.
 pub(crate) async fn void_late(db: &PgPool, id: PaymentId) -> Result<Option<PendingRefund>> {
-    let owed = sqlx::query_as(
+    let owed = sqlx::query_as!(
+        PendingRefund,
         "with late as (
              update payments set status = 'voided', updated_at = now() where id = $1 and status || '' in ('processing', 'declined')
              returning id, amount
          )
          insert into refunds (id, payment_id, amount) select id, id, amount from late returning id, payment_id, amount",
+        id as _,
     )
-    .bind(id)
     .fetch_optional(db)
     .await?;
     Ok(owed)
@@ -199,7 +206,7 @@ pub(crate) async fn void_late(db: &PgPool, id: PaymentId) -> Result<Option<Pendi
 /// # Errors
 /// The database failed.
 pub(crate) async fn take_processing(db: &PgPool, limit: i64) -> Result<Vec<PaymentId>> {
-    let taken = sqlx::query_scalar(
+    let taken = sqlx::query_scalar!(
         "with due as materialized (
              select p.id from payments p join reservations r on r.id = p.reservation_id
              where p.status = 'processing'
@@ -207,9 +214,9 @@ pub(crate) async fn take_processing(db: &PgPool, limit: i64) -> Result<Vec<Payme
              order by p.updated_at limit $1 for update of p skip locked
          )
          update payments p set updated_at = now() from due where p.id = due.id returning p.id",
+        limit,
+        ASK_AGAIN_SECONDS,
     )
-    .bind(limit)
-    .bind(ASK_AGAIN_SECONDS)
     .fetch_all(db)
     .await?;
     Ok(taken)

@@ -4,11 +4,11 @@
 use service_kit::http::error::Result;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::Money;
-use sqlx::{FromRow, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 /// A refund that the provider has not confirmed: it was not asked yet, or did not answer.
-#[derive(Debug, Clone, Copy, FromRow)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct PendingRefund {
     /// The idempotency key towards the provider: the ticket's id, or the payment's id if the whole charge is refunded.
     pub(crate) id: Uuid,
@@ -22,8 +22,15 @@ pub(crate) struct PendingRefund {
 /// # Errors
 /// The database failed.
 pub(crate) async fn pending(db: &PgPool, after: Uuid, limit: i64) -> Result<Vec<PendingRefund>> {
-    let sql = "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2";
-    Ok(sqlx::query_as(sql).bind(after).bind(limit).fetch_all(db).await?)
+    let refunds = sqlx::query_as!(
+        PendingRefund,
+        "select id, payment_id, amount from refunds where status = 'pending' and id > $1 order by id limit $2",
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(refunds)
 }
 
 /// `pending → settled`: the provider has paid the refund.
@@ -31,6 +38,6 @@ pub(crate) async fn pending(db: &PgPool, after: Uuid, limit: i64) -> Result<Vec<
 /// # Errors
 /// The database failed.
 pub(crate) async fn settle(db: &PgPool, id: Uuid) -> Result<()> {
-    sqlx::query("update refunds set status = 'settled', updated_at = now() where id = $1").bind(id).execute(db).await?;
+    sqlx::query!("update refunds set status = 'settled', updated_at = now() where id = $1", id).execute(db).await?;
     Ok(())
 }

@@ -18,11 +18,13 @@ use shared_contracts::problem::Code;
 use shared_contracts::seat_api::Hold;
 use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::model::{Reservation, ReservationItem};
 
-/// The most tickets in a customer's list, newest first. The list is a bare array, so it has no pages.
-const LIST_MAX: i64 = 1000;
+/// The most tickets in a customer's list, newest first. The list is a bare array; the others follow in pages.
+pub(crate) const LIST_MAX: usize = 1000;
+
 /// A ticket: the right to sit on one session seat.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub struct Ticket {
@@ -36,6 +38,10 @@ pub struct Ticket {
     pub session_id: SessionId,
     /// The seat of the session that the ticket is for.
     pub session_seat_id: SessionSeatId,
+    /// The seat's section; null if it has none.
+    #[serde(default)]
+    #[schema(max_length = 64)]
+    pub section: Option<String>,
     /// The seat's row.
     pub row_number: Label,
     /// The seat's number.
@@ -71,7 +77,7 @@ pub enum TicketStatus {
 /// The columns of [`Ticket`], for `query_as`.
 macro_rules! columns {
     () => {
-        "id, reservation_id, user_id, session_id, session_seat_id, row_number, seat_number, price, status, status = 'used' as is_used, created_at"
+        "id, reservation_id, user_id, session_id, session_seat_id, section, row_number, seat_number, price, status, status = 'used' as is_used, created_at"
     };
 }
 
@@ -106,7 +112,7 @@ impl TicketLoader {
         found.filter(|ticket| owner.is_none_or(|owner| ticket.user_id == owner)).ok_or_else(|| not_found(id))
     }
 
-    /// The latest [`LIST_MAX`] of this owner's, newest first.
+    /// The latest [`LIST_MAX`] of this owner's, newest first, and one more if there is one.
     ///
     /// # Errors
     /// The database failed.
@@ -135,7 +141,8 @@ async fn look_for_owners(db: BatchPool, owners: Vec<UserId>) -> Vec<Result<Vec<T
             columns!(),
             " from tickets where user_id = owner order by id desc limit $2) found order by id desc"
         );
-        let found: Vec<Ticket> = sqlx::query_as(sql).bind(&owners).bind(LIST_MAX).fetch_all(&mut *connection).await?;
+        let found: Vec<Ticket> =
+            sqlx::query_as(sql).bind(&owners).bind(LIST_MAX as i64 + 1).fetch_all(&mut *connection).await?;
         db.release(connection);
         let mut of_owner: HashMap<UserId, Vec<Ticket>> = HashMap::new();
         for ticket in found {
@@ -144,6 +151,15 @@ async fn look_for_owners(db: BatchPool, owners: Vec<UserId>) -> Vec<Result<Vec<T
         Ok(of_owner)
     };
     split_result(&owners, looked.await, |found, owner| found.get(owner).cloned().unwrap_or_default())
+}
+
+/// Up to `limit` of this owner's tickets with ids below `before`, newest first.
+///
+/// # Errors
+/// The database failed.
+pub(crate) async fn list(db: &PgPool, owner: UserId, before: Uuid, limit: i64) -> Result<Vec<Ticket>> {
+    let sql = concat!("select ", columns!(), " from tickets where user_id = $1 and id < $2 order by id desc limit $3");
+    Ok(sqlx::query_as(sql).bind(owner).bind(before).bind(limit).fetch_all(db).await?)
 }
 
 /// Issues one ticket for each item of the reservations, in the transaction that confirms them and began at `now`.
@@ -161,6 +177,7 @@ pub(crate) async fn issue(
                 user_id: reservation.user_id,
                 session_id: reservation.session_id,
                 session_seat_id: item.session_seat_id,
+                section: item.section.clone(),
                 row_number: item.row_number.clone(),
                 seat_number: item.seat_number.clone(),
                 price: item.final_price,
@@ -174,20 +191,21 @@ pub(crate) async fn issue(
     let items =
         reservations.iter().flat_map(|reservation| reservation.items.iter().map(move |item| (reservation, item)));
     let (items, tickets): (Vec<ReservationItemId>, Vec<Ticket>) = items.map(of_item).unzip();
-    sqlx::query(
-        "insert into tickets (id, reservation_item_id, reservation_id, user_id, session_id, session_seat_id, row_number, seat_number, price, created_at, updated_at)
-         select *, $10, $10 from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[], $9::numeric[])",
+    sqlx::query!(
+        "insert into tickets (id, reservation_item_id, reservation_id, user_id, session_id, session_seat_id, row_number, seat_number, price, section, created_at, updated_at)
+         select *, $10, $10 from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::text[], $9::numeric[], $11::text[])",
+        tickets.iter().map(|ticket| ticket.id).collect::<Vec<_>>() as _,
+        items as _,
+        tickets.iter().map(|ticket| ticket.reservation_id).collect::<Vec<_>>() as _,
+        tickets.iter().map(|ticket| ticket.user_id).collect::<Vec<_>>() as _,
+        tickets.iter().map(|ticket| ticket.session_id).collect::<Vec<_>>() as _,
+        tickets.iter().map(|ticket| ticket.session_seat_id).collect::<Vec<_>>() as _,
+        tickets.iter().map(|ticket| ticket.row_number.as_str()).collect::<Vec<_>>() as _,
+        tickets.iter().map(|ticket| ticket.seat_number.as_str()).collect::<Vec<_>>() as _,
+        tickets.iter().map(|ticket| ticket.price).collect::<Vec<_>>() as _,
+        now,
+        tickets.iter().map(|ticket| ticket.section.as_deref()).collect::<Vec<_>>() as _,
     )
-    .bind(tickets.iter().map(|ticket| ticket.id).collect::<Vec<_>>())
-    .bind(items)
-    .bind(tickets.iter().map(|ticket| ticket.reservation_id).collect::<Vec<_>>())
-    .bind(tickets.iter().map(|ticket| ticket.user_id).collect::<Vec<_>>())
-    .bind(tickets.iter().map(|ticket| ticket.session_id).collect::<Vec<_>>())
-    .bind(tickets.iter().map(|ticket| ticket.session_seat_id).collect::<Vec<_>>())
-    .bind(tickets.iter().map(|ticket| ticket.row_number.as_str()).collect::<Vec<_>>())
-    .bind(tickets.iter().map(|ticket| ticket.seat_number.as_str()).collect::<Vec<_>>())
-    .bind(tickets.iter().map(|ticket| ticket.price).collect::<Vec<_>>())
-    .bind(now)
     .execute(tx)
     .await?;
     Ok(tickets)
@@ -199,9 +217,14 @@ pub(crate) async fn issue(
 /// The first statement locks the reservation's row, so that refunds of its tickets wait for each other. The last refund
 /// then sees that no other ticket is left.
 pub(crate) async fn refund(tx: &mut PgConnection, id: TicketId, owner: Option<UserId>) -> Result<Option<Ticket>> {
-    let lock = "select from reservations
-                where id = (select reservation_id from tickets where id = $1 and ($2::uuid is null or user_id = $2)) for no key update";
-    sqlx::query(lock).bind(id).bind(owner).execute(&mut *tx).await?;
+    sqlx::query!(
+        "select from reservations
+         where id = (select reservation_id from tickets where id = $1 and ($2::uuid is null or user_id = $2)) for no key update",
+        id as _,
+        owner as _,
+    )
+    .execute(&mut *tx)
+    .await?;
     let sql = concat!(
         "update tickets set status = 'refunded', updated_at = now()
          where id = $1 and ($2::uuid is null or user_id = $2) and status = 'active' returning ",
@@ -232,9 +255,14 @@ fn not_found(id: TicketId) -> Error {
 
 /// The seats of these reservations that have tickets which are not refunded.
 pub(crate) async fn live_holds_of(db: &PgPool, reservations: &[ReservationId]) -> Result<HashSet<Hold>> {
-    let sql =
-        "select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'";
-    Ok(sqlx::query_as(sql).bind(reservations).fetch_all(db).await?.into_iter().collect())
+    let holds = sqlx::query_as!(
+        Hold,
+        "select reservation_id, session_seat_id from tickets where reservation_id = any($1) and status <> 'refunded'",
+        reservations as _,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(holds.into_iter().collect())
 }
 
 /// A reservation's tickets in the order of its items.
@@ -270,12 +298,12 @@ mod tests {
         let url = service_kit::testing::database("booking", &MIGRATIONS).await;
         let db = BatchPool::new(&url, "test").unwrap();
         let [many, few, none] = [(); 3].map(|()| UserId::new());
-        bought(&db, many, LIST_MAX as i32 + 1).await;
+        bought(&db, many, LIST_MAX as i32 + 2).await;
         bought(&db, few, 3).await;
         let asked = vec![few, many, none, few];
         let lists: Vec<Vec<Ticket>> =
             look_for_owners(db.clone(), asked.clone()).await.into_iter().map(Result::unwrap).collect();
-        assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [3, LIST_MAX as usize, 0, 3]);
+        assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [3, LIST_MAX + 1, 0, 3]);
         for (owner, list) in asked.iter().zip(&lists) {
             assert!(list.iter().all(|ticket| ticket.user_id == *owner), "{list:?}");
             assert!(list.is_sorted_by(|newer, older| newer.id > older.id), "{list:?}");

@@ -1,7 +1,8 @@
 //! The work after the commit that paid or ended reservations: wakes the relay for their events and removes their seat
 //! locks. Only [`free_now`] frees seats, of reservations that ended.
 //!
-//! This work only saves time. If a step fails, the events free the seats, and the locks end by their time limit.
+//! This work only saves time. If a step fails, the events free or sell the seats all the same, and the locks end by
+//! their time limit.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ pub(super) async fn free_now(app: &App, events: &[BookingEvent]) {
 /// Counts the events, wakes the relay for them, and removes the seat locks. Call this after the commit.
 pub(super) async fn announce_settled(app: &App, events: &[BookingEvent]) {
     for event in events {
-        app.metrics.ended(event.event_type);
+        app.metrics.count_settled(event.event_type);
     }
     app.outbox_wakeup.notify_one();
     let mut held: BTreeMap<SessionId, Vec<Hold>> = BTreeMap::new();

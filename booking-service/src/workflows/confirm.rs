@@ -41,7 +41,7 @@ use super::refunds::refund_now;
 use crate::idempotency::{self, Claimed, IdempotencyKey};
 use crate::metrics::MeasuredStep;
 use crate::payments::provider::ChargeOutcome;
-use crate::reservations::model::{self, LEASE_SECONDS, Reservation, Standing, find, refusal};
+use crate::reservations::model::{self, LEASE_SECONDS, Reservation, Standing, find, refusal, session_over};
 use crate::reservations::payment::{Completion, LeaseRequest, Paid};
 use crate::reservations::payment_outcomes;
 use crate::reservations::tickets::{self, Ticket};
@@ -85,7 +85,7 @@ pub struct ConfirmedReservation {
 
 problems!(ConfirmRefusals: openapi::BODY, &[
     Code::Unauthenticated, Code::PaymentDeclined, Code::ReservationNotFound, Code::ReservationCancelled, Code::ReservationRefunded,
-    Code::ConfirmationInProgress, Code::SeatUnavailable, Code::ReservationExpired, Code::PaymentUnavailable, Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
+    Code::ConfirmationInProgress, Code::SeatUnavailable, Code::SessionOver, Code::ReservationExpired, Code::PaymentUnavailable, Code::IdempotencyKeyInFlight, Code::IdempotencyKeyReused,
 ]);
 
 /// Pay for a reservation and get its tickets
@@ -193,6 +193,7 @@ async fn pay(
             let detail = "A seat of this reservation has another owner. This is our error and has been logged; your money is being refunded.";
             Err(Error::refused(Code::SeatUnavailable, detail))
         }
+        Concluded::SessionOver => Err(session_over("The session has ended meanwhile; your money is being refunded.")),
         // The lease ran out meanwhile, and reconciliation settled the payment by the provider's answer.
         Concluded::AlreadySettled => paid_before(app, owner, id, declined()).await,
     }
@@ -206,13 +207,16 @@ async fn paid_before(
     id: ReservationId,
     unpaid: Error,
 ) -> Result<ConfirmedReservation> {
-    let Standing { state, in_time } = model::standing(&app.db, id, owner).await?;
+    let Standing { state, in_time, is_over } = model::standing(&app.db, id, owner).await?;
     let live = payment_outcomes::live(&app.db, id).await?;
     match (state, live) {
         (ReservationState::Confirmed, Some(key)) => {
             Ok(answer(find(&app.db, id, owner).await?, key, tickets::of_reservation(&app.db, id).await?))
         }
         (ReservationState::Active, Some(key)) => Ok(answer(find(&app.db, id, owner).await?, key, Vec::new())),
+        (ReservationState::Active | ReservationState::Expired, None) if is_over => {
+            Err(session_over("The session is over, so nothing of it can be paid any more. Nothing was charged."))
+        }
         (ReservationState::Active, None) if in_time => Err(unpaid),
         (state, _) => Err(refusal(state)),
     }
@@ -246,6 +250,8 @@ pub(crate) enum Concluded {
     Unknown,
     /// The reservation has ended and its seats are lost, so the money is refunded.
     SeatLost,
+    /// The money came after the session's end, so it is refunded.
+    SessionOver,
     /// Another process had settled the payment before.
     AlreadySettled,
 }
@@ -283,21 +289,26 @@ pub(super) async fn complete(app: &App, reservation: Reservation, key: PaymentId
             announce_settled(app, std::slice::from_ref(&paid.event)).await;
             Ok(Concluded::Paid(paid))
         }
-        Completion::SeatLost => void_and_refund(app, id, key).await,
+        Completion::SeatLost => void_and_refund(app, id, key, Concluded::SeatLost).await,
+        Completion::SessionOver => void_and_refund(app, id, key, Concluded::SessionOver).await,
         Completion::AlreadySettled => Ok(Concluded::AlreadySettled),
     }
 }
 
-/// `confirming | active → expired` for a captured charge whose seat already has another ticket. Refunds the charge.
-async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId) -> Result<Concluded> {
+/// `confirming | active → expired` for a captured charge that buys nothing, because of `reason`. Refunds the charge.
+async fn void_and_refund(app: &App, id: ReservationId, key: PaymentId, reason: Concluded) -> Result<Concluded> {
     let mut tx = database::begin(&app.db).await?;
     let Some((events, owed)) = payment_outcomes::void_and_refund(&mut tx, id, key).await? else {
         return Ok(Concluded::AlreadySettled);
     };
     tx.commit().await?;
     free_now(app, &events).await;
-    tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket, so the money is refunded; investigate");
+    if matches!(reason, Concluded::SessionOver) {
+        tracing::info!(reservation_id = %id, payment_id = %key, "A payment came after the session's end, so the money is refunded");
+    } else {
+        tracing::error!(reservation_id = %id, payment_id = %key, "A paid seat has another ticket, so the money is refunded; investigate");
+    }
     announce_settled(app, &events).await;
     refund_now(app, owed).await;
-    Ok(Concluded::SeatLost)
+    Ok(reason)
 }

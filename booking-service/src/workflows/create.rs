@@ -45,7 +45,7 @@ use crate::idempotency::{self, Claim, Claimed, IdempotencyKey};
 use crate::metrics::MeasuredStep;
 use crate::reservations::endings::abandon_unwritten;
 use crate::reservations::insert::{FairUse, NewReservation};
-use crate::reservations::model::{Reservation, ReservationItem, SessionHold, find};
+use crate::reservations::model::{Reservation, ReservationItem, SessionHold, find, session_over};
 use crate::seat_locks::{LockOutcome, holds_of};
 use crate::state::App;
 
@@ -70,6 +70,10 @@ pub struct WantedSeat {
     row_number: Label,
     /// The seat number in the seat map. The request fails if this is not the seat's number.
     seat_number: Label,
+    /// The section in the seat map. If it is given and is not the seat's, the request fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 64, format = "label", example = "Stalls")]
+    section: Option<String>,
 }
 
 problems!(Refusals: openapi::BODY, &[
@@ -189,9 +193,22 @@ impl Draft {
     }
 
     fn priced(&self, order: PricedOrder, fair_use: FairUse) -> NewReservation {
-        let PricedOrder { items, total_amount, currency } = order;
-        let Self { id, user_id, session_id, booking_time, expiry_time, .. } = *self;
-        NewReservation { id, user_id, session_id, booking_time, expiry_time, items, total_amount, currency, fair_use }
+        let PricedOrder { items, total_amount, currency, end_time } = order;
+        let Self { id, user_id, session_id, booking_time, .. } = *self;
+        // No hold outlives its session.
+        let expiry_time = end_time.map_or(self.expiry_time, |end| end.min(self.expiry_time));
+        NewReservation {
+            id,
+            user_id,
+            session_id,
+            booking_time,
+            expiry_time,
+            end_time,
+            items,
+            total_amount,
+            currency,
+            fair_use,
+        }
     }
 
     /// Step 0: reads the price tiers and the clock.
@@ -266,7 +283,10 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
     let seat_ids: Vec<SessionSeatId> = ended.items.iter().map(|item| item.session_seat_id).collect();
     // The Event Service may not have received the event of the old reservation's end yet.
     app.event_service.release(ended.session_id, ended.id, &seat_ids).await?;
-    let booking_time: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
+    let booking_time = sqlx::query_scalar!(r#"select now() as "now!""#).fetch_one(&app.db).await?;
+    if ended.end_time.is_some_and(|end| end <= booking_time) {
+        return Err(session_over("The session is over, so its seats can't be booked again."));
+    }
     let draft = Draft {
         id,
         user_id: ended.user_id,
@@ -278,7 +298,8 @@ pub(super) async fn book_again(app: &App, id: ReservationId, ended: Reservation)
         expiry_time: booking_time + app.rules.hold_interval(),
     };
     let items = ended.items.into_iter().map(|item| ReservationItem { id: ReservationItemId::new(), ..item }).collect();
-    let order = PricedOrder { items, total_amount: ended.total_amount, currency: ended.currency };
+    let end_time = ended.end_time;
+    let order = PricedOrder { items, total_amount: ended.total_amount, currency: ended.currency, end_time };
     hold(app, &draft, false).await?;
     // The reservation is paid already, so no limit per customer may refuse it.
     write(app, &draft, order, FairUse::Exempt, &Claim::without_key(ended.user_id)).await
@@ -320,6 +341,8 @@ struct PricedOrder {
     items: Vec<ReservationItem>,
     total_amount: Money,
     currency: Currency,
+    /// When the session ends.
+    end_time: Option<DateTime<Utc>>,
 }
 
 /// Step 3: calculates the price of each seat. If a label differs from the Event Service's, the client saw another seat,
@@ -347,6 +370,13 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
                 ));
             }
         }
+        // An older client sends no section.
+        if let (Some(given), real) = (&seat.section, &price.section)
+            && real.as_ref() != Some(given)
+        {
+            let real = real.as_ref().map_or("no section".to_owned(), |real| format!("section \"{real}\""));
+            faults.push(FieldError::at(format!("/seats/{index}/section"), format!("this seat has {real}")));
+        }
         let Some(final_price) = price.price.times(*multiplier) else {
             return Err(Error::invalid(FieldError::at(
                 format!("/seats/{index}/price_tier_id"),
@@ -357,6 +387,7 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
             id: ReservationItemId::new(),
             session_seat_id: seat.session_seat_id,
             price_tier_id: seat.price_tier_id,
+            section: price.section.clone(),
             row_number: price.row_number.clone(),
             seat_number: price.seat_number.clone(),
             price: final_price,
@@ -370,7 +401,7 @@ fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     let Some(total_amount) = Money::total(items.iter().map(|item| item.final_price)) else {
         return Err(Error::invalid(FieldError::at("/seats", "cost more in total than can be charged")));
     };
-    Ok(PricedOrder { items, total_amount, currency: pricing.currency.clone() })
+    Ok(PricedOrder { items, total_amount, currency: pricing.currency.clone(), end_time: pricing.end_time })
 }
 
 /// Steps 2 to 4: asks the Event Service to hold the seats. Returns their prices if `with_prices` is set. Undo:

@@ -10,16 +10,19 @@
 
 use axum::Json;
 use axum::extract::State;
+use serde::Deserialize;
 use service_kit::auth::Caller;
 use service_kit::http::error::{Error, Result};
-use service_kit::http::extract::ApiPath;
+use service_kit::http::extract::{ApiPath, OptionalJson};
+use service_kit::http::openapi;
 use service_kit::observe::traces;
 use service_kit::postgres::database;
 use service_kit::problems;
 use service_kit::process::crash::crash_point;
 use shared_contracts::ids::{ReservationId, TicketId, UserId};
-use shared_contracts::problem::Code;
+use shared_contracts::problem::{Code, FieldError};
 use shared_contracts::transitions::{ReservationState, ReservationStep, Transition};
+use utoipa::ToSchema;
 
 use super::after_commit::{announce_settled, free_now};
 use super::refunds::refund_now;
@@ -32,7 +35,18 @@ problems!(CancelRefusals: &[
     Code::Unauthenticated, Code::ReservationNotFound, Code::ReservationConfirmed, Code::ReservationCancelled, Code::ReservationRefunded,
     Code::ConfirmationInProgress, Code::ReservationExpired, Code::ValidationFailed,
 ]);
-problems!(RefundRefusals: &[Code::Unauthenticated, Code::TicketNotFound, Code::TicketUsed, Code::ValidationFailed]);
+problems!(RefundRefusals: openapi::BODY, &[
+    Code::Unauthenticated, Code::TicketNotFound, Code::TicketUsed, Code::RefundClosed, Code::EventServiceUnavailable,
+]);
+
+/// Why a ticket is refunded.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefundTicket {
+    /// Required of an admin once the session has begun.
+    #[schema(min_length = 1, max_length = 500, format = "title", example = "The stage collapsed")]
+    reason: Option<String>,
+}
 
 /// Cancel an active reservation
 ///
@@ -86,14 +100,20 @@ pub async fn expire_due(app: &App, limit: u32) -> Result<usize> {
 
 /// Refund a ticket
 ///
-/// The price is refunded once and the seat goes back on sale. Repeating the request gives the same answer.
-#[utoipa::path(post, path = "/api/v1/tickets/{id}/refund", tag = "3 Tickets", params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
+/// The price is refunded once and the seat goes back on sale. Repeating the request gives the same answer. Buyers may
+/// give a ticket back until its session begins, and admins after that, too, with a `reason`.
+#[utoipa::path(post, path = "/api/v1/tickets/{id}/refund", tag = "3 Tickets", request_body = Option<RefundTicket>, params(("id" = TicketId, Path)), security(("user_id" = []), ("bearer" = [])),
     responses((status = 200, description = "Refunded", body = Ticket), RefundRefusals))]
 pub(crate) async fn refund_ticket(
     State(app): State<App>,
     caller: Caller,
     ApiPath(id): ApiPath<TicketId>,
+    OptionalJson(body): OptionalJson<RefundTicket>,
 ) -> Result<Json<Ticket>> {
+    let ticket = tickets::find(&app.db, id, caller.confined_to()).await?;
+    if ticket.status == tickets::TicketStatus::Active {
+        must_be_refundable(&app, &caller, &ticket, body.reason.as_deref()).await?;
+    }
     let mut tx = database::begin(&app.db).await?;
     let Some(ticket) = tickets::refund(&mut tx, id, caller.confined_to()).await? else {
         drop(tx);
@@ -113,10 +133,29 @@ pub(crate) async fn refund_ticket(
     Ok(Json(ticket))
 }
 
+/// Refuses a refund after the session's beginning, by the time that the session has now. An admin may refund all the
+/// same, with a reason.
+async fn must_be_refundable(app: &App, caller: &Caller, ticket: &Ticket, reason: Option<&str>) -> Result<()> {
+    let begins = app.event_service.session_times(ticket.session_id).await?.start_time;
+    let has_begun = sqlx::query_scalar!(r#"select now() >= $1 as "has_begun!""#, begins).fetch_one(&app.db).await?;
+    match (has_begun, caller.confined_to(), reason) {
+        (false, _, _) => Ok(()),
+        (true, Some(_), _) => {
+            let detail = "The session has begun, so its tickets can't be given back any more. Ask the organizer.";
+            Err(Error::refused(Code::RefundClosed, detail))
+        }
+        (true, None, None) => Err(Error::invalid(FieldError::at("/reason", "is required once the session has begun"))),
+        (true, None, Some(reason)) => {
+            tracing::info!(ticket_id = %ticket.id, admin = %caller.user_id, reason, "A ticket is refunded after the session's beginning");
+            Ok(())
+        }
+    }
+}
+
 /// Finds out why a conditional update did not match the reservation. With an `owner`, only that user's reservation
 /// counts.
 async fn why_refused(app: &App, owner: Option<UserId>, id: ReservationId, step: ReservationStep) -> Result<Error> {
-    let Standing { state, in_time } = model::standing(&app.db, id, owner).await?;
+    let Standing { state, in_time, .. } = model::standing(&app.db, id, owner).await?;
     Ok(match state.after(step, in_time) {
         // The reservation's state allows the step now, so the update met a payment that has failed since.
         Transition::Changed(_) => refusal(ReservationState::Confirming),

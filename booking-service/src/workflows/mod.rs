@@ -1,5 +1,5 @@
-//! The workflows of the Booking Service. Each module is one operation, step by step: it begins and commits its
-//! transactions, and calls one module for each external system.
+//! The workflows of the Booking Service. Each module is one operation, step by step, and calls one module for each
+//! external system. It begins and commits its transactions, except those of batches: `reservations/` does.
 
 pub(crate) mod after_commit;
 pub mod confirm;

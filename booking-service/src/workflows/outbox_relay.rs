@@ -15,12 +15,12 @@ const RELAY_TIME_MAX: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The pause from one batch to the next. It gives a busy broker and consumer fewer and larger batches. The first 10 ms
 /// saved a fourteenth of a journey's work, and the other 15 ms the same again (measured). An event after a quiet time
-/// leaves at once.
+/// leaves at once, unless the relay has just polled.
 const GATHER_TIME: Duration = Duration::from_millis(25);
 /// The pause after a batch in which the broker or the database failed.
 const PAUSE_AFTER_FAULT: Duration = Duration::from_secs(1);
 
-/// Publishes events until `stopping` is cancelled: urgent ones at once on a wake-up, and both kinds every
+/// Publishes events until `stopping` is cancelled: urgent ones on a wake-up, and both kinds every
 /// [`POLL_INTERVAL`].
 ///
 /// # Errors
@@ -61,7 +61,7 @@ pub(crate) async fn relay(app: &Shared, stopping: CancellationToken) -> anyhow::
             *at = Instant::now() + pause;
         }
         faulty = fault;
-        // Wait briefly so that events committed meanwhile join this batch. A full batch leaves at once.
+        // Wait briefly so that events committed meanwhile join the next batch. A full batch leaves at once.
         if urgent_at > Instant::now() {
             tokio::time::sleep(GATHER_TIME).await;
         }

@@ -20,7 +20,6 @@ use sha2::Sha256;
 use shared_contracts::ids::PaymentId;
 use shared_contracts::money::{Currency, Money};
 use shared_contracts::problem::{Code, FieldError, Problem};
-use sqlx::FromRow;
 use utoipa::ToSchema;
 
 use super::late_payment::follow_up;
@@ -123,7 +122,8 @@ async fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<()> {
     if !app.webhook_secrets.iter().any(|secret| signature.is_by(secret, body)) {
         return refused("The signature does not match the body and timestamp.");
     }
-    let seconds: i64 = sqlx::query_scalar("select extract(epoch from now())::int8").fetch_one(&app.db).await?;
+    let seconds =
+        sqlx::query_scalar!(r#"select extract(epoch from now())::int8 as "seconds!""#).fetch_one(&app.db).await?;
     if seconds.abs_diff(signature.time) > AGE_SECONDS_MAX {
         return refused("The notice's time is more than 300 seconds from now. Send it again with a new signature.");
     }
@@ -171,20 +171,20 @@ pub fn sign(secret: &Secret, time: i64, body: &[u8]) -> String {
 
 /// Rejects a notice whose amount or currency differs from the charge's: it must not sell anything.
 async fn must_fit_its_charge(app: &App, notice: &PaymentNotice) -> Result<()> {
-    let charge: Option<(Money, Currency)> = sqlx::query_as("select amount, currency from payments where id = $1")
-        .bind(notice.payment_id)
+    let charge = sqlx::query!("select amount, currency from payments where id = $1", notice.payment_id as _)
         .fetch_optional(&app.db)
         .await?;
-    let Some((amount, currency)) = charge else {
+    let Some(charge) = charge else {
         let detail = format!("There is no charge with the id {}.", notice.payment_id);
         return Err(Error::refused(Code::PaymentNotFound, detail));
     };
     let mut faults = Vec::new();
-    if notice.amount != amount {
-        faults.push(FieldError::at("/amount", format!("is not the amount of the charge, which is {amount}")));
+    if notice.amount != charge.amount {
+        faults.push(FieldError::at("/amount", format!("is not the amount of the charge, which is {}", charge.amount)));
     }
-    if notice.currency != currency {
-        faults.push(FieldError::at("/currency", format!("is not the currency of the charge, which is {currency}")));
+    if notice.currency != charge.currency {
+        let detail = format!("is not the currency of the charge, which is {}", charge.currency);
+        faults.push(FieldError::at("/currency", detail));
     }
     if faults.is_empty() {
         return Ok(());
@@ -202,33 +202,35 @@ enum Written {
 }
 
 async fn write(app: &App, notice: &PaymentNotice) -> Result<Written> {
-    let inserted = sqlx::query(
+    let inserted = sqlx::query!(
         "insert into payment_notices (event_id, payment_id, event_type) values ($1, $2, $3) on conflict do nothing",
+        notice.event_id,
+        notice.payment_id as _,
+        notice.event_type as _,
     )
-    .bind(&notice.event_id)
-    .bind(notice.payment_id)
-    .bind(notice.event_type)
     .execute(&app.db)
     .await?;
     if inserted.rows_affected() == 1 {
         return Ok(Written::Now);
     }
-    let sql = "select handled_at is not null from payment_notices where event_id = $1";
-    let handled: bool = sqlx::query_scalar(sql).bind(&notice.event_id).fetch_one(&app.db).await?;
+    let handled = sqlx::query_scalar!(
+        r#"select handled_at is not null as "handled!" from payment_notices where event_id = $1"#,
+        notice.event_id,
+    )
+    .fetch_one(&app.db)
+    .await?;
     Ok(if handled { Written::Handled } else { Written::Before })
 }
 
 async fn handle(app: &App, event_id: &str, payment_id: PaymentId, event_type: PaymentNoticeType) -> Result<()> {
     app.provider.noticed(payment_id, event_type == PaymentNoticeType::Captured).await?;
     follow_up(app, payment_id).await?;
-    sqlx::query("update payment_notices set handled_at = now() where event_id = $1")
-        .bind(event_id)
+    sqlx::query!("update payment_notices set handled_at = now() where event_id = $1", event_id)
         .execute(&app.db)
         .await?;
     Ok(())
 }
 
-#[derive(FromRow)]
 struct Waiting {
     event_id: String,
     payment_id: PaymentId,
@@ -241,11 +243,12 @@ struct Waiting {
 /// The database, the payment provider or the Event Service failed; a later round retries.
 pub async fn handle_waiting(app: &App, limit: i64) -> Result<usize> {
     // For the first two seconds, the request that brought a notice processes it.
-    let waiting: Vec<Waiting> = sqlx::query_as(
+    let waiting = sqlx::query_as!(
+        Waiting,
         "select event_id, payment_id, event_type from payment_notices
          where handled_at is null and received_at < now() - interval '2 seconds' order by received_at limit $1",
+        limit,
     )
-    .bind(limit)
     .fetch_all(&app.db)
     .await?;
     let mut done = Ok(0);

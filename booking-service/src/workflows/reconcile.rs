@@ -67,7 +67,7 @@ impl Sweep {
 /// # Errors
 /// A database or the Event Service does not answer; the next round goes on.
 pub async fn reconcile_once(app: &App, sweep: &mut Sweep) -> Result<Healed> {
-    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&app.db).await?;
+    let now = sqlx::query_scalar!(r#"select now() as "now!""#).fetch_one(&app.db).await?;
     let mut healed = Healed::default();
 
     healed.add(walk(app, now - sweep.grace, None).await?);
@@ -107,11 +107,11 @@ async fn walk(app: &App, before: DateTime<Utc>, mut cursor: Option<TimeCursor>) 
 async fn settle_holds(app: &App, holds: &[OverdueHold]) -> Result<Healed> {
     // Nearly all holds belong to live reservations. Those cost only this one query, without a lock.
     // `reservations/mod.rs` explains `status || ''`.
-    let under_way: HashSet<ReservationId> = sqlx::query_scalar(
+    let under_way: HashSet<ReservationId> = sqlx::query_scalar!(
         "select id from reservations
          where id = any($1) and (status || '' = 'confirming' or status || '' = 'active' and expiry_time > clock_timestamp())",
+        holds.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>() as _,
     )
-    .bind(holds.iter().map(|hold| hold.reservation_id).collect::<Vec<_>>())
     .fetch_all(&app.db)
     .await?
     .into_iter()

@@ -14,15 +14,15 @@ use crate::state::App;
 /// Those of `sessions` that still have reservations to end: active ones, ones being paid, and ones with tickets that
 /// admit.
 pub(crate) async fn with_live_reservations(db: &PgPool, sessions: &BTreeSet<SessionId>) -> Result<BTreeSet<SessionId>> {
-    let live: Vec<SessionId> = sqlx::query_scalar(
-        "select session_id from unnest($1::uuid[]) as cancelled (session_id)
+    let live: Vec<SessionId> = sqlx::query_scalar!(
+        r#"select session_id as "session_id!: _" from unnest($1::uuid[]) as cancelled (session_id)
          where exists (
              select from reservations r
              where r.session_id = cancelled.session_id and status in ('active', 'confirming', 'confirmed')
                and (status <> 'confirmed' or exists (select from tickets t where t.reservation_id = r.id and t.status = 'active'))
-         )",
+         )"#,
+        sessions.iter().copied().collect::<Vec<_>>() as _,
     )
-    .bind(sessions.iter().copied().collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
     Ok(live.into_iter().collect())

@@ -2,7 +2,8 @@
 
 use booking_service::workflows::reconcile;
 use futures::future::join_all;
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 use service_kit::testing::wait_until;
 use uuid::Uuid;
 
@@ -211,5 +212,47 @@ async fn events_carry_money_with_two_decimals() {
     let payload: String =
         sqlx::query_scalar("select payload::text from outbox").fetch_one(&system.app.db).await.unwrap();
     assert!(payload.contains("\"amount\": 100.00"), "{payload}");
+    system.finish().await;
+}
+
+#[tokio::test]
+async fn more_than_a_thousand_tickets_are_all_found() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    system.confirm(&id, user, None, 200).await;
+    let many = "insert into tickets (id, reservation_id, reservation_item_id, user_id, session_id, session_seat_id, row_number, seat_number, price)
+        select gen_random_uuid(), reservation_id, gen_random_uuid(), user_id, gen_random_uuid(), gen_random_uuid(), '1', n::text, 100
+        from tickets, generate_series(1, 1019) as n";
+    sqlx::query(many).execute(&system.app.db).await.unwrap();
+    let response = system.call(Method::GET, &format!("/api/v1/tickets/user/{user}"), user, None).await;
+    let link = response.headers()["link"].to_str().unwrap().to_owned();
+    let mut found: Vec<Value> = response.json().await.unwrap();
+    assert_eq!(found.len(), 1000);
+    let mut next = Some(link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned());
+    while let Some(path) = next {
+        let page = system.get(&path, user, 200).await;
+        found.extend(page["items"].as_array().unwrap().iter().cloned());
+        next = page["next_cursor"].as_str().map(|cursor| format!("/api/v1/tickets?cursor={cursor}"));
+    }
+    let ids: Vec<String> = found.iter().map(|ticket| text_of(ticket, "id")).collect();
+    assert_eq!(ids.len(), 1020);
+    assert!(ids.is_sorted_by(|newer, older| newer > older), "each once, newest first");
+    let few = system.call(Method::GET, &format!("/api/v1/tickets/user/{}", Uuid::now_v7()), user, None).await;
+    assert!(few.headers().get("link").is_none());
+}
+
+#[tokio::test]
+async fn a_refunded_ticket_has_no_code() {
+    let system = System::start().await;
+    let sale = system.sale(1).await;
+    let (id, user) = system.reserved(&sale, &[0]).await;
+    let paid = system.confirm(&id, user, None, 200).await;
+    let ticket = text_of(&paid["tickets"][0], "id");
+    let path = format!("/api/v1/tickets/{ticket}");
+    assert!(system.get(&path, user, 200).await["qr_code"].is_string());
+    system.refund(&ticket, user, 200).await;
+    assert!(system.get(&path, user, 200).await.get("qr_code").is_none());
+    assert_eq!(system.get(&format!("{path}/qr"), user, 410).await["code"], "ticket_refunded");
     system.finish().await;
 }

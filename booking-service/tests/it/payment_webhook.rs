@@ -118,6 +118,31 @@ async fn a_key_whose_payment_is_declined_later_reports_the_decline() {
 }
 
 #[tokio::test]
+async fn money_that_comes_after_the_sessions_end_goes_back() {
+    let system = System::start().await;
+    let sale = system.sale(2).await;
+    for (seat, is_expired) in [(0, false), (1, true)] {
+        let (id, user, payment) = processing(&system, &sale, seat).await;
+        let ended = "update reservations set end_time = now() where id::text = $1";
+        sqlx::query(ended).bind(&id).execute(&system.app.db).await.unwrap();
+        if is_expired {
+            let_expire(&system).await;
+        }
+        tell(&system, "payment.captured", &payment).await;
+        let state: String = sqlx::query_scalar("select status from payments where id::text = $1")
+            .bind(&payment)
+            .fetch_one(&system.app.db)
+            .await
+            .unwrap();
+        assert_eq!(state, "voided", "expired: {is_expired}");
+        assert_eq!(system.get(&format!("/api/v1/reservations/{id}"), user, 200).await["status"], "expired");
+    }
+    assert_eq!(system.count("select count(*) from refunds where status = 'settled'").await, 2);
+    assert_eq!(system.count("select count(*) from tickets").await, 0);
+    system.finish().await;
+}
+
+#[tokio::test]
 async fn a_notice_without_a_valid_signature_changes_nothing() {
     let system = System::start().await;
     let sale = system.sale(1).await;

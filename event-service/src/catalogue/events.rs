@@ -17,14 +17,14 @@ use service_kit::{patch_body, problems};
 use shared_contracts::ids::{EventId, OrganizerId};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::error::{event_not_found, in_use, of_constraint};
 
 /// A concert, match, play or the like. Each of its performances is a session.
-#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Event {
     event_id: EventId,
     organizer_id: OrganizerId,
@@ -100,14 +100,15 @@ pub(crate) async fn create_event(
     _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateEvent>,
 ) -> Result<Created<Editable<Event>>> {
-    let event: Event = sqlx::query_as(
+    let event = sqlx::query_as!(
+        Event,
         "insert into events (event_id, organizer_id, title, description, event_type) values ($1, $2, $3, $4, $5) returning *",
+        EventId::new() as _,
+        new.organizer_id as _,
+        new.title,
+        new.description,
+        new.event_type as _,
     )
-    .bind(EventId::new())
-    .bind(new.organizer_id)
-    .bind(new.title)
-    .bind(new.description)
-    .bind(new.event_type)
     .fetch_one(&db)
     .await
     .map_err(of_constraint)?;
@@ -122,17 +123,18 @@ pub(crate) async fn list_events(
     ApiQuery(page, filter): ApiQuery<PageQuery, EventFilter>,
 ) -> Result<Json<Page<Event>>> {
     let words: Option<Vec<String>> = filter.q.map(|text| text.split_whitespace().map(like_pattern).collect());
-    let rows: Vec<Event> = sqlx::query_as(
+    let rows = sqlx::query_as!(
+        Event,
         "select * from events
          where event_id > $1 and ($3::uuid is null or organizer_id = $3) and ($4::text is null or event_type = $4)
            and ($5::text[] is null or (title || ' ' || coalesce(description, '')) ilike all ($5))
          order by event_id limit $2",
+        page.cursor.unwrap_or(Uuid::nil()),
+        page.rows_to_read(),
+        filter.organizer_id as _,
+        filter.event_type as _,
+        words.as_deref(),
     )
-    .bind(page.cursor.unwrap_or(Uuid::nil()))
-    .bind(page.rows_to_read())
-    .bind(filter.organizer_id)
-    .bind(filter.event_type)
-    .bind(words)
     .fetch_all(&db)
     .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.event_id.as_uuid())))
@@ -147,8 +149,7 @@ fn like_pattern(word: &str) -> String {
 #[utoipa::path(get, path = "/api/v1/events/{event_id}", tag = "2 Events", params(("event_id" = EventId, Path)),
     responses((status = 200, description = "The event", body = Event, headers(("ETag" = String))), GetRefusals))]
 pub(crate) async fn get_event(State(db): State<PgPool>, ApiPath(id): ApiPath<EventId>) -> Result<Editable<Event>> {
-    let found: Option<Event> =
-        sqlx::query_as("select * from events where event_id = $1").bind(id).fetch_optional(&db).await?;
+    let found = sqlx::query_as!(Event, "select * from events where event_id = $1", id as _).fetch_optional(&db).await?;
     found.map(Event::editable).ok_or_else(|| event_not_found(id))
 }
 
@@ -165,15 +166,16 @@ pub(crate) async fn update_event(
 ) -> Result<Editable<Event>> {
     let mut tx = database::begin(&db).await?;
     let edited: CreateEvent = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
-    let event: Event = sqlx::query_as(
+    let event = sqlx::query_as!(
+        Event,
         "update events set organizer_id = $2, title = $3, description = $4, event_type = $5, version = version + 1, updated_at = now()
          where event_id = $1 returning *",
+        id as _,
+        edited.organizer_id as _,
+        edited.title,
+        edited.description,
+        edited.event_type as _,
     )
-    .bind(id)
-    .bind(edited.organizer_id)
-    .bind(edited.title)
-    .bind(edited.description)
-    .bind(edited.event_type)
     .fetch_one(&mut *tx)
     .await
     .map_err(of_constraint)?;
@@ -194,10 +196,11 @@ pub(crate) async fn delete_event(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
-    let sessions: i64 =
-        sqlx::query_scalar("select count(*) from sessions where event_id = $1").bind(id).fetch_one(&mut *tx).await?;
+    let sessions = sqlx::query_scalar!(r#"select count(*) as "count!" from sessions where event_id = $1"#, id as _)
+        .fetch_one(&mut *tx)
+        .await?;
     in_use(sessions, "session", "Delete its sessions first.")?;
-    sqlx::query("delete from events where event_id = $1").bind(id).execute(&mut *tx).await?;
+    sqlx::query!("delete from events where event_id = $1", id as _).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -210,8 +213,9 @@ impl Event {
 
 /// Locks the row for an edit. Until the transaction ends, no other request changes it or adds a session to it.
 async fn lock(tx: &mut PgConnection, id: EventId, if_match: &IfMatch) -> Result<Event> {
-    let found: Option<Event> =
-        sqlx::query_as("select * from events where event_id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let found = sqlx::query_as!(Event, "select * from events where event_id = $1 for update", id as _)
+        .fetch_optional(tx)
+        .await?;
     let event = found.ok_or_else(|| event_not_found(id))?;
     if_match.check(event.version)?;
     Ok(event)

@@ -17,7 +17,7 @@ use service_kit::{patch_body, problems};
 use shared_contracts::ids::{HallId, LocationId};
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -25,7 +25,7 @@ use crate::catalogue::seats;
 use crate::error::{hall_not_found, in_use, location_not_found, of_constraint};
 
 /// A room with seats, at a location.
-#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Hall {
     hall_id: HallId,
     location_id: LocationId,
@@ -70,15 +70,17 @@ pub(crate) async fn create_hall(
     ApiPath(location_id): ApiPath<LocationId>,
     ApiJson(new): ApiJson<CreateHall>,
 ) -> Result<Created<Editable<Hall>>> {
-    let hall: Hall =
-        sqlx::query_as("insert into halls (hall_id, location_id, name, capacity) values ($1, $2, $3, $4) returning *")
-            .bind(HallId::new())
-            .bind(location_id)
-            .bind(new.name)
-            .bind(new.capacity)
-            .fetch_one(&db)
-            .await
-            .map_err(of_constraint)?;
+    let hall = sqlx::query_as!(
+        Hall,
+        "insert into halls (hall_id, location_id, name, capacity) values ($1, $2, $3, $4) returning *",
+        HallId::new() as _,
+        location_id as _,
+        new.name,
+        new.capacity,
+    )
+    .fetch_one(&db)
+    .await
+    .map_err(of_constraint)?;
     Ok(Created { location: format!("/api/v1/halls/{}", hall.hall_id), body: hall.editable() })
 }
 
@@ -90,18 +92,22 @@ pub(crate) async fn list_halls(
     ApiPath(location_id): ApiPath<LocationId>,
     ApiQuery(page, _): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<Hall>>> {
-    let rows: Vec<Hall> =
-        sqlx::query_as("select * from halls where location_id = $3 and hall_id > $1 order by hall_id limit $2")
-            .bind(page.cursor.unwrap_or(Uuid::nil()))
-            .bind(page.rows_to_read())
-            .bind(location_id)
-            .fetch_all(&db)
-            .await?;
+    let rows = sqlx::query_as!(
+        Hall,
+        "select * from halls where location_id = $3 and hall_id > $1 order by hall_id limit $2",
+        page.cursor.unwrap_or(Uuid::nil()),
+        page.rows_to_read(),
+        location_id as _,
+    )
+    .fetch_all(&db)
+    .await?;
     if rows.is_empty() {
-        let known: bool = sqlx::query_scalar("select exists (select from locations where location_id = $1)")
-            .bind(location_id)
-            .fetch_one(&db)
-            .await?;
+        let known = sqlx::query_scalar!(
+            r#"select exists (select from locations where location_id = $1) as "known!""#,
+            location_id as _,
+        )
+        .fetch_one(&db)
+        .await?;
         known.then_some(()).ok_or_else(|| location_not_found(location_id))?;
     }
     Ok(Json(Page::from_rows(rows, &page, |row| row.hall_id.as_uuid())))
@@ -111,8 +117,7 @@ pub(crate) async fn list_halls(
 #[utoipa::path(get, path = "/api/v1/halls/{hall_id}", tag = "4 Halls and seats", params(("hall_id" = HallId, Path)),
     responses((status = 200, description = "The hall", body = Hall, headers(("ETag" = String))), GetRefusals))]
 pub(crate) async fn get_hall(State(db): State<PgPool>, ApiPath(id): ApiPath<HallId>) -> Result<Editable<Hall>> {
-    let found: Option<Hall> =
-        sqlx::query_as("select * from halls where hall_id = $1").bind(id).fetch_optional(&db).await?;
+    let found = sqlx::query_as!(Hall, "select * from halls where hall_id = $1", id as _).fetch_optional(&db).await?;
     found.map(Hall::editable).ok_or_else(|| hall_not_found(id))
 }
 
@@ -136,12 +141,13 @@ pub(crate) async fn update_hall(
         let detail = format!("The hall has {present} seats; its capacity can't be smaller than that.");
         return Err(Error::refused(Code::HallFull, detail));
     }
-    let hall: Hall = sqlx::query_as(
+    let hall = sqlx::query_as!(
+        Hall,
         "update halls set name = $2, capacity = $3, version = version + 1, updated_at = now() where hall_id = $1 returning *",
+        id as _,
+        edited.name,
+        edited.capacity,
     )
-    .bind(id)
-    .bind(edited.name)
-    .bind(edited.capacity)
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -161,18 +167,19 @@ pub(crate) async fn delete_hall(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
-    let (sessions, over): (i64, i64) =
-        sqlx::query_as("select count(*), count(*) filter (where end_time <= now()) from sessions where hall_id = $1")
-            .bind(id)
-            .fetch_one(&mut *tx)
-            .await?;
-    let remedy = match over {
+    let sessions = sqlx::query!(
+        r#"select count(*) as "count!", count(*) filter (where end_time <= now()) as "over!" from sessions where hall_id = $1"#,
+        id as _,
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let remedy = match sessions.over {
         0 => "Delete its sessions, or move them to another hall, first.",
         _ => "Sessions that have taken place stay as the record of what was sold, and so does their hall.",
     };
-    in_use(sessions, "session", remedy)?;
+    in_use(sessions.count, "session", remedy)?;
     seats::delete_all(&mut tx, id).await?;
-    sqlx::query("delete from halls where hall_id = $1").bind(id).execute(&mut *tx).await?;
+    sqlx::query!("delete from halls where hall_id = $1", id as _).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -186,8 +193,8 @@ impl Hall {
 /// Locks the row for an edit. Until the transaction ends, no other request changes it, or adds a seat or a session to
 /// it.
 async fn lock(tx: &mut PgConnection, id: HallId, if_match: &IfMatch) -> Result<Hall> {
-    let found: Option<Hall> =
-        sqlx::query_as("select * from halls where hall_id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let found =
+        sqlx::query_as!(Hall, "select * from halls where hall_id = $1 for update", id as _).fetch_optional(tx).await?;
     let hall = found.ok_or_else(|| hall_not_found(id))?;
     if_match.check(hall.version)?;
     Ok(hall)

@@ -17,14 +17,14 @@ use service_kit::{patch_body, problems};
 use shared_contracts::ids::LocationId;
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{in_use, location_not_found};
 
 /// A place with one or more halls.
-#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Location {
     location_id: LocationId,
     name: String,
@@ -77,15 +77,16 @@ pub(crate) async fn create_location(
     _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateLocation>,
 ) -> Result<Created<Editable<Location>>> {
-    let location: Location = sqlx::query_as(
+    let location = sqlx::query_as!(
+        Location,
         "insert into locations (location_id, name, address, city, country, timezone) values ($1, $2, $3, $4, $5, $6) returning *",
+        LocationId::new() as _,
+        new.name,
+        new.address,
+        new.city,
+        new.country,
+        new.timezone,
     )
-    .bind(LocationId::new())
-    .bind(new.name)
-    .bind(new.address)
-    .bind(new.city)
-    .bind(new.country)
-    .bind(new.timezone)
     .fetch_one(&db)
     .await?;
     Ok(Created { location: format!("/api/v1/locations/{}", location.location_id), body: location.editable() })
@@ -98,12 +99,14 @@ pub(crate) async fn list_locations(
     State(db): State<PgPool>,
     ApiQuery(page, _): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<Location>>> {
-    let rows: Vec<Location> =
-        sqlx::query_as("select * from locations where location_id > $1 order by location_id limit $2")
-            .bind(page.cursor.unwrap_or(Uuid::nil()))
-            .bind(page.rows_to_read())
-            .fetch_all(&db)
-            .await?;
+    let rows = sqlx::query_as!(
+        Location,
+        "select * from locations where location_id > $1 order by location_id limit $2",
+        page.cursor.unwrap_or(Uuid::nil()),
+        page.rows_to_read(),
+    )
+    .fetch_all(&db)
+    .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.location_id.as_uuid())))
 }
 
@@ -114,8 +117,9 @@ pub(crate) async fn get_location(
     State(db): State<PgPool>,
     ApiPath(id): ApiPath<LocationId>,
 ) -> Result<Editable<Location>> {
-    let found: Option<Location> =
-        sqlx::query_as("select * from locations where location_id = $1").bind(id).fetch_optional(&db).await?;
+    let found = sqlx::query_as!(Location, "select * from locations where location_id = $1", id as _)
+        .fetch_optional(&db)
+        .await?;
     found.map(Location::editable).ok_or_else(|| location_not_found(id))
 }
 
@@ -132,16 +136,17 @@ pub(crate) async fn update_location(
 ) -> Result<Editable<Location>> {
     let mut tx = database::begin(&db).await?;
     let edited: CreateLocation = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
-    let location: Location = sqlx::query_as(
+    let location = sqlx::query_as!(
+        Location,
         "update locations set name = $2, address = $3, city = $4, country = $5, timezone = $6, version = version + 1, updated_at = now()
          where location_id = $1 returning *",
+        id as _,
+        edited.name,
+        edited.address,
+        edited.city,
+        edited.country,
+        edited.timezone,
     )
-    .bind(id)
-    .bind(edited.name)
-    .bind(edited.address)
-    .bind(edited.city)
-    .bind(edited.country)
-    .bind(edited.timezone)
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -161,10 +166,11 @@ pub(crate) async fn delete_location(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
-    let halls: i64 =
-        sqlx::query_scalar("select count(*) from halls where location_id = $1").bind(id).fetch_one(&mut *tx).await?;
+    let halls = sqlx::query_scalar!(r#"select count(*) as "count!" from halls where location_id = $1"#, id as _)
+        .fetch_one(&mut *tx)
+        .await?;
     in_use(halls, "hall", "Delete its halls first.")?;
-    sqlx::query("delete from locations where location_id = $1").bind(id).execute(&mut *tx).await?;
+    sqlx::query!("delete from locations where location_id = $1", id as _).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -177,8 +183,9 @@ impl Location {
 
 /// Locks the row for an edit. Until the transaction ends, no other request changes it or adds a hall to it.
 async fn lock(tx: &mut PgConnection, id: LocationId, if_match: &IfMatch) -> Result<Location> {
-    let found: Option<Location> =
-        sqlx::query_as("select * from locations where location_id = $1 for update").bind(id).fetch_optional(tx).await?;
+    let found = sqlx::query_as!(Location, "select * from locations where location_id = $1 for update", id as _)
+        .fetch_optional(tx)
+        .await?;
     let location = found.ok_or_else(|| location_not_found(id))?;
     if_match.check(location.version)?;
     Ok(location)

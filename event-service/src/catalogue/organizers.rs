@@ -17,14 +17,14 @@ use service_kit::{patch_body, problems};
 use shared_contracts::ids::OrganizerId;
 use shared_contracts::page::{Page, PageQuery};
 use shared_contracts::problem::Code;
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{in_use, organizer_not_found};
 
 /// A person or company that puts on events.
-#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Organizer {
     organizer_id: OrganizerId,
     name: String,
@@ -72,14 +72,15 @@ pub(crate) async fn create_organizer(
     _: OrganizerCaller,
     ApiJson(new): ApiJson<CreateOrganizer>,
 ) -> Result<Created<Editable<Organizer>>> {
-    let organizer: Organizer = sqlx::query_as(
+    let organizer = sqlx::query_as!(
+        Organizer,
         "insert into organizers (organizer_id, name, description, contact_email, contact_phone) values ($1, $2, $3, $4, $5) returning *",
+        OrganizerId::new() as _,
+        new.name,
+        new.description,
+        new.contact_email,
+        new.contact_phone,
     )
-    .bind(OrganizerId::new())
-    .bind(new.name)
-    .bind(new.description)
-    .bind(new.contact_email)
-    .bind(new.contact_phone)
     .fetch_one(&db)
     .await?;
     Ok(Created { location: format!("/api/v1/organizers/{}", organizer.organizer_id), body: organizer.editable() })
@@ -92,12 +93,14 @@ pub(crate) async fn list_organizers(
     State(db): State<PgPool>,
     ApiQuery(page, _): ApiQuery<PageQuery>,
 ) -> Result<Json<Page<Organizer>>> {
-    let rows: Vec<Organizer> =
-        sqlx::query_as("select * from organizers where organizer_id > $1 order by organizer_id limit $2")
-            .bind(page.cursor.unwrap_or(Uuid::nil()))
-            .bind(page.rows_to_read())
-            .fetch_all(&db)
-            .await?;
+    let rows = sqlx::query_as!(
+        Organizer,
+        "select * from organizers where organizer_id > $1 order by organizer_id limit $2",
+        page.cursor.unwrap_or(Uuid::nil()),
+        page.rows_to_read(),
+    )
+    .fetch_all(&db)
+    .await?;
     Ok(Json(Page::from_rows(rows, &page, |row| row.organizer_id.as_uuid())))
 }
 
@@ -108,8 +111,9 @@ pub(crate) async fn get_organizer(
     State(db): State<PgPool>,
     ApiPath(id): ApiPath<OrganizerId>,
 ) -> Result<Editable<Organizer>> {
-    let found: Option<Organizer> =
-        sqlx::query_as("select * from organizers where organizer_id = $1").bind(id).fetch_optional(&db).await?;
+    let found = sqlx::query_as!(Organizer, "select * from organizers where organizer_id = $1", id as _)
+        .fetch_optional(&db)
+        .await?;
     found.map(Organizer::editable).ok_or_else(|| organizer_not_found(id))
 }
 
@@ -126,15 +130,16 @@ pub(crate) async fn update_organizer(
 ) -> Result<Editable<Organizer>> {
     let mut tx = database::begin(&db).await?;
     let edited: CreateOrganizer = patch.apply(&lock(&mut tx, id, &if_match).await?)?;
-    let organizer: Organizer = sqlx::query_as(
+    let organizer = sqlx::query_as!(
+        Organizer,
         "update organizers set name = $2, description = $3, contact_email = $4, contact_phone = $5, version = version + 1, updated_at = now()
          where organizer_id = $1 returning *",
+        id as _,
+        edited.name,
+        edited.description,
+        edited.contact_email,
+        edited.contact_phone,
     )
-    .bind(id)
-    .bind(edited.name)
-    .bind(edited.description)
-    .bind(edited.contact_email)
-    .bind(edited.contact_phone)
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -154,10 +159,11 @@ pub(crate) async fn delete_organizer(
 ) -> Result<StatusCode> {
     let mut tx = database::begin(&db).await?;
     lock(&mut tx, id, &if_match).await?;
-    let events: i64 =
-        sqlx::query_scalar("select count(*) from events where organizer_id = $1").bind(id).fetch_one(&mut *tx).await?;
+    let events = sqlx::query_scalar!(r#"select count(*) as "count!" from events where organizer_id = $1"#, id as _)
+        .fetch_one(&mut *tx)
+        .await?;
     in_use(events, "event", "Delete its events, or give them to another organizer, first.")?;
-    sqlx::query("delete from organizers where organizer_id = $1").bind(id).execute(&mut *tx).await?;
+    sqlx::query!("delete from organizers where organizer_id = $1", id as _).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -170,8 +176,7 @@ impl Organizer {
 
 /// Locks the row for an edit. Until the transaction ends, no other request changes it or adds an event to it.
 async fn lock(tx: &mut PgConnection, id: OrganizerId, if_match: &IfMatch) -> Result<Organizer> {
-    let found: Option<Organizer> = sqlx::query_as("select * from organizers where organizer_id = $1 for update")
-        .bind(id)
+    let found = sqlx::query_as!(Organizer, "select * from organizers where organizer_id = $1 for update", id as _)
         .fetch_optional(tx)
         .await?;
     let organizer = found.ok_or_else(|| organizer_not_found(id))?;

@@ -48,6 +48,7 @@ struct AvailabilityRow {
     price: Option<Money>,
     row_number: Option<Label>,
     seat_number: Option<Label>,
+    section: Option<String>,
 }
 
 impl AvailabilityRow {
@@ -57,6 +58,7 @@ impl AvailabilityRow {
             price: self.price?,
             row_number: self.row_number?,
             seat_number: self.seat_number?,
+            section: self.section,
         };
         let reservation_id = self.reservation_id;
         Some(PricedSeat { status: self.status?, reservation_id, overdue: self.overdue?, price })
@@ -126,9 +128,9 @@ async fn load(
     wanted: &[SessionSeatId],
 ) -> Result<Option<SessionAvailability>> {
     let rows: Vec<AvailabilityRow> = sqlx::query_as(
-        "select c.status as session_status, sales_start as opens, session_sales_close(start_time, end_time, sales_end) as closes, now() as now, base_price, currency,
+        "select c.status as session_status, sales_start as opens, session_sales_close(start_time, end_time, sales_end) as closes, now() as now, end_time, base_price, currency,
                 session_seat_id, s.status, reservation_id, s.status = 'reserved' and reserved_until < clock_timestamp() as overdue,
-                price, row_number, seat_number
+                price, row_number, seat_number, section
          from sessions c
          left join (select * from session_seats where session_seat_id = any($1) offset 0) s using (session_id)
          left join seats using (seat_id)

@@ -259,8 +259,14 @@ struct ReadPoint {
 
 impl ReadPoint {
     async fn read(connection: &mut PgConnection, session_id: SessionId) -> Result<Self> {
-        let sql = "select session_id, version as session_version, hall_id, pg_current_snapshot()::text as seen from sessions where session_id = $1";
-        let found = sqlx::query_as(sql).bind(session_id).fetch_optional(connection).await?;
+        let found = sqlx::query_as!(
+            Self,
+            r#"select session_id, version as session_version, hall_id, pg_current_snapshot()::text as "seen!: _"
+               from sessions where session_id = $1"#,
+            session_id as _,
+        )
+        .fetch_optional(connection)
+        .await?;
         found.ok_or_else(|| session_not_found(session_id))
     }
 

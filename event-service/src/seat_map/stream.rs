@@ -337,9 +337,10 @@ async fn session_version_of(connection: &mut PgConnection, session_id: SessionId
 
 /// The versions of those of these sessions that exist.
 async fn versions(connection: &mut PgConnection, sessions: &[SessionId]) -> Result<HashMap<SessionId, i64>> {
-    let sql = "select session_id, version from sessions where session_id = any($1)";
-    let versions: Vec<(SessionId, i64)> = sqlx::query_as(sql).bind(sessions).fetch_all(connection).await?;
-    Ok(versions.into_iter().collect())
+    let found = sqlx::query!("select session_id, version from sessions where session_id = any($1)", sessions as _)
+        .fetch_all(connection)
+        .await?;
+    Ok(found.into_iter().map(|session| (session.session_id, session.version)).collect())
 }
 
 /// The error for a database that does not answer.

@@ -20,4 +20,5 @@ mod seat_model;
 mod seat_stream;
 mod session_seats;
 mod sessions;
+mod sql_data;
 mod tls;

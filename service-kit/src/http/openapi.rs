@@ -303,13 +303,7 @@ fn for_everyone(document: &Value) -> Value {
     if let Some(paths) = public["paths"].as_object_mut() {
         paths.retain(|path, _| !path.starts_with(bulkheads::INTERNAL_PATHS));
         let operations = paths.values().filter_map(Value::as_object).flat_map(Map::values);
-        used.extend(
-            operations
-                .filter_map(|operation| operation["tags"].as_array())
-                .flatten()
-                .cloned()
-                .map(|tag| tag.to_string()),
-        );
+        used.extend(operations.filter_map(|operation| operation["tags"].as_array()).flatten().map(ToString::to_string));
     }
     if let Some(tags) = public["tags"].as_array_mut() {
         tags.retain(|tag| used.contains(&tag["name"].to_string()));

@@ -15,6 +15,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -23,7 +24,7 @@ use axum::http::{Request, header};
 use serde_json::Value;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, SqlSafeStr};
 use tower::ServiceExt;
 use utoipa::openapi::OpenApi;
 use uuid::Uuid;
@@ -249,6 +250,27 @@ pub async fn assert_database_has_the_limits_of(document: &OpenApi, database_url:
         }
     }
     assert!(missing.is_empty(), "the document's limits that the database does not have:\n{}", missing.join("\n"));
+}
+
+/// Panics unless PostgreSQL says of each checked statement what its file in `folder` (`.sqlx`) says. A statement without
+/// a file fails the build by itself; a file whose statement is gone harms nobody.
+pub async fn assert_sql_data_is_current(folder: &Path, database_url: &Secret) {
+    let options: PgConnectOptions = database_url.reveal().parse().expect("a database URL");
+    let mut connection = options.connect().await.expect("the database answers");
+    let mut stale = Vec::new();
+    let files: Vec<_> =
+        std::fs::read_dir(folder).expect("the folder .sqlx").map(|file| file.expect("a file")).collect();
+    assert!(files.len() > 20, "{} has only {} statements", folder.display(), files.len());
+    for file in files {
+        let data: Value = serde_json::from_slice(&std::fs::read(file.path()).expect("a file")).expect("JSON");
+        let sql = data["query"].as_str().expect("a statement").to_owned();
+        let described = connection.describe(AssertSqlSafe(sql.clone()).into_sql_str()).await;
+        let described = described.map(|described| serde_json::to_value(described).expect("JSON"));
+        if described.as_ref().ok() != Some(&data["describe"]) {
+            stale.push(format!("{sql}: {described:?}"));
+        }
+    }
+    assert!(stale.is_empty(), "write the data anew with scripts/sql-data.sh; it is stale for:\n{}", stale.join("\n"));
 }
 
 fn resolved<'a>(rules: &'a Value, schemas: &'a Value) -> &'a Value {
