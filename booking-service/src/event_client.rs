@@ -311,14 +311,19 @@ impl EventClient {
         let answered = traces::call(&Method::POST, &url, async {
             let Origin { request_id, traceparent } = Origin::here();
             let answer = self.holds.call(Call { session_id, request_id, traceparent, body }).await;
-            let answer = answer.map_err(|error| match error {
-                // The batch failed or took too long, or the process is stopping.
-                Error::Database(error) => unavailable(error.into()),
-                other => other,
-            })?;
+            let answer = answer.map_err(without_answer)?;
             Ok::<_, Error>((answer.status(), answer))
         });
         Ok(answered.await?.1)
+    }
+}
+
+/// The error of a hold whose batch failed or took too long, or whose process is stopping: not the database gave no
+/// answer, but the Event Service.
+fn without_answer(error: Error) -> Error {
+    match error {
+        Error::OutcomeUnknown(cause) => unavailable(cause),
+        other => other,
     }
 }
 
@@ -465,4 +470,18 @@ pub(crate) fn older() -> Error {
 
 fn unexpected(problem: &Problem) -> Error {
     Error::Internal(anyhow::anyhow!("the Event Service refused with {}: {}", problem.code, problem.detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use service_kit::postgres::batch::no_answer;
+
+    use super::*;
+
+    #[test]
+    fn a_hold_without_an_answer_names_the_event_service() {
+        let error = without_answer(no_answer());
+        let is_named = |problem: &Problem| problem.code == Code::EventServiceUnavailable;
+        assert!(matches!(&error, Error::Unavailable { problem, .. } if is_named(problem)), "{error:?}");
+    }
 }

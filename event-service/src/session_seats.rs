@@ -11,9 +11,10 @@
 //! ```
 //!
 //! Each change is one conditional statement that names the reservation. `shared-contracts/src/transitions.rs` has the
-//! rules, and a test holds random sequences of changes against them. A statement changes all of its rows or none. It
-//! locks them in the order of their ids, so two reservations that want the same seats in another order can't deadlock.
-//! No clock frees a seat: a hold past `reserved_until` stays until the Booking Service decides the reservation.
+//! rules, and a test holds random sequences of changes against them. A request changes all of its seats or none, but for
+//! `free`. A statement locks its rows in the order of their ids, so two reservations that want the same seats in another
+//! order can't deadlock. No clock frees a seat: a hold past `reserved_until` stays until the Booking Service decides the
+//! reservation.
 //!
 //! Each change gives the row a number, `change_seq`, and the id of its transaction, `change_xid`. The number is drawn
 //! while the row is locked, so it orders the changes of one seat. The transaction id serves readers that must miss
@@ -100,7 +101,7 @@ pub struct HoldRequest {
 /// seat may be in two requests. Repeating a request is safe.
 ///
 /// # Errors
-/// The database failed; nothing was changed.
+/// The database failed. The seats may be held all the same, if only its answer was lost.
 pub async fn reserve(connection: &mut PgConnection, requests: &[HoldRequest]) -> Result<Vec<ChangeOutcome>> {
     let lines = || {
         requests

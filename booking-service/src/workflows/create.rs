@@ -5,7 +5,7 @@
 //! | 0 price tiers and the clock, at most a second old (`tier_cache.rs`) | own database | none needed |
 //! | 1 seat locks, all or none; they stay after success | Redis | unlock |
 //! | 2 check that the session is on sale and the seats are free | Event Service | none needed |
-//! | 3 prices | Event Service | none needed |
+//! | 3 read the prices | Event Service | none needed |
 //! | 4 hold, all or none | Event Service | release |
 //! | 5 write the reservation, its items and the stored answer (`reservations/insert.rs`) | own database | none: the last step |
 //!
@@ -345,7 +345,7 @@ struct PricedOrder {
     end_time: Option<DateTime<Utc>>,
 }
 
-/// Step 3: calculates the price of each seat. If a label differs from the Event Service's, the client saw another seat,
+/// After step 4: calculates the price of each seat. If a label differs from the Event Service's, the client saw another seat,
 /// and the request fails.
 fn price(draft: &Draft, pricing: &Pricing) -> Result<PricedOrder> {
     let prices: HashMap<SessionSeatId, &SeatPrice> =
