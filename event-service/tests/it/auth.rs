@@ -49,6 +49,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("POST /api/internal/sessions/{session_id}/seats/reserve", Service),
     ("POST /api/internal/sessions/{session_id}/seats/release", Service),
     ("POST /api/internal/sessions/{session_id}/seats/confirm", Service),
+    ("GET /api/internal/sessions/{session_id}", Service),
     ("GET /api/internal/sessions/{session_id}/pricing", Service),
     ("GET /api/internal/holds/overdue", Service),
     ("GET /api/internal/sessions/cancelled", Service),

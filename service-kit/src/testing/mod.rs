@@ -266,7 +266,9 @@ pub async fn assert_sql_data_is_current(folder: &Path, database_url: &Secret) {
         let sql = data["query"].as_str().expect("a statement").to_owned();
         let described = connection.describe(AssertSqlSafe(sql.clone()).into_sql_str()).await;
         let described = described.map(|described| serde_json::to_value(described).expect("JSON"));
-        if described.as_ref().ok() != Some(&data["describe"]) {
+        // What may be null is left out: sqlx takes it from the plan, which differs with the statistics of the tables.
+        let same = |part: &str| described.as_ref().is_ok_and(|described| described[part] == data["describe"][part]);
+        if !same("columns") || !same("parameters") {
             stale.push(format!("{sql}: {described:?}"));
         }
     }
