@@ -139,7 +139,7 @@ def main(event_url, booking_url, real_ids_file, user_id, header):
     picture = get_ticket_qr.sync_detailed(ticket.id, client=bookings)
     assert picture.content.startswith(b"\x89PNG"), picture.content[:8]
     assert len(answered(list_tickets.sync_detailed(user_id, client=bookings), 200)) == 2
-    assert answered(refund_ticket.sync_detailed(ticket.id, client=bookings), 200).status.value == "refunded"
+    assert answered(refund_ticket.sync_detailed(ticket.id, client=bookings, body=booking.RefundTicket()), 200).status.value == "refunded"
 
     given_up = book(bookings, session_id, tier.id, seats[2:3])
     assert answered(cancel_reservation.sync_detailed(given_up.id, client=bookings), 200).status.value == "cancelled"

@@ -44,7 +44,7 @@ problems!(RefundRefusals: openapi::BODY, &[
 #[serde(deny_unknown_fields)]
 pub struct RefundTicket {
     /// Required of an admin once the session has begun.
-    #[schema(min_length = 1, max_length = 500, format = "title", example = "The stage collapsed")]
+    #[schema(max_length = 500, format = "title", example = "The stage collapsed")]
     reason: Option<String>,
 }
 

@@ -69,7 +69,7 @@ impl Rules {
         unknown(name, String::new(), &self.schema)
     }
 
-    /// Turns an empty text into `null` wherever the schema lets `null` stand.
+    /// Turns an empty text for people into `null` wherever the schema lets `null` stand.
     pub(crate) fn empty_to_null(&self, value: &mut Value) {
         self.empty_to_null_by(&self.schema, value);
     }
@@ -83,7 +83,7 @@ impl Rules {
             Value::Object(members) => {
                 for (name, member) in members {
                     let rule = &schema["properties"][name.as_str()];
-                    if member == "" && may_be_null(rule) {
+                    if member == "" && is_optional_text(rule) {
                         *member = Value::Null;
                     } else {
                         self.empty_to_null_by(rule, member);
@@ -148,13 +148,11 @@ impl Rules {
     }
 }
 
-fn may_be_null(schema: &Value) -> bool {
-    let is_null = |schema: &Value| match &schema["type"] {
-        Value::Array(types) => types.iter().any(|one| one == "null"),
-        one => one == "null",
-    };
-    let forms = [&schema["oneOf"], &schema["anyOf"]];
-    is_null(schema) || forms.into_iter().filter_map(Value::as_array).flatten().any(is_null)
+/// Whether this is a text for people that may be `null`. An empty id or time is a mistake.
+fn is_optional_text(schema: &Value) -> bool {
+    let has = |wanted: &str| schema["type"].as_array().is_some_and(|types| types.iter().any(|one| one == wanted));
+    let is_prose = schema["format"].as_str().is_none_or(|format| ["label", "title", "prose"].contains(&format));
+    has("string") && has("null") && is_prose
 }
 
 fn unknown(name: &str, pointer: String, object: &Value) -> FieldError {
