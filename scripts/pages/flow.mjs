@@ -152,7 +152,8 @@ async function scan(booking, ticketId, picture) {
   const answer = await call(booking, 'GET', '/api/v1/tickets/{id}/qr', 200, { parameters: { id: ticketId } })
   const image = answer.shown.locator('img')
   await image.scrollIntoViewIfNeeded()
-  await booking.page.waitForFunction(element => element.complete && element.naturalWidth > 0, await image.elementHandle())
+  const isLoaded = element => element.complete && element.naturalWidth > 0
+  await booking.page.waitForFunction(isLoaded, await image.elementHandle())
   await booking.page.screenshot({ path: picture })
   const screen = PNG.sync.read(await readFile(picture))
   const code = jsQR(new Uint8ClampedArray(screen.data), screen.width, screen.height)
@@ -273,7 +274,10 @@ async function checkAccess(browser, name, url, theme, out) {
 
 function printTable(rows) {
   const widths = rows[0].map((_, column) => Math.max(...rows.map(row => String(row[column]).length)))
-  for (const row of rows) console.log(row.map((cell, column) => String(cell).padEnd(widths[column])).join('  ').trimEnd())
+  for (const row of rows) {
+    const cells = row.map((cell, column) => String(cell).padEnd(widths[column]))
+    console.log(cells.join('  ').trimEnd())
+  }
 }
 
 function printSteps(toTicket, seconds, lists) {
@@ -286,18 +290,19 @@ function printSteps(toTicket, seconds, lists) {
   const { clicks, fields, copies } = toTicket
   const slowest = Math.max(...work.steps.map(step => step.openMs ?? 0))
   console.log()
-  console.log(`To the ticket: ${clicks} clicks (${fields} into fields), ${copies} ids copied, ${seconds} s without reading.`)
+  console.log(`To the ticket: ${clicks} clicks (${fields} into fields), ${copies} ids copied, ${seconds} s.`)
   console.log(`Slowest operation to open: ${slowest} ms. Lists checked: ${lists}.`)
 }
 
 function printViolations(views) {
   console.log()
-  // The theme changes only colours, so one theme is enough for the others.
+  // The theme changes only colours, so one theme is enough for the other rules.
   const light = views.filter(([view]) => view.includes('light'))
+  const row = (view, { rule, impact, count, example }) => [view, rule, impact, count, example]
   console.log('axe-core:')
   printTable([
     ['view', 'rule', 'impact', 'count', 'example'],
-    ...light.flatMap(([view, found]) => found.map(fault => [view, fault.rule, fault.impact, fault.count, fault.example])),
+    ...light.flatMap(([view, found]) => found.map(fault => row(view, fault))),
   ])
   for (const [view, found] of views) {
     for (const { every } of found.filter(fault => fault.rule === OUR_RULE)) {
@@ -346,7 +351,6 @@ async function main() {
     expectNoPolicyFault(event)
     expectNoPolicyFault(booking)
     printSteps(toTicket, seconds, lists)
-
     await context.close()
 
     const views = []
