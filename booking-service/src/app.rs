@@ -32,7 +32,7 @@ use crate::{price_tiers, replay};
         description = "Price tiers, reservations, payment and tickets.\n\n\
             **New here?** Press *Authorize* and enter any UUID as your user id, or your access token if the service \
             requires one. The page sends it with every call. Create a price tier. Take a session and a seat from the \
-            Event Service's seat map (port 8000). `POST /api/v1/reservations`, confirm the reservation, and get your \
+            Event Service's seat map. `POST /api/v1/reservations`, confirm the reservation, and get your \
             ticket.\n\n\
             Only its owner and admins see a reservation or ticket; everyone else gets `404`.",
     ),

@@ -39,7 +39,7 @@ use crate::state::{AppState, MIGRATIONS};
         description = "Organizers, events, locations, halls, seats, sessions and seat maps.\n\n\
             **New here?** Follow the tags in order: create an organizer, an event, a location, a hall with seats, and a session. \
             Each example body works once you replace its ids by those of the earlier answers. `GET …/seat-map` then shows the seats. \
-            Book them with the Booking Service (port 8001).",
+            Book them with the Booking Service.",
     ),
     tags(
         (name = "1 Organizers"), (name = "2 Events"), (name = "3 Locations"), (name = "4 Halls and seats"), (name = "5 Sessions"),

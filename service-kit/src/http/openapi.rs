@@ -308,7 +308,27 @@ fn for_everyone(document: &Value) -> Value {
     if let Some(tags) = public["tags"].as_array_mut() {
         tags.retain(|tag| used.contains(&tag["name"].to_string()));
     }
+    let mut referred = BTreeSet::new();
+    find_references(&public["paths"], &public, &mut referred);
+    for kind in ["schemas", "responses"] {
+        if let Some(components) = public["components"][kind].as_object_mut() {
+            components.retain(|name, _| referred.contains(&format!("/components/{kind}/{name}")));
+        }
+    }
     public
+}
+
+/// Collects the places in `document` that `part` refers to, directly or through another one.
+fn find_references(part: &Value, document: &Value, found: &mut BTreeSet<String>) {
+    let reference = part.get("$ref").and_then(Value::as_str).and_then(|reference| reference.strip_prefix('#'));
+    if let Some(place) = reference.filter(|place| found.insert((*place).to_owned())) {
+        find_references(document.pointer(place).unwrap_or(&Value::Null), document, found);
+    }
+    match part {
+        Value::Object(members) => members.values().for_each(|member| find_references(member, document, found)),
+        Value::Array(items) => items.iter().for_each(|item| find_references(item, document, found)),
+        _ => {}
+    }
 }
 
 /// Serves Swagger UI at `/docs/`, with its files inside the binary. `/openapi.json` is the whole document, and
@@ -342,4 +362,42 @@ fn file_of_swagger_ui(path: &str, config: Arc<Config<'static>>) -> Result<impl I
     let file = utoipa_swagger_ui::serve(path, config).map_err(|error| Error::Internal(anyhow::anyhow!("{error}")))?;
     let file = file.ok_or_else(|| Error::refused(Code::NotFound, "The page has no such file."))?;
     Ok(([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_public_document_has_nothing_of_the_internal_calls() {
+        let refer =
+            |schema: &str| json!({ "schema": { "items": { "$ref": format!("#/components/schemas/{schema}") } } });
+        let document = json!({
+            "paths": {
+                "/api/v1/seats": { "get": { "tags": ["Seats"], "body": refer("Seat") } },
+                "/api/internal/holds": { "get": { "tags": ["Internal"], "body": refer("Hold") } },
+            },
+            "tags": [{ "name": "Seats" }, { "name": "Internal" }],
+            "components": { "schemas": { "Seat": refer("Label"), "Label": refer("Label"), "Hold": {} }, "responses": { "Gone": {} } },
+        });
+        let public = for_everyone(&document);
+        let names = |part: &Value| part.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&public["paths"]), ["/api/v1/seats"]);
+        assert_eq!(names(&public["components"]["schemas"]), ["Label", "Seat"]);
+        assert_eq!((&public["components"]["responses"], &public["tags"]), (&json!({}), &json!([{ "name": "Seats" }])));
+    }
+
+    #[test]
+    fn filters_begin_empty_and_paths_keep_their_examples() {
+        let parameter =
+            |place: &str| json!({ "in": place, "example": "x", "schema": { "type": "string", "examples": ["x"] } });
+        let mut document =
+            json!({ "paths": { "/": { "get": { "parameters": [parameter("query"), parameter("path")] } } } });
+        empty_filters(&mut document);
+        let shown = &document["paths"]["/"]["get"]["parameters"];
+        assert_eq!(shown[0], json!({ "in": "query", "schema": { "type": "string" } }));
+        assert_eq!(shown[1], parameter("path"));
+    }
 }
