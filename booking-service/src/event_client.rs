@@ -241,12 +241,15 @@ impl EventClient {
     /// When the session takes place, as it stands now.
     ///
     /// # Errors
-    /// There is no such session, or the Event Service does not answer.
+    /// The Event Service does not answer, is too old to know this call, or does not know the session.
     pub async fn session_times(&self, session: SessionId) -> Result<SessionTimes, Error> {
         let path = format!("sessions/{session}");
         match self.wire.call(Method::GET, &path, None::<&()>).await.map_err(unavailable)? {
             ServiceAnswer::Success(times) => Ok(times),
-            ServiceAnswer::Refused(problem) => Err(Error::Refused(problem)),
+            // Nothing is decided without the times, and a newer Event Service may answer later.
+            ServiceAnswer::Refused(problem) => {
+                Err(unavailable(anyhow!("the Event Service has no times of session {session}: {}", problem.code)))
+            }
         }
     }
 
