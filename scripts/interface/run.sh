@@ -40,7 +40,8 @@ main() {
     cd "$here/../.."
     if [[ -z $work_dir ]]; then
         work_dir=$(mktemp -d)
-        trap 'rm -rf "$work_dir"' EXIT
+        # shellcheck disable=SC2064  # the variable is local, and gone when the trap runs
+        trap "rm -rf ${work_dir@Q}" EXIT
     fi
     mkdir -p "$work_dir"
     work_dir=$(cd "$work_dir" && pwd)
